@@ -1,0 +1,1 @@
+//! Choosing one endpoint: pure functions of (candidates, load, randomness).

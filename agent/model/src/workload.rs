@@ -1,0 +1,150 @@
+//! A workload: one pod, with the names telemetry and policy know it by.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+/// `metadata.uid` of a Pod; in stand-alone mode `namespace/name` where the file gives no uid.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Arc<str>);
+
+impl PodUid {
+    /// Wraps a uid.
+    #[must_use]
+    pub fn new(uid: &str) -> Self {
+        Self(uid.into())
+    }
+
+    /// The uid as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Pod uid.
+    pub uid: PodUid,
+    /// Pod namespace.
+    pub namespace: Arc<str>,
+    /// Pod name.
+    pub name: Arc<str>,
+    /// Name of the owning workload (Deployment, StatefulSet …): `heddle.dev/workload-name` label if set, else the pod's
+    /// name without the ReplicaSet/pod hash suffixes it carries (`pod-template-hash` label, generated suffix), else its name.
+    pub workload_name: Arc<str>,
+    /// `spec.serviceAccountName`, `default` if absent.
+    pub service_account: Arc<str>,
+    /// `spec.nodeName`; empty while unscheduled.
+    pub node: Arc<str>,
+    /// `status.podIPs`, canonical (never v4-mapped).
+    pub addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`: never captured.
+    pub host_network: bool,
+    /// `app.kubernetes.io/name`, else `app`, else empty.
+    pub app: Arc<str>,
+    /// `app.kubernetes.io/version`, else `version`, else empty.
+    pub version: Arc<str>,
+    /// `topology.kubernetes.io/zone` as far as known, else empty.
+    pub zone: Arc<str>,
+    /// Being deleted (`metadata.deletionTimestamp`).
+    pub terminating: bool,
+    /// All its processes ended (`status.phase` Succeeded or Failed): it owns its addresses no more.
+    pub finished: bool,
+    /// Whether it is in the mesh and why (FEATURES A1).
+    pub membership: Membership,
+    /// How to capture it; only for pods in the mesh.
+    pub capture: Capture,
+    /// Where its namespaces are in stand-alone mode.
+    pub standalone: Option<StandalonePaths>,
+}
+
+/// In or out of the mesh, with the reason an operator sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// Captured: namespace label or pod label says so.
+    Enabled,
+    /// Not captured; why.
+    Disabled(NotInMesh),
+}
+
+/// Why a pod is not captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotInMesh {
+    /// Neither its namespace nor the pod has `heddle.dev/mesh: enabled`.
+    NotLabelled,
+    /// The pod has `heddle.dev/mesh: disabled`.
+    PodOptedOut,
+    /// `spec.hostNetwork: true` shares the node's network namespace.
+    HostNetwork,
+    /// The label has a value that is neither `enabled` nor `disabled`: an explicit invalid state, see `Snapshot::invalid`.
+    InvalidLabel,
+}
+
+impl NotInMesh {
+    /// Stable word for CLI and log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotLabelled => "not_labelled",
+            Self::PodOptedOut => "pod_opted_out",
+            Self::HostNetwork => "host_network",
+            Self::InvalidLabel => "invalid_label",
+        }
+    }
+}
+
+/// What happens to a namespace's connections while no agent runs (FEATURES A9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FailurePolicy {
+    /// Connections wait in the backlog, then are refused.
+    #[default]
+    Closed,
+    /// Outbound passes untouched; inbound passes except to STRICT ports.
+    Open,
+}
+
+/// How one pod is captured (FEATURES A6, A9). Exclusions are here only if the namespace allows them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capture {
+    /// Namespace annotation `heddle.dev/failure-policy`.
+    pub failure_policy: FailurePolicy,
+    /// Pod annotation `heddle.dev/exclude-outbound-cidrs`.
+    pub exclude_outbound_cidrs: Vec<IpNet>,
+    /// Pod annotation `heddle.dev/exclude-outbound-ports`.
+    pub exclude_outbound_ports: Vec<u16>,
+    /// Pod annotation `heddle.dev/exclude-inbound-ports`.
+    pub exclude_inbound_ports: Vec<u16>,
+    /// Pod annotation `heddle.dev/opaque-ports`: never parsed as HTTP.
+    pub opaque_ports: Vec<u16>,
+}
+
+/// Annotations `standalone.heddle.dev/netns` and `/cgroup`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandalonePaths {
+    /// Path of the network namespace, e.g. `/run/netns/web`.
+    pub netns: Arc<str>,
+    /// Path of the cgroup2 directory, if given.
+    pub cgroup: Option<Arc<str>>,
+}
+
+impl Workload {
+    /// Whether capture is wanted for this pod: in the mesh, and not finished.
+    #[must_use]
+    pub fn wants_capture(&self) -> bool {
+        self.membership == Membership::Enabled && !self.finished
+    }
+}
+
+/// Labels as written in `metadata.labels`.
+pub type Labels = BTreeMap<String, String>;

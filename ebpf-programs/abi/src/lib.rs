@@ -1,0 +1,3 @@
+//! (skeleton)
+#![no_std]
+#![forbid(unsafe_code)]
