@@ -127,7 +127,8 @@ fn affinity_table() {
     let some = of(&["10.0.0.1:80 rs", "10.0.0.2:80 -", "10.0.0.3:80 rs"]);
     let third = at("10.0.0.3:80");
     let age = Duration::from_secs;
-    let table: &[(Option<(SocketAddr, Duration)>, &[SocketAddr], Affinity)] = &[
+    type Case<'a> = (Option<(SocketAddr, Duration)>, &'a [SocketAddr], Affinity);
+    let table: &[Case<'_>] = &[
         (None, &[], Affinity::Anew(Forgotten::NewClient)),
         (Some((third, age(0))), &[], Affinity::Keep(2)),
         (Some((third, age(9))), &[], Affinity::Keep(2)),
