@@ -23,7 +23,8 @@ use crate::time::rfc3339;
 /// Records waiting for the writer thread before new ones are dropped.
 pub const QUEUE_MAX: usize = 4096;
 
-const WRITTEN: FamilyDesc = FamilyDesc::counter("heddle_access_log_records_total", "Access records, by fate.", &["fate"]);
+const WRITTEN: FamilyDesc =
+    FamilyDesc::counter("heddle_access_log_records_total", "Access records, by fate.", &["fate"]);
 const QUEUE: FamilyDesc =
     FamilyDesc::gauge("heddle_access_log_queue", "Access records waiting to be written.", &["bound"]);
 

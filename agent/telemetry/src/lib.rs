@@ -17,7 +17,7 @@ pub mod time;
 pub use access::{AccessLog, AccessRecord};
 pub use encode::Format;
 pub use labels::{PeerLabels, Reporter, ServiceLabels, TcpLabels};
-pub use prometheus::Registry;
+pub use prometheus::{Error as RegistryError, Registry};
 pub use proxy::{Direction, ProxyMetrics};
 pub use reason::Reason;
 pub use tcp::{TcpHandle, TcpMetrics};

@@ -65,6 +65,8 @@ reasons! {
     NoLocalEndpoint = "no_local_endpoint", "UH";
     /// The mesh's outbound policy denies destinations nobody knows.
     OutboundDenied = "outbound_denied", "NC";
+    /// The address belongs to an object that was rejected; `heddle check` names it.
+    InvalidObject = "invalid_object", "NR";
     /// The address may not be dialled on a pod's behalf (loopback, link-local, unspecified, multicast).
     ForbiddenAddress = "forbidden_address", "NR";
 
@@ -127,6 +129,7 @@ impl From<Refusal> for Reason {
             Refusal::NoReadyEndpoint => Self::NoReadyEndpoint,
             Refusal::NoLocalEndpoint => Self::NoLocalEndpoint,
             Refusal::OutboundDenied => Self::OutboundDenied,
+            Refusal::InvalidObject => Self::InvalidObject,
         }
     }
 }
@@ -169,6 +172,7 @@ mod tests {
             (Refusal::NoReadyEndpoint, "no_ready_endpoint"),
             (Refusal::NoLocalEndpoint, "no_local_endpoint"),
             (Refusal::OutboundDenied, "outbound_denied"),
+            (Refusal::InvalidObject, "invalid_object"),
         ] {
             assert_eq!(Reason::from(refusal).as_str(), word);
         }
