@@ -105,9 +105,9 @@ pub fn netns_holders(namespaces: &[&Netns]) -> Vec<String> {
     let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     for pid in pids.filter(|pid| *pid != std::process::id()) {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        for target in descriptors.filter_map(|d| fs::read_link(d.path()).ok()) {
-            let target = target.display().to_string();
-            if let Some(netns) = namespaces.iter().find(|n| target == format!("net:[{}]", n.inode())) {
+        for descriptor in descriptors {
+            // By inode, not by the link's text: that is `net:[…]` or a path, as it was opened.
+            if let Some(netns) = namespaces.iter().find(|n| n.is_at(&descriptor.path())) {
                 let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 found.push(format!("process {pid} ({}) holds namespace {}", name.trim(), netns.name()));
             }
