@@ -2,7 +2,7 @@
 
 use std::env;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
@@ -91,6 +91,13 @@ pub fn output(command: &mut Command) -> Result<String> {
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("`{}` wrote something that is not UTF-8", display(command)))
+}
+
+/// Becomes the program, so that Ctrl-C reaches it alone and the prompt returns when it has cleaned up. Returns only if it
+/// cannot be started.
+pub fn become_program(command: &mut Command) -> anyhow::Error {
+    let error = command.exec();
+    anyhow::Error::from(error).context(format!("cannot start `{}`", display(command)))
 }
 
 /// The command as a person would type it.
