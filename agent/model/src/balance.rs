@@ -1,1 +1,224 @@
-//! Choosing one endpoint: pure functions of (candidates, load, randomness).
+//! Choosing one endpoint: which are eligible, and which of those to take.
+//!
+//! Pure functions of (candidates, load, randomness, what was tried, what is remembered). Eligibility is decided once per
+//! change of a Service ([`candidates`], when a snapshot is built); a choice touches two endpoints however many there are.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::addr::Family;
+use crate::resolve::{Candidates, Class, Refusal};
+use crate::service::{Endpoint, Service};
+
+/// One endpoint chosen, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pick<'a> {
+    /// Index into [`Candidates::endpoints`].
+    pub index: usize,
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Why this one.
+    pub why: PickReason,
+}
+
+/// Why an endpoint was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PickReason {
+    /// No other is eligible and untried.
+    OnlyOne,
+    /// Of two drawn at random, it has fewer active connections.
+    LessLoaded {
+        /// Its load.
+        load: u32,
+        /// The load of the other.
+        other_load: u32,
+    },
+    /// Of two drawn at random, both have this load; the first drawn was taken.
+    EqualLoad {
+        /// The load of both.
+        load: u32,
+    },
+}
+
+/// What the session affinity of a client says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// Stay with the endpoint at this index of [`Candidates::endpoints`]; remember it anew, at age zero.
+    Keep(usize),
+    /// Choose one ([`least_request`]) and remember it.
+    Anew(Forgotten),
+}
+
+/// Why a client's remembered endpoint does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Forgotten {
+    /// Nothing is remembered.
+    NewClient,
+    /// It was last used longer ago than the Service's timeout.
+    Expired,
+    /// It is no longer eligible.
+    NotEligible,
+    /// It was tried for this very connection, without success.
+    Tried,
+}
+
+/// The eligible endpoints of `service.ports[port_index]` for a client of `family` on `node`.
+///
+/// As kube-proxy decides:
+/// * only endpoints of the family of the address that was called (a cluster programs each family apart);
+/// * with `internalTrafficPolicy: Local` only those on `node`;
+/// * of these the ready ones, or, if there is none, those that still serve while they terminate;
+/// * `publishNotReadyAddresses` makes every one eligible.
+///
+/// # Errors
+/// [`Refusal::NoSuchServicePort`], [`Refusal::NoLocalEndpoint`] or [`Refusal::NoReadyEndpoint`];
+/// [`Refusal::InvalidObject`] for a rejected Service.
+pub fn candidates(service: &Service, port_index: usize, family: Family, node: &str) -> Result<Candidates, Refusal> {
+    if service.invalid {
+        return Err(Refusal::InvalidObject);
+    }
+    let endpoints = &service.ports.get(port_index).ok_or(Refusal::NoSuchServicePort)?.endpoints;
+    let reachable = |e: &&Endpoint| {
+        Family::of(e.addr.ip()) == family && (!service.internal_local || (!node.is_empty() && *e.node == *node))
+    };
+    if service.internal_local && !endpoints.iter().any(|e| reachable(&e)) {
+        return Err(Refusal::NoLocalEndpoint);
+    }
+    type Member = fn(&Endpoint) -> bool;
+    let classes: &[(Class, Member)] = if service.publish_not_ready {
+        &[(Class::Published, |_| true)]
+    } else {
+        &[(Class::Ready, |e| e.ready), (Class::ServingTerminating, |e| e.serving && e.terminating)]
+    };
+    for &(class, member) in classes {
+        let eligible = |e: &&Endpoint| reachable(e) && member(e);
+        let count = endpoints.iter().filter(eligible).count();
+        if count == 0 {
+            continue;
+        }
+        let indices = (count < endpoints.len())
+            .then(|| (0_u32..).zip(endpoints.iter()).filter(|(_, e)| eligible(e)).map(|(i, _)| i).collect());
+        return Ok(Candidates { endpoints: Arc::clone(endpoints), eligible: indices, class });
+    }
+    Err(Refusal::NoReadyEndpoint)
+}
+
+/// Least request by the power of two choices: draws two distinct endpoints and takes the one with less `load`.
+///
+/// `random` is 64 uniformly random bits. `tried` are the addresses that already failed for this connection and are not
+/// chosen again; `None` means that every eligible endpoint was tried.
+pub fn least_request<'a>(
+    candidates: &'a Candidates,
+    load: impl Fn(&Endpoint) -> u32,
+    random: u64,
+    tried: &[SocketAddr],
+) -> Option<Pick<'a>> {
+    let total = candidates.len();
+    let untried = |index: &usize| candidates.endpoints.get(*index).is_some_and(|e| !tried.contains(&e.addr));
+    // Walks the candidates only where something was tried before: a retry, not the usual case.
+    let nth = |n: usize| {
+        if tried.is_empty() { candidates.index(n) } else { candidates.indices().filter(untried).nth(n) }
+    };
+    let count = if tried.is_empty() { total } else { candidates.indices().filter(untried).count() };
+    let pick = |index: usize, why| candidates.endpoints.get(index).map(|endpoint| Pick { index, endpoint, why });
+    match count {
+        0 => None,
+        1 => pick(nth(0)?, PickReason::OnlyOne),
+        _ => {
+            let (first, second) = two_of(count, random);
+            let (first, second) = (nth(first)?, nth(second)?);
+            let (load_first, load_second) =
+                (load(candidates.endpoints.get(first)?), load(candidates.endpoints.get(second)?));
+            if load_second < load_first {
+                pick(second, PickReason::LessLoaded { load: load_second, other_load: load_first })
+            } else if load_first < load_second {
+                pick(first, PickReason::LessLoaded { load: load_first, other_load: load_second })
+            } else {
+                pick(first, PickReason::EqualLoad { load: load_first })
+            }
+        }
+    }
+}
+
+/// `sessionAffinity: ClientIP`: whether a client stays with the endpoint it last used.
+///
+/// `remembered` is that endpoint's address and how long ago the client last opened a connection to it. As in
+/// kube-proxy each new connection starts the timeout anew, and only the client's address counts, not its port.
+#[must_use]
+pub fn affinity(
+    candidates: &Candidates,
+    remembered: Option<(SocketAddr, Duration)>,
+    timeout: Duration,
+    tried: &[SocketAddr],
+) -> Affinity {
+    let Some((addr, age)) = remembered else { return Affinity::Anew(Forgotten::NewClient) };
+    if age >= timeout {
+        return Affinity::Anew(Forgotten::Expired);
+    }
+    match candidates.find(addr) {
+        None => Affinity::Anew(Forgotten::NotEligible),
+        Some(_) if tried.contains(&addr) => Affinity::Anew(Forgotten::Tried),
+        Some(index) => Affinity::Keep(index),
+    }
+}
+
+impl Candidates {
+    /// All of these endpoints, which must be in order of address.
+    #[must_use]
+    pub fn all(endpoints: Arc<[Endpoint]>) -> Self {
+        Self { endpoints, eligible: None, class: Class::Ready }
+    }
+
+    /// Number of eligible endpoints.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.eligible.as_ref().map_or(self.endpoints.len(), |eligible| eligible.len())
+    }
+
+    /// Whether there is none; never so for candidates that came from [`candidates`].
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The eligible endpoints, by address.
+    pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
+        self.indices().filter_map(|index| self.endpoints.get(index))
+    }
+
+    /// The index into `endpoints` of the eligible endpoint with this address.
+    #[must_use]
+    pub fn find(&self, addr: SocketAddr) -> Option<usize> {
+        let index = self.endpoints.binary_search_by_key(&addr, |e| e.addr).ok()?;
+        match &self.eligible {
+            None => Some(index),
+            Some(eligible) => eligible.binary_search(&u32::try_from(index).ok()?).ok().map(|_| index),
+        }
+    }
+
+    /// The index into `endpoints` of the `n`th eligible endpoint.
+    fn index(&self, n: usize) -> Option<usize> {
+        match &self.eligible {
+            None => (n < self.endpoints.len()).then_some(n),
+            Some(eligible) => eligible.get(n).map(|&index| index as usize),
+        }
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter_map(|n| self.index(n))
+    }
+}
+
+/// Two distinct numbers below `count` (at least 2), every ordered pair as likely as any other.
+fn two_of(count: usize, random: u64) -> (usize, usize) {
+    // 32 random bits times n, upper half: uniform up to n / 2^32, without a division.
+    let below = |bits: u64, n: usize| (((bits & 0xffff_ffff) * n as u64) >> 32) as usize;
+    let first = below(random, count);
+    let second = below(random >> 32, count - 1);
+    (first, if second >= first { second + 1 } else { second })
+}
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

@@ -6,17 +6,21 @@
 
 pub mod addr;
 pub mod balance;
+mod claims;
 pub mod invalid;
 pub mod mesh;
 pub mod resolve;
 pub mod service;
+mod sharded;
 pub mod snapshot;
+pub mod time;
 pub mod workload;
 
 pub use addr::{ClientAddr, Family, OriginalDst};
 pub use invalid::InvalidObject;
 pub use mesh::MeshConfig;
-pub use resolve::{Refusal, Resolution};
-pub use service::{Endpoint, Service, ServicePort};
+pub use resolve::{Candidates, Class, Refusal, Resolution};
+pub use service::{Endpoint, Service, ServiceKey, ServicePort};
 pub use snapshot::{Delta, Snapshot};
+pub use time::Timestamp;
 pub use workload::{PodUid, Workload};

@@ -41,6 +41,19 @@ pub struct Candidates {
     pub endpoints: Arc<[Endpoint]>,
     /// Indices of the eligible ones; never empty, ascending. `None` means all of them (the usual case, no allocation).
     pub eligible: Option<Arc<[u32]>>,
+    /// Why these.
+    pub class: Class,
+}
+
+/// What the eligible endpoints have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// They are ready.
+    Ready,
+    /// None is ready; these still serve while they terminate.
+    ServingTerminating,
+    /// The Service publishes addresses whether ready or not.
+    Published,
 }
 
 /// Why a destination was refused. `telemetry::Reason` has the same words.
@@ -54,4 +67,6 @@ pub enum Refusal {
     NoLocalEndpoint,
     /// The mesh's outbound policy is Deny and the address belongs to nobody we know.
     OutboundDenied,
+    /// The address belongs to a Service whose object was rejected; `heddle check` names the object and the field.
+    InvalidObject,
 }

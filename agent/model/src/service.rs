@@ -4,7 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::time::Timestamp;
 use crate::workload::Workload;
+
+/// `(namespace, name)` of a Service.
+pub type ServiceKey = (Arc<str>, Arc<str>);
 
 /// One Kubernetes Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +19,13 @@ pub struct Service {
     pub name: Arc<str>,
     /// Every address that means this Service: `clusterIPs` (none if headless), `externalIPs`, `status.loadBalancer` IPs.
     pub vips: Vec<IpAddr>,
+    /// The `clusterIPs` among `vips`. They are this Service's alone, so they win over another Service's external addresses.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `metadata.creationTimestamp`, which settles conflicts over external addresses: the oldest Service wins.
+    pub created: Option<Timestamp>,
+    /// The object was rejected (see [`crate::InvalidObject`]): its addresses are known and refuse every connection.
+    /// `ports` are then those that could be read, without endpoints.
+    pub invalid: bool,
     /// `clusterIP: None`.
     pub headless: bool,
     /// Ports with their endpoints.
@@ -60,6 +71,30 @@ pub struct Endpoint {
 }
 
 impl Service {
+    /// A Service with this name and nothing else.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+            vips: Vec::new(),
+            cluster_ips: Vec::new(),
+            created: None,
+            invalid: false,
+            headless: false,
+            ports: Vec::new(),
+            session_affinity: None,
+            internal_local: false,
+            publish_not_ready: false,
+        }
+    }
+
+    /// The key of a Service in a [`crate::Delta`] and in [`crate::Snapshot::service`].
+    #[must_use]
+    pub fn key(&self) -> ServiceKey {
+        (Arc::clone(&self.namespace), Arc::clone(&self.name))
+    }
+
     /// `name.namespace.svc.<cluster domain>`, the value of `destination_service`.
     #[must_use]
     pub fn host(&self, cluster_domain: &str) -> String {
@@ -70,5 +105,21 @@ impl Service {
     #[must_use]
     pub fn port(&self, port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|p| p.port == port)
+    }
+}
+
+impl Endpoint {
+    /// A ready endpoint of which only the address is known.
+    #[must_use]
+    pub fn ready(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            workload: None,
+            node: Arc::default(),
+            zone: Arc::default(),
+            ready: true,
+            serving: true,
+            terminating: false,
+        }
     }
 }

@@ -1,15 +1,19 @@
 //! The immutable state readers see, and the delta a source publishes.
 //!
-//! Sharded maps of `Arc`s: a change of one endpoint copies one Service and one shard, not the cluster.
+//! Sharded maps of `Arc`s: a change of one endpoint copies one Service and one shard, not the cluster. The state is a
+//! function of the objects in it: conflicts over an address are settled by the objects' own fields, never by arrival.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::addr::OriginalDst;
+use crate::addr::{Family, OriginalDst};
+use crate::balance;
+use crate::claims::{Claim, Claims};
 use crate::invalid::InvalidObject;
-use crate::mesh::MeshConfig;
-use crate::resolve::Resolution;
-use crate::service::Service;
+use crate::mesh::{MeshConfig, OutboundPolicy};
+use crate::resolve::{Candidates, Refusal, Resolution};
+use crate::service::{Service, ServiceKey, ServicePort};
+use crate::sharded::Sharded;
 use crate::workload::{PodUid, Workload};
 
 /// Everything the agent knows at one moment.
@@ -17,59 +21,347 @@ use crate::workload::{PodUid, Workload};
 pub struct Snapshot {
     /// Counts publications; 0 is the empty snapshot before the first load.
     pub generation: u64,
-    /// This node's name.
+    /// This node's name. Set it before the first [`Self::apply`]: `internalTrafficPolicy: Local` is decided there.
     pub node: Arc<str>,
     /// Mesh-wide settings.
     pub mesh: Arc<MeshConfig>,
     /// Objects that were rejected, ordered by origin and line.
     pub invalid: Arc<[InvalidObject]>,
+    workloads: Sharded<PodUid, Arc<Workload>>,
+    owners: Sharded<IpAddr, Claims<Arc<Workload>>>,
+    services: Sharded<ServiceKey, Arc<Entry>>,
+    vips: Sharded<IpAddr, Claims<VipClaim>>,
+    /// How many endpoints of headless Services have this address and no pod of ours behind it: known, so not
+    /// subject to the outbound policy, though there is nothing to say about them.
+    headless: Sharded<IpAddr, u32>,
 }
 
-/// One batch of changes: desired state by key, `None` removes.
+/// One batch of changes: desired state by key, `None` removes. Of two entries with one key the later counts.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
     /// Pods by uid.
     pub workloads: Vec<(PodUid, Option<Workload>)>,
-    /// Services by `(namespace, name)`.
-    pub services: Vec<((Arc<str>, Arc<str>), Option<Service>)>,
+    /// Services by `(namespace, name)`. A pod's change does not reach the endpoints that link to it by itself: the
+    /// source sends those Services in the same delta.
+    pub services: Vec<(ServiceKey, Option<Service>)>,
     /// Mesh settings, if changed.
     pub mesh: Option<MeshConfig>,
     /// The whole list of rejected objects, if changed.
     pub invalid: Option<Vec<InvalidObject>>,
 }
 
+impl Delta {
+    /// Whether applying it would change nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.workloads.is_empty() && self.services.is_empty() && self.mesh.is_none() && self.invalid.is_none()
+    }
+}
+
+/// A Service with what the hot path would otherwise compute for every connection.
+#[derive(Debug, PartialEq)]
+struct Entry {
+    service: Arc<Service>,
+    /// In the order of `service.ports`.
+    choices: Box<[PortChoices]>,
+}
+
+/// The endpoints to choose from, by the family of the address that was called.
+#[derive(Debug, PartialEq)]
+struct PortChoices {
+    v4: Result<Candidates, Refusal>,
+    v6: Result<Candidates, Refusal>,
+}
+
+/// One Service's claim to one address.
+#[derive(Clone, Debug, PartialEq)]
+struct VipClaim {
+    /// By `clusterIPs`, which the API server gives out once, not by an address anyone may write into `externalIPs`.
+    by_cluster_ip: bool,
+    entry: Arc<Entry>,
+}
+
 impl Snapshot {
+    /// The empty snapshot of a node.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self { node: node.into(), ..Self::default() }
+    }
+
+    /// Where a connection of a pod on this node to `dst` should go. `source` is the calling pod if known.
+    ///
+    /// The order: the calling pod's own address; the `clusterIPs` of Services; addresses of pods; other addresses of
+    /// Services; the outside. So `externalIPs`, which any author of a Service may write, capture no pod's or
+    /// Service's traffic, unlike in kube-proxy (CVE-2020-8554).
+    #[must_use]
+    pub fn resolve(&self, source: Option<&Workload>, dst: OriginalDst) -> Resolution {
+        let addr = dst.get();
+        let ip = addr.ip();
+        if let Some(source) = source.filter(|s| s.owns_addresses() && s.addresses.contains(&ip))
+            && let Some(workload) = self.workload(&source.uid)
+        {
+            return Resolution::Workload { workload: Arc::clone(workload), addr };
+        }
+        let claims = self.vips.get(&ip);
+        if let Some(claims) = claims.filter(|c| c.best().by_cluster_ip) {
+            return resolve_vip(claims, dst);
+        }
+        if let Some(workload) = self.workload_by_ip(ip) {
+            return Resolution::Workload { workload: Arc::clone(workload), addr };
+        }
+        if let Some(claims) = claims {
+            return resolve_vip(claims, dst);
+        }
+        if self.mesh.outbound_policy == OutboundPolicy::Deny && self.headless.get(&ip).is_none() {
+            return Resolution::Refused(Refusal::OutboundDenied);
+        }
+        Resolution::External { addr }
+    }
+
     /// The pod that owns an address. Host-network pods own none; a finished pod owns none; of two, the newer wins.
     #[must_use]
-    pub fn workload_by_ip(&self, _ip: IpAddr) -> Option<&Arc<Workload>> {
-        None
+    pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.owners.get(&ip.to_canonical()).map(Claims::best)
     }
 
     /// A pod by uid.
     #[must_use]
-    pub fn workload(&self, _uid: &PodUid) -> Option<&Arc<Workload>> {
-        None
+    pub fn workload(&self, uid: &PodUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
     }
 
     /// All pods, in no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        std::iter::empty()
+        self.workloads.values()
+    }
+
+    /// Number of pods.
+    #[must_use]
+    pub const fn workload_count(&self) -> usize {
+        self.workloads.len()
+    }
+
+    /// A Service by namespace and name.
+    #[must_use]
+    pub fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Service>> {
+        self.services.get(&(namespace.into(), name.into())).map(|entry| &entry.service)
     }
 
     /// All services, in no particular order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        std::iter::empty()
+        self.services.values().map(|entry| &entry.service)
     }
 
-    /// Where a connection of a pod on this node to `dst` should go. `source` is the calling pod if known.
+    /// Number of services.
     #[must_use]
-    pub fn resolve(&self, _source: Option<&Workload>, dst: OriginalDst) -> Resolution {
-        Resolution::External { addr: dst.get() }
+    pub const fn service_count(&self) -> usize {
+        self.services.len()
     }
 
     /// The snapshot after `delta`; shares everything the delta does not touch.
     #[must_use]
-    pub fn apply(&self, _delta: Delta) -> Self {
-        self.clone()
+    pub fn apply(&self, delta: Delta) -> Self {
+        let mut next = self.clone();
+        next.generation += 1;
+        if let Some(mesh) = delta.mesh {
+            next.mesh = Arc::new(mesh);
+        }
+        if let Some(mut invalid) = delta.invalid {
+            invalid.sort_by(|a, b| (&a.origin, a.line, &a.field).cmp(&(&b.origin, b.line, &b.field)));
+            next.invalid = invalid.into();
+        }
+        // Pods first: endpoints link to them.
+        for (uid, workload) in delta.workloads {
+            next.set_workload(uid, workload.map(Arc::new));
+        }
+        for (key, service) in delta.services {
+            next.set_service(key, service);
+        }
+        next
+    }
+
+    /// Whether two snapshots hold the same objects and would decide the same, however they came about.
+    #[must_use]
+    pub fn same_state(&self, other: &Self) -> bool {
+        self.node == other.node
+            && self.mesh == other.mesh
+            && self.invalid == other.invalid
+            && self.workloads == other.workloads
+            && self.owners == other.owners
+            && self.services == other.services
+            && self.vips == other.vips
+            && self.headless == other.headless
+    }
+
+    fn set_workload(&mut self, uid: PodUid, workload: Option<Arc<Workload>>) {
+        if let Some(old) = self.workloads.get(&uid).cloned() {
+            for ip in owned(&old) {
+                withdraw(&mut self.owners, ip, &old);
+            }
+        }
+        match workload {
+            None => self.workloads.remove(&uid),
+            Some(new) => {
+                for ip in owned(&new) {
+                    stake(&mut self.owners, ip, Arc::clone(&new));
+                }
+                self.workloads.insert(uid, new);
+            }
+        }
+    }
+
+    fn set_service(&mut self, key: ServiceKey, service: Option<Service>) {
+        if let Some(old) = self.services.get(&key).cloned() {
+            for &ip in &old.service.vips {
+                withdraw(&mut self.vips, ip, &VipClaim::new(ip, &old));
+            }
+            for ip in headless_strangers(&old.service) {
+                match self.headless.get(&ip).copied() {
+                    Some(count) if count > 1 => self.headless.insert(ip, count - 1),
+                    _ => self.headless.remove(&ip),
+                }
+            }
+        }
+        let Some(service) = service else {
+            self.services.remove(&key);
+            return;
+        };
+        let entry = Arc::new(self.entry(service));
+        for &ip in &entry.service.vips {
+            stake(&mut self.vips, ip, VipClaim::new(ip, &entry));
+        }
+        for ip in headless_strangers(&entry.service) {
+            let count = self.headless.get(&ip).copied().unwrap_or(0);
+            self.headless.insert(ip, count + 1);
+        }
+        self.services.insert(key, entry);
+    }
+
+    /// Normalises a Service (addresses canonical and once, endpoints by address) and decides its candidates.
+    fn entry(&self, mut service: Service) -> Entry {
+        for list in [&mut service.vips, &mut service.cluster_ips] {
+            list.iter_mut().for_each(|ip| *ip = ip.to_canonical());
+            let mut seen = std::collections::HashSet::new();
+            list.retain(|ip| seen.insert(*ip));
+        }
+        service.ports.iter_mut().for_each(|port| self.normalise(port));
+        let service = Arc::new(service);
+        let choose = |index, family| balance::candidates(&service, index, family, &self.node);
+        let choices = (0..service.ports.len())
+            .map(|index| PortChoices { v4: choose(index, Family::V4), v6: choose(index, Family::V6) })
+            .collect();
+        Entry { service, choices }
+    }
+
+    fn normalise(&self, port: &mut ServicePort) {
+        let strictly_ascending = port.endpoints.is_sorted_by(|a, b| a.addr < b.addr);
+        if !strictly_ascending {
+            let mut endpoints = port.endpoints.to_vec();
+            // Stable: of two with one address the source's first counts.
+            endpoints.sort_by_key(|e| e.addr);
+            endpoints.dedup_by_key(|e| e.addr);
+            port.endpoints = endpoints.into();
+        }
+        // One allocation per pod, not one per link: the snapshot's own.
+        let shared = |link: &Arc<Workload>| {
+            self.workload(&link.uid).filter(|own| own == &link && !Arc::ptr_eq(own, link)).cloned()
+        };
+        if let Some(endpoints) = Arc::get_mut(&mut port.endpoints) {
+            for endpoint in endpoints {
+                if let Some(own) = endpoint.workload.as_ref().and_then(shared) {
+                    endpoint.workload = Some(own);
+                }
+            }
+        }
     }
 }
+
+fn resolve_vip(claims: &Claims<VipClaim>, dst: OriginalDst) -> Resolution {
+    let port = dst.port();
+    let rank = claims.best().by_cluster_ip;
+    let mut unreadable = false;
+    for claim in claims.iter().filter(|c| c.by_cluster_ip == rank) {
+        let service = &claim.entry.service;
+        let index = service.ports.iter().position(|p| p.port == port);
+        if service.invalid {
+            if index.is_some() {
+                return Resolution::Refused(Refusal::InvalidObject);
+            }
+            // Which ports it meant is not known: those that no neighbour on a shared address has.
+            unreadable = true;
+            continue;
+        }
+        let Some((port_index, choices)) = index.and_then(|i| claim.entry.choices.get(i).map(|c| (i, c))) else {
+            continue;
+        };
+        let choice = match Family::of(dst.get().ip()) {
+            Family::V4 => &choices.v4,
+            Family::V6 => &choices.v6,
+        };
+        return match choice {
+            Ok(candidates) => {
+                Resolution::Service { service: Arc::clone(service), port_index, candidates: candidates.clone() }
+            }
+            Err(refusal) => Resolution::Refused(*refusal),
+        };
+    }
+    Resolution::Refused(if unreadable { Refusal::InvalidObject } else { Refusal::NoSuchServicePort })
+}
+
+fn owned(workload: &Workload) -> impl Iterator<Item = IpAddr> {
+    let addresses = if workload.owns_addresses() { workload.addresses.as_slice() } else { &[] };
+    addresses.iter().map(IpAddr::to_canonical)
+}
+
+fn headless_strangers(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let ports = if service.headless { service.ports.as_slice() } else { &[] };
+    let strangers = ports.iter().flat_map(|p| p.endpoints.iter());
+    let strangers = strangers.filter(|e| e.workload.as_ref().is_none_or(|pod| !pod.owns_addresses()));
+    strangers.map(|e| e.addr.ip().to_canonical())
+}
+
+fn stake<T: Claim>(index: &mut Sharded<IpAddr, Claims<T>>, ip: IpAddr, claim: T) {
+    let claims = match index.get(&ip) {
+        None => Claims::of(claim),
+        Some(claims) => claims.with(claim),
+    };
+    index.insert(ip, claims);
+}
+
+fn withdraw<T: Claim>(index: &mut Sharded<IpAddr, Claims<T>>, ip: IpAddr, claim: &T) {
+    let Some(claims) = index.get(&ip) else { return };
+    match claims.without(claim) {
+        None => index.remove(&ip),
+        Some(rest) => index.insert(ip, rest),
+    }
+}
+
+impl VipClaim {
+    fn new(ip: IpAddr, entry: &Arc<Entry>) -> Self {
+        Self { by_cluster_ip: entry.service.cluster_ips.contains(&ip), entry: Arc::clone(entry) }
+    }
+}
+
+/// The newest pod, by creation time; a pod without one counts as older; ties go to the first by namespace, name, uid.
+impl Claim for Arc<Workload> {
+    type Rank<'a> = (std::cmp::Reverse<Option<crate::Timestamp>>, &'a str, &'a str, &'a str);
+
+    fn rank(&self) -> Self::Rank<'_> {
+        (std::cmp::Reverse(self.created), &self.namespace, &self.name, self.uid.as_str())
+    }
+}
+
+/// `clusterIPs` before external addresses, then the oldest Service; one without a creation time counts as younger;
+/// ties go to the first by namespace, name.
+impl Claim for VipClaim {
+    type Rank<'a> = (bool, bool, Option<crate::Timestamp>, &'a str, &'a str);
+
+    fn rank(&self) -> Self::Rank<'_> {
+        let service = &self.entry.service;
+        (!self.by_cluster_ip, service.created.is_none(), service.created, &service.namespace, &service.name)
+    }
+}
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::time::Timestamp;
+
 /// `metadata.uid` of a Pod; in stand-alone mode `namespace/name` where the file gives no uid.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodUid(Arc<str>);
@@ -61,6 +63,8 @@ pub struct Workload {
     pub terminating: bool,
     /// All its processes ended (`status.phase` Succeeded or Failed): it owns its addresses no more.
     pub finished: bool,
+    /// `metadata.creationTimestamp`, which settles conflicts over an address: the newest pod wins.
+    pub created: Option<Timestamp>,
     /// Whether it is in the mesh and why (FEATURES A1).
     pub membership: Membership,
     /// How to capture it; only for pods in the mesh.
@@ -89,6 +93,8 @@ pub enum NotInMesh {
     HostNetwork,
     /// The label has a value that is neither `enabled` nor `disabled`: an explicit invalid state, see `Snapshot::invalid`.
     InvalidLabel,
+    /// The Pod object was rejected, see `Snapshot::invalid`.
+    InvalidObject,
 }
 
 impl NotInMesh {
@@ -100,6 +106,7 @@ impl NotInMesh {
             Self::PodOptedOut => "pod_opted_out",
             Self::HostNetwork => "host_network",
             Self::InvalidLabel => "invalid_label",
+            Self::InvalidObject => "invalid_object",
         }
     }
 }
@@ -139,6 +146,36 @@ pub struct StandalonePaths {
 }
 
 impl Workload {
+    /// A pod outside the mesh with these names, no address and every other field at its default.
+    #[must_use]
+    pub fn new(uid: &str, namespace: &str, name: &str) -> Self {
+        Self {
+            uid: PodUid::new(uid),
+            namespace: namespace.into(),
+            name: name.into(),
+            workload_name: name.into(),
+            service_account: "default".into(),
+            node: Arc::default(),
+            addresses: Vec::new(),
+            host_network: false,
+            app: Arc::default(),
+            version: Arc::default(),
+            zone: Arc::default(),
+            terminating: false,
+            finished: false,
+            created: None,
+            membership: Membership::Disabled(NotInMesh::NotLabelled),
+            capture: Capture::default(),
+            standalone: None,
+        }
+    }
+
+    /// Whether `addresses` are this pod's own: a host-network pod's are the node's, a finished pod's may be anyone's.
+    #[must_use]
+    pub const fn owns_addresses(&self) -> bool {
+        !self.host_network && !self.finished
+    }
+
     /// Whether capture is wanted for this pod: in the mesh, and not finished.
     #[must_use]
     pub fn wants_capture(&self) -> bool {

@@ -1,0 +1,444 @@
+//! Carries one action out, step by step; when a step fails, what was done is undone in reverse.
+//!
+//! The steps are a trait so that a fake kernel can fail at each of them. What the fake cannot prove: that the kernel
+//! itself accepts the programs and addresses; the suites under `tests/netns` do.
+
+use std::net::IpAddr;
+
+use heddle_abi::{Pod, PodAddress, agent_role, pod_flags};
+use socket2::Socket;
+
+use super::PodSpec;
+use crate::error::DatapathError;
+use crate::kernel::{INBOUND, Kernel, OUTBOUND, ip};
+use crate::netns::{self, Netns};
+
+/// IPv4 or IPv6 sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// The listeners of one pod and family, one pair per worker shard.
+#[derive(Debug)]
+pub struct Listeners<S = Socket> {
+    /// On 15001.
+    pub outbound: Vec<S>,
+    /// On 15006.
+    pub inbound: Vec<S>,
+}
+
+/// One pod that is in: every fd into its namespace hangs here and goes with it.
+#[derive(Debug)]
+pub struct Enrolled<N = Netns, S = Socket> {
+    /// With what.
+    pub spec: PodSpec,
+    /// Its namespace.
+    pub netns: N,
+    /// Cookie of the namespace.
+    pub netns_cookie: u64,
+    /// IPv4 listeners; `None` while a restarted keeper waits for the agent to give them back.
+    pub v4: Option<Listeners<S>>,
+    /// IPv6 listeners, if the namespace has IPv6.
+    pub v6: Option<Listeners<S>>,
+    /// Changes when listeners are made anew.
+    pub listener_generation: u64,
+}
+
+/// What the executor asks of the kernel.
+pub trait Steps {
+    /// An open namespace.
+    type Netns;
+    /// A listening socket.
+    type Listener;
+
+    /// Makes `shards` listeners of each direction. In a pod that is not enrolled yet (`fresh`) an application may have
+    /// an agent port already: looked for on every address.
+    ///
+    /// # Errors
+    /// A port is taken, or the family is not there.
+    fn listen(
+        &mut self,
+        netns: &Self::Netns,
+        family: Family,
+        shards: usize,
+        fresh: bool,
+    ) -> Result<Listeners<Self::Listener>, DatapathError>;
+    /// Sets the inbound listener of an address.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_listener(&mut self, address: IpAddr, listener: &Self::Listener) -> Result<(), DatapathError>;
+    /// Makes the exclusions of a namespace those of `spec`; with `None`, none.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_exclusions(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError>;
+    /// Says whose an address is.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_address(&mut self, address: IpAddr, value: PodAddress) -> Result<(), DatapathError>;
+    /// Forgets an address and its listener, if they are this namespace's.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn remove_address(&mut self, address: IpAddr, netns_cookie: u64) -> Result<(), DatapathError>;
+    /// Starts inbound capture.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn attach_lookup(&mut self, netns: &Self::Netns) -> Result<(), DatapathError>;
+    /// Ends inbound capture.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn detach_lookup(&mut self, netns_cookie: u64) -> Result<(), DatapathError>;
+    /// Starts outbound capture.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_pod(&mut self, netns_cookie: u64, pod: Pod) -> Result<(), DatapathError>;
+    /// Ends outbound capture.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn remove_pod(&mut self, netns_cookie: u64) -> Result<(), DatapathError>;
+}
+
+/// Enrols, updates and releases through [`Steps`].
+pub struct Executor<'a, K: Steps> {
+    /// The kernel, or a fake.
+    pub kernel: &'a mut K,
+    /// Listeners per direction and family.
+    pub shards: usize,
+}
+
+impl<K: Steps> Executor<'_, K> {
+    /// Puts a pod in. On failure nothing of it is left.
+    ///
+    /// # Errors
+    /// The step that failed, with its object.
+    pub fn enrol(
+        &mut self,
+        spec: PodSpec,
+        netns: K::Netns,
+        netns_cookie: u64,
+        listener_generation: u64,
+    ) -> Result<Enrolled<K::Netns, K::Listener>, DatapathError> {
+        let (v4, v6) = self.listen(&spec, &netns, true)?;
+        let enrolled = Enrolled { spec, netns, netns_cookie, v4, v6, listener_generation };
+        match self.install(&enrolled) {
+            Ok(()) => Ok(enrolled),
+            Err(error) => {
+                self.release(&enrolled);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the listeners of an enrolled pod anew (a restarted keeper to which no agent gave them back).
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn relisten(&mut self, pod: &mut Enrolled<K::Netns, K::Listener>) -> Result<(), DatapathError> {
+        (pod.v4, pod.v6) = self.listen(&pod.spec, &pod.netns, false)?;
+        self.install(pod)
+    }
+
+    /// Listeners of both families; a family the pod has no address of may be missing.
+    #[allow(clippy::type_complexity, reason = "the pair of families, named by its uses")]
+    fn listen(
+        &mut self,
+        spec: &PodSpec,
+        netns: &K::Netns,
+        fresh: bool,
+    ) -> Result<(Option<Listeners<K::Listener>>, Option<Listeners<K::Listener>>), DatapathError> {
+        let mut both = Vec::with_capacity(2);
+        for (family, needed) in [
+            (Family::V4, spec.addresses.iter().any(IpAddr::is_ipv4)),
+            (Family::V6, spec.addresses.iter().any(IpAddr::is_ipv6)),
+        ] {
+            both.push(match self.kernel.listen(netns, family, self.shards, fresh) {
+                Ok(listeners) => Some(listeners),
+                Err(error) if needed || is_address_in_use(&error) => return Err(error),
+                Err(_) => None,
+            });
+        }
+        let v6 = both.pop().flatten();
+        Ok((both.pop().flatten(), v6))
+    }
+
+    /// Makes an enrolled pod's state in the kernel what its spec says. Outbound capture comes last: everything it
+    /// needs is there by then.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn install(&mut self, pod: &Enrolled<K::Netns, K::Listener>) -> Result<(), DatapathError> {
+        let cookie = pod.netns_cookie;
+        let flags = flags(&pod.spec, pod.v6.is_some());
+        self.kernel.set_exclusions(cookie, Some(&pod.spec))?;
+        for &address in &pod.spec.addresses {
+            let listeners = if address.is_ipv4() { &pod.v4 } else { &pod.v6 };
+            if let Some(listener) = listeners.as_ref().and_then(|l| l.inbound.first()) {
+                self.kernel.set_listener(address, listener)?;
+            }
+            self.kernel.set_address(address, PodAddress { netns_cookie: cookie, flags, reserved: 0 })?;
+        }
+        self.kernel.attach_lookup(&pod.netns)?;
+        self.kernel.set_pod(cookie, pod_value(&pod.spec, flags))
+    }
+
+    /// Takes a pod out: outbound capture first, then inbound, then the rest. Goes on after a failed step (there is
+    /// nothing better to do) and returns the failures. The caller drops the value, and with it every fd.
+    pub fn release(&mut self, pod: &Enrolled<K::Netns, K::Listener>) -> Vec<DatapathError> {
+        let cookie = pod.netns_cookie;
+        let mut results = vec![self.kernel.remove_pod(cookie), self.kernel.detach_lookup(cookie)];
+        for &address in &pod.spec.addresses {
+            results.push(self.kernel.remove_address(address, cookie));
+        }
+        results.push(self.kernel.set_exclusions(cookie, None));
+        results.into_iter().filter_map(Result::err).collect()
+    }
+}
+
+fn is_address_in_use(error: &DatapathError) -> bool {
+    matches!(error, DatapathError::Io { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse)
+}
+
+fn flags(spec: &PodSpec, has_v6_listener: bool) -> u32 {
+    let bits = [
+        (spec.fail_open, pod_flags::FAIL_OPEN),
+        (!spec.exclude_outbound_ports.is_empty(), pod_flags::EXCLUDES_OUTBOUND_PORTS),
+        (!spec.exclude_outbound_cidrs.is_empty(), pod_flags::EXCLUDES_CIDRS),
+        (!spec.exclude_inbound_ports.is_empty(), pod_flags::EXCLUDES_INBOUND_PORTS),
+        (!has_v6_listener, pod_flags::NO_IPV6_LISTENER),
+    ];
+    bits.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit)
+}
+
+fn pod_value(spec: &PodSpec, flags: u32) -> Pod {
+    let first = |v4: bool| spec.addresses.iter().copied().find(|a| a.is_ipv4() == v4).map(ip);
+    Pod { flags, ip4: first(true).map_or(0, |ip| ip.0[3]), ip6: first(false).unwrap_or_default() }
+}
+
+impl Steps for Kernel {
+    type Netns = Netns;
+    type Listener = Socket;
+
+    fn listen(
+        &mut self,
+        netns: &Netns,
+        family: Family,
+        shards: usize,
+        fresh: bool,
+    ) -> Result<Listeners, DatapathError> {
+        let ipv6 = family == Family::V6;
+        let maps = &mut self.maps;
+        let mut one_port = |port: u16, role: u32| -> Result<Vec<Socket>, DatapathError> {
+            let result = netns.within(|| {
+                if fresh {
+                    netns::probe_port_free(ipv6, port, |s| maps.mark(s, role).map_err(std::io::Error::other))?;
+                }
+                (0..shards)
+                    .map(|_| netns::listen(ipv6, port, |s| maps.mark(s, role).map_err(std::io::Error::other)))
+                    .collect()
+            });
+            result.map_err(|source| {
+                let what = if source.kind() == std::io::ErrorKind::AddrInUse {
+                    format!("an application in this pod uses port {port}, which Heddle needs: move it to another port")
+                } else {
+                    format!("listen on port {port} ({family:?}) in the pod's network namespace")
+                };
+                DatapathError::Io { what, source }
+            })
+        };
+        Ok(Listeners {
+            outbound: one_port(heddle_abi::OUTBOUND_PORT, agent_role::OUTBOUND)?,
+            inbound: one_port(heddle_abi::INBOUND_PORT, agent_role::INBOUND)?,
+        })
+    }
+
+    fn set_listener(&mut self, address: IpAddr, listener: &Socket) -> Result<(), DatapathError> {
+        self.maps.set_listener(address, listener)
+    }
+
+    fn set_exclusions(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
+        if let Some(spec) = spec {
+            // New ones first: a connection meets the old or the new set, never an emptier one.
+            for &port in &spec.exclude_outbound_ports {
+                self.maps.exclude_port(netns_cookie, OUTBOUND, port)?;
+            }
+            for &port in &spec.exclude_inbound_ports {
+                self.maps.exclude_port(netns_cookie, INBOUND, port)?;
+            }
+            for &cidr in &spec.exclude_outbound_cidrs {
+                self.maps.exclude_cidr(netns_cookie, cidr)?;
+            }
+        }
+        self.maps.retain_exclusions(
+            netns_cookie,
+            |direction, port| {
+                spec.is_some_and(|s| {
+                    let list = if direction == OUTBOUND { &s.exclude_outbound_ports } else { &s.exclude_inbound_ports };
+                    list.contains(&port)
+                })
+            },
+            |cidr| spec.is_some_and(|s| s.exclude_outbound_cidrs.contains(&cidr)),
+        )
+    }
+
+    fn set_address(&mut self, address: IpAddr, value: PodAddress) -> Result<(), DatapathError> {
+        self.maps.set_address(address, value)
+    }
+
+    fn remove_address(&mut self, address: IpAddr, netns_cookie: u64) -> Result<(), DatapathError> {
+        self.maps.remove_address(address, netns_cookie)
+    }
+
+    fn attach_lookup(&mut self, netns: &Netns) -> Result<(), DatapathError> {
+        Self::attach_lookup(self, netns)
+    }
+
+    fn detach_lookup(&mut self, netns_cookie: u64) -> Result<(), DatapathError> {
+        Self::detach_lookup(self, netns_cookie)
+    }
+
+    fn set_pod(&mut self, netns_cookie: u64, pod: Pod) -> Result<(), DatapathError> {
+        self.maps.set_pod(netns_cookie, pod)
+    }
+
+    fn remove_pod(&mut self, netns_cookie: u64) -> Result<(), DatapathError> {
+        self.maps.remove_pod(netns_cookie)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// A kernel on paper that fails at the n-th step. It cannot prove what the real one accepts.
+    #[derive(Default)]
+    struct FakeKernel {
+        state: BTreeSet<String>,
+        steps: usize,
+        fail_at: Option<usize>,
+    }
+
+    impl FakeKernel {
+        fn step(&mut self, what: String) -> Result<(), DatapathError> {
+            self.steps += 1;
+            if self.fail_at == Some(self.steps) {
+                return Err(DatapathError::Kernel { what, cause: "planted".into() });
+            }
+            self.state.insert(what);
+            Ok(())
+        }
+        fn forget(&mut self, prefix: &str) {
+            self.state.retain(|entry| !entry.starts_with(prefix));
+        }
+    }
+
+    impl Steps for FakeKernel {
+        type Netns = u64;
+        type Listener = &'static str;
+
+        fn listen(
+            &mut self,
+            _: &u64,
+            family: Family,
+            shards: usize,
+            _: bool,
+        ) -> Result<Listeners<&'static str>, DatapathError> {
+            self.steps += 1;
+            if self.fail_at == Some(self.steps) {
+                return Err(DatapathError::Kernel { what: format!("{family:?}"), cause: "planted".into() });
+            }
+            Ok(Listeners { outbound: vec!["out"; shards], inbound: vec!["in"; shards] })
+        }
+        fn set_listener(&mut self, address: IpAddr, _: &&'static str) -> Result<(), DatapathError> {
+            self.step(format!("address {address} listener"))
+        }
+        fn set_exclusions(&mut self, cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
+            match spec {
+                Some(_) => self.step(format!("exclusions {cookie}")),
+                None => {
+                    self.forget(&format!("exclusions {cookie}"));
+                    Ok(())
+                }
+            }
+        }
+        fn set_address(&mut self, address: IpAddr, _: PodAddress) -> Result<(), DatapathError> {
+            self.step(format!("address {address} owner"))
+        }
+        fn remove_address(&mut self, address: IpAddr, _: u64) -> Result<(), DatapathError> {
+            self.forget(&format!("address {address} "));
+            Ok(())
+        }
+        fn attach_lookup(&mut self, netns: &u64) -> Result<(), DatapathError> {
+            self.step(format!("lookup {netns}"))
+        }
+        fn detach_lookup(&mut self, cookie: u64) -> Result<(), DatapathError> {
+            self.forget(&format!("lookup {cookie}"));
+            Ok(())
+        }
+        fn set_pod(&mut self, cookie: u64, _: Pod) -> Result<(), DatapathError> {
+            self.step(format!("pod {cookie}"))
+        }
+        fn remove_pod(&mut self, cookie: u64) -> Result<(), DatapathError> {
+            self.forget(&format!("pod {cookie}"));
+            Ok(())
+        }
+    }
+
+    fn spec() -> PodSpec {
+        PodSpec {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            netns_path: "/run/netns/web".into(),
+            addresses: vec!["10.0.0.1".parse().expect("v4"), "fd00::1".parse().expect("v6")],
+            fail_open: false,
+            exclude_outbound_cidrs: vec![],
+            exclude_outbound_ports: vec![9000],
+            exclude_inbound_ports: vec![],
+        }
+    }
+
+    #[test]
+    fn a_failure_at_any_step_leaves_nothing() {
+        let mut whole = FakeKernel::default();
+        Executor { kernel: &mut whole, shards: 2 }.enrol(spec(), 7, 7, 1).expect("enrols");
+        assert!(whole.state.contains("pod 7") && whole.state.contains("lookup 7"), "{:?}", whole.state);
+        for fail_at in 1..=whole.steps {
+            let mut kernel = FakeKernel { fail_at: Some(fail_at), ..FakeKernel::default() };
+            let result = Executor { kernel: &mut kernel, shards: 2 }.enrol(spec(), 7, 7, 1);
+            assert!(result.is_err(), "step {fail_at} failed unnoticed");
+            assert!(kernel.state.is_empty(), "step {fail_at} left {:?}", kernel.state);
+        }
+    }
+
+    #[test]
+    fn release_leaves_nothing() {
+        let mut kernel = FakeKernel::default();
+        let mut executor = Executor { kernel: &mut kernel, shards: 1 };
+        let pod = executor.enrol(spec(), 7, 7, 1).expect("enrols");
+        assert!(executor.release(&pod).is_empty());
+        assert!(kernel.state.is_empty(), "{:?}", kernel.state);
+    }
+
+    #[test]
+    fn a_pod_without_ipv6_says_so_to_the_kernel() {
+        let mut only_v4 = spec();
+        only_v4.addresses.truncate(1);
+        // Step 2 is the IPv6 listener: it may fail where no address needs it.
+        let mut kernel = FakeKernel { fail_at: Some(2), ..FakeKernel::default() };
+        let pod = Executor { kernel: &mut kernel, shards: 1 }.enrol(only_v4, 7, 7, 1).expect("enrols");
+        assert!(pod.v6.is_none());
+        assert_eq!(flags(&pod.spec, false) & pod_flags::NO_IPV6_LISTENER, pod_flags::NO_IPV6_LISTENER);
+    }
+}

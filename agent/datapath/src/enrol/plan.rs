@@ -1,0 +1,266 @@
+//! Desired versus actual, to actions: a pure function.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::PodSpec;
+
+/// One desired pod, with what the keeper found at its path.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// What the agent asked for.
+    pub spec: PodSpec,
+    /// Cookie of the namespace at `netns_path`, or why it could not be opened.
+    pub netns_cookie: Result<u64, String>,
+}
+
+/// One pod that is enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actual {
+    /// With what.
+    pub spec: PodSpec,
+    /// Where.
+    pub netns_cookie: u64,
+}
+
+/// What to do, in order: releases come first, so that an address or a namespace can move to a successor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Take a pod out.
+    Release {
+        /// Pod uid.
+        uid: String,
+    },
+    /// Put a pod in.
+    Enrol {
+        /// With what.
+        spec: PodSpec,
+    },
+    /// Change exclusions or failure policy of a pod that stays in, without touching its listeners.
+    Update {
+        /// To what.
+        spec: PodSpec,
+    },
+    /// Leave a pod out, and say why.
+    Refuse {
+        /// Pod uid.
+        uid: String,
+        /// For the operator.
+        reason: String,
+    },
+}
+
+/// The actions that lead from `actual` to `desired`. The first of two pods that claim one namespace or address gets it
+/// (in the order given); one that already has it keeps it.
+#[must_use]
+pub fn plan(desired: &[Desired], actual: &BTreeMap<String, Actual>) -> Vec<Action> {
+    let mut releases = Vec::new();
+    let mut rest = Vec::new();
+    let wanted: BTreeMap<&str, &Desired> = desired.iter().map(|d| (d.spec.uid.as_str(), d)).collect();
+
+    let stays = |uid: &str, is: &Actual| {
+        wanted.get(uid).is_some_and(|want| {
+            want.netns_cookie.as_ref() == Ok(&is.netns_cookie) && want.spec.addresses == is.spec.addresses
+        })
+    };
+    let mut cookies: BTreeMap<u64, &str> = BTreeMap::new();
+    let mut addresses = BTreeMap::new();
+    for (uid, is) in actual {
+        if stays(uid, is) {
+            cookies.insert(is.netns_cookie, uid);
+            addresses.extend(is.spec.addresses.iter().map(|&a| (a, uid.as_str())));
+        } else {
+            releases.push(Action::Release { uid: uid.clone() });
+        }
+    }
+
+    let mut seen = BTreeSet::new();
+    for want in desired {
+        let spec = &want.spec;
+        let uid = spec.uid.as_str();
+        let mut refuse = |reason: String| rest.push(Action::Refuse { uid: uid.to_owned(), reason });
+        if !seen.insert(uid) {
+            refuse(format!("pod {}: listed twice", spec.display()));
+            continue;
+        }
+        if let Some(is) = actual.get(uid).filter(|is| stays(uid, is)) {
+            if is.spec != *spec {
+                rest.push(Action::Update { spec: spec.clone() });
+            }
+            continue;
+        }
+        let cookie = match &want.netns_cookie {
+            Ok(cookie) => *cookie,
+            Err(reason) => {
+                refuse(format!("pod {}: {reason}", spec.display()));
+                continue;
+            }
+        };
+        if spec.addresses.is_empty() {
+            refuse(format!("pod {}: has no address yet", spec.display()));
+        } else if let Some(other) = cookies.get(&cookie) {
+            refuse(format!("pod {}: its network namespace is already enrolled as pod {other}", spec.display()));
+        } else if let Some((address, other)) = spec.addresses.iter().find_map(|a| Some((a, addresses.get(a)?))) {
+            refuse(format!("pod {}: address {address} is already enrolled as pod {other}", spec.display()));
+        } else {
+            cookies.insert(cookie, uid);
+            addresses.extend(spec.addresses.iter().map(|&a| (a, uid)));
+            rest.push(Action::Enrol { spec: spec.clone() });
+        }
+    }
+    releases.extend(rest);
+    releases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn spec(uid: &str, address: &str) -> PodSpec {
+        PodSpec {
+            uid: uid.into(),
+            namespace: "shop".into(),
+            name: uid.into(),
+            netns_path: format!("/run/netns/{uid}").into(),
+            addresses: vec![address.parse().expect("address")],
+            fail_open: false,
+            exclude_outbound_cidrs: vec![],
+            exclude_outbound_ports: vec![],
+            exclude_inbound_ports: vec![],
+        }
+    }
+
+    fn want(uid: &str, address: &str, cookie: u64) -> Desired {
+        Desired { spec: spec(uid, address), netns_cookie: Ok(cookie) }
+    }
+
+    fn is(uid: &str, address: &str, cookie: u64) -> (String, Actual) {
+        (uid.into(), Actual { spec: spec(uid, address), netns_cookie: cookie })
+    }
+
+    fn words(actions: &[Action]) -> Vec<String> {
+        actions
+            .iter()
+            .map(|action| match action {
+                Action::Release { uid } => format!("-{uid}"),
+                Action::Enrol { spec } => format!("+{}", spec.uid),
+                Action::Update { spec } => format!("~{}", spec.uid),
+                Action::Refuse { uid, .. } => format!("!{uid}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn nothing_to_do_when_all_is_as_desired() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        assert_eq!(words(&plan(&[want("a", "10.0.0.1", 1)], &actual)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn releases_come_before_the_successor_of_an_address() {
+        let actual = BTreeMap::from([is("old", "10.0.0.1", 1)]);
+        assert_eq!(words(&plan(&[want("new", "10.0.0.1", 2)], &actual)), ["-old", "+new"]);
+    }
+
+    #[test]
+    fn a_new_sandbox_under_the_same_uid_is_enrolled_anew() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        assert_eq!(words(&plan(&[want("a", "10.0.0.1", 2)], &actual)), ["-a", "+a"]);
+    }
+
+    #[test]
+    fn a_vanished_namespace_releases_and_says_so() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        let mut gone = want("a", "10.0.0.1", 1);
+        gone.netns_cookie = Err("no such file".into());
+        assert_eq!(words(&plan(&[gone], &actual)), ["-a", "!a"]);
+    }
+
+    #[test]
+    fn who_has_an_address_keeps_it_against_a_newcomer() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        let actions = plan(&[want("thief", "10.0.0.1", 2), want("a", "10.0.0.1", 1)], &actual);
+        assert_eq!(words(&actions), ["!thief"]);
+        let Action::Refuse { reason, .. } = &actions[0] else { panic!("refused") };
+        assert!(reason.contains("shop/thief") && reason.contains("10.0.0.1") && reason.contains("pod a"), "{reason}");
+    }
+
+    #[test]
+    fn one_namespace_is_one_pod() {
+        let actions = plan(&[want("a", "10.0.0.1", 1), want("b", "10.0.0.2", 1)], &BTreeMap::new());
+        assert_eq!(words(&actions), ["+a", "!b"]);
+    }
+
+    #[test]
+    fn changed_exclusions_update_in_place() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        let mut changed = want("a", "10.0.0.1", 1);
+        changed.spec.exclude_outbound_ports = vec![9000];
+        assert_eq!(words(&plan(&[changed], &actual)), ["~a"]);
+    }
+
+    #[test]
+    fn no_address_yet_waits() {
+        let mut pending = want("a", "10.0.0.1", 1);
+        pending.spec.addresses.clear();
+        assert_eq!(words(&plan(&[pending], &BTreeMap::new())), ["!a"]);
+    }
+
+    /// Carries a plan out on paper.
+    fn apply(
+        actions: &[Action],
+        desired: &[Desired],
+        mut actual: BTreeMap<String, Actual>,
+    ) -> BTreeMap<String, Actual> {
+        for action in actions {
+            match action {
+                Action::Release { uid } => {
+                    assert!(actual.remove(uid).is_some(), "released what was not there");
+                }
+                Action::Enrol { spec } => {
+                    let found = desired.iter().find(|d| d.spec == *spec).expect("desired");
+                    let netns_cookie = *found.netns_cookie.as_ref().expect("a namespace");
+                    assert!(actual.values().all(|a| a.netns_cookie != netns_cookie), "one namespace twice");
+                    let taken = actual.values().flat_map(|a| &a.spec.addresses).any(|a| spec.addresses.contains(a));
+                    assert!(!taken, "one address twice");
+                    let old = actual.insert(spec.uid.clone(), Actual { spec: spec.clone(), netns_cookie });
+                    assert!(old.is_none(), "enrolled twice");
+                }
+                Action::Update { spec } => actual.get_mut(&spec.uid).expect("enrolled").spec = spec.clone(),
+                Action::Refuse { uid, .. } => {
+                    let _ = uid;
+                }
+            }
+        }
+        actual
+    }
+
+    proptest! {
+        #[test]
+        fn carried_out_it_is_stable_and_never_shares(
+            first in proptest::collection::vec((0u8..6, 0u8..6, 0u64..6), 0..8),
+            second in proptest::collection::vec((0u8..6, 0u8..6, 0u64..6), 0..8),
+        ) {
+            let desired = |rows: &[(u8, u8, u64)]| -> Vec<Desired> {
+                rows.iter().map(|(u, a, c)| {
+                    let mut d = want(&format!("p{u}"), &format!("10.0.0.{a}"), *c);
+                    if *c == 5 { d.netns_cookie = Err("gone".into()); }
+                    d
+                }).collect()
+            };
+            let (first, second) = (desired(&first), desired(&second));
+            let one = apply(&plan(&first, &BTreeMap::new()), &first, BTreeMap::new());
+            let actions = plan(&second, &one);
+            let two = apply(&actions, &second, one);
+            // Nothing is enrolled that is not desired, and a second run has nothing more to do but say no again.
+            for uid in two.keys() {
+                prop_assert!(second.iter().any(|d| d.spec.uid == *uid));
+            }
+            for action in plan(&second, &two) {
+                let stable = matches!(action, Action::Refuse { .. } | Action::Update { .. })
+                    || second.iter().filter(|d| matches!(&action, Action::Release { uid } | Action::Enrol { spec: PodSpec { uid, .. } } if d.spec.uid == *uid)).count() > 1;
+                prop_assert!(stable, "{action:?}");
+            }
+        }
+    }
+}

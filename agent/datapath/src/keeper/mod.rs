@@ -1,0 +1,248 @@
+//! The keeper process: small, privileged, and the only one that is. It parses heddle.keeper.v1 and nothing else.
+//!
+//! One thread per connection, all state behind one lock, a main loop that accepts, waits for signals and ticks.
+
+mod persist;
+mod session;
+mod state;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
+
+use crate::error::DatapathError;
+use crate::kernel::{Kernel, KernelConfig, remove_pins};
+
+use state::State;
+
+/// Connections to the keeper at a time.
+pub const CONNECTIONS_MAX: usize = 32;
+/// Listener shards, at most: two directions and two families of them travel in one packet.
+pub const SHARDS_MAX: usize = 32;
+const TICK: Duration = Duration::from_millis(200);
+
+/// How a keeper runs.
+#[derive(Clone, Debug)]
+pub struct KeeperConfig {
+    /// Directory of the sockets and the state file, `/run/heddle`.
+    pub run_dir: PathBuf,
+    /// Where the datapath lives.
+    pub kernel: KernelConfig,
+    /// Listeners per pod, direction and family.
+    pub listener_shards: usize,
+    /// The agent's user: it, and root, may connect.
+    pub agent_uid: u32,
+    /// Shown to the other side.
+    pub version: &'static str,
+}
+
+/// `<run-dir>/keeper.sock`
+#[must_use]
+pub fn socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("keeper.sock")
+}
+
+/// `<run-dir>/debug.sock`
+#[must_use]
+pub fn debug_socket_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("debug.sock")
+}
+
+/// State shared by the sessions.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    sessions: AtomicUsize,
+}
+
+impl Shared {
+    /// The state. A panic in a session leaves it usable: every operation writes the kernel first and the books after.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs a keeper until SIGTERM, SIGINT or an uninstall. Pins stay on a signal: capture goes on.
+///
+/// # Errors
+/// Another keeper runs in this directory, or the datapath cannot be set up.
+pub fn run(config: KeeperConfig) -> Result<(), DatapathError> {
+    if config.listener_shards == 0 || config.listener_shards > SHARDS_MAX {
+        return Err(DatapathError::Protocol(format!(
+            "--listener-shards {}: must be 1 to {SHARDS_MAX}",
+            config.listener_shards
+        )));
+    }
+    let run_dir = &config.run_dir;
+    fs::create_dir_all(run_dir).map_err(DatapathError::io(format!("create {}", run_dir.display())))?;
+    fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))
+        .map_err(DatapathError::io(format!("permissions of {}", run_dir.display())))?;
+    let _lock = only_one(run_dir)?;
+    let signals = block_signals()?;
+    let listener = control_socket(&socket_path(run_dir), config.agent_uid)?;
+    let debug = debug_socket(&debug_socket_path(run_dir))?;
+
+    let kernel = Kernel::open(config.kernel.clone())?;
+    let state = State::adopt(config.clone(), kernel, debug)?;
+    let shared = Arc::new(Shared { state: Mutex::new(state), sessions: AtomicUsize::new(0) });
+    listen(&listener, Backlog::new(64).unwrap_or(Backlog::MAXALLOWABLE))
+        .map_err(DatapathError::errno("listen on the keeper socket"))?;
+    tracing::info!(
+        socket = %socket_path(run_dir).display(),
+        pins = %config.kernel.pin_dir.display(),
+        cgroup = %config.kernel.cgroup.display(),
+        "keeper ready"
+    );
+    let result = serve(&listener, &signals, &shared);
+    let uninstalled = shared.lock().uninstalled();
+    for path in [socket_path(run_dir), debug_socket_path(run_dir)] {
+        let _ = fs::remove_file(path);
+    }
+    if uninstalled {
+        shared.lock().close();
+        let removed = remove_pins(&config.kernel.pin_dir)?;
+        persist::remove(run_dir);
+        let _ = fs::remove_file(lock_path(run_dir));
+        tracing::info!(removed, "uninstalled");
+    }
+    result
+}
+
+fn serve(listener: &OwnedFd, signals: &SignalFd, shared: &Arc<Shared>) -> Result<(), DatapathError> {
+    let mut last_tick = Instant::now();
+    loop {
+        let mut fds =
+            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(DatapathError::errno("wait for connections")(errno)),
+        }
+        let ready = |i: usize| fds[i].revents().is_some_and(|r| r.contains(PollFlags::POLLIN));
+        if ready(1) {
+            tracing::info!("signal: keeper ends, pins stay");
+            return Ok(());
+        }
+        if ready(0) {
+            accept(listener, shared);
+        }
+        if last_tick.elapsed() >= TICK {
+            last_tick = Instant::now();
+            let mut state = shared.lock();
+            state.tick();
+            if state.uninstalled() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn accept(listener: &OwnedFd, shared: &Arc<Shared>) {
+    let fd = match accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+        // SAFETY: the kernel just gave us this descriptor.
+        Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+        Err(error) => {
+            tracing::warn!(%error, "accept on the keeper socket");
+            std::thread::sleep(Duration::from_millis(10));
+            return;
+        }
+    };
+    let session = SessionSlot::take(shared);
+    let shared = Arc::clone(shared);
+    let spawned = std::thread::Builder::new().name("session".into()).stack_size(256 * 1024).spawn(move || {
+        session::serve(&fd, &shared, session.is_some());
+        drop(session);
+    });
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread for a keeper session");
+    }
+}
+
+/// One of [`CONNECTIONS_MAX`] places; given back on drop.
+struct SessionSlot(Arc<Shared>);
+
+impl SessionSlot {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        if shared.sessions.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
+            shared.sessions.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Self(Arc::clone(shared)))
+    }
+}
+
+impl Drop for SessionSlot {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn lock_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("keeper.lock")
+}
+
+fn only_one(run_dir: &Path) -> Result<Flock<fs::File>, DatapathError> {
+    let path = lock_path(run_dir);
+    let file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(DatapathError::io(format!("open {}", path.display())))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| DatapathError::Io {
+        what: format!("{}: another keeper runs in this directory", path.display()),
+        source: errno.into(),
+    })
+}
+
+/// Signals arrive on an fd: blocked here, before the first thread, so that every thread inherits it.
+fn block_signals() -> Result<SignalFd, DatapathError> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    set.thread_block().map_err(DatapathError::errno("block signals"))?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(DatapathError::errno("signal fd"))
+}
+
+fn control_socket(path: &Path, agent_uid: u32) -> Result<OwnedFd, DatapathError> {
+    let what = || format!("keeper socket {}", path.display());
+    remove_stale(path)?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(DatapathError::errno(what()))?;
+    let address = UnixAddr::new(path).map_err(DatapathError::errno(what()))?;
+    bind(fd.as_raw_fd(), &address).map_err(DatapathError::errno(what()))?;
+    // 0600 and the agent's: root may connect anyhow, nobody else. Not listening yet, so nobody got in before this.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(DatapathError::io(what()))?;
+    chown(path, Some(agent_uid), None).map_err(DatapathError::io(what()))?;
+    Ok(fd)
+}
+
+fn debug_socket(path: &Path) -> Result<UnixListener, DatapathError> {
+    let what = || format!("debug socket {}", path.display());
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path).map_err(DatapathError::io(what()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(DatapathError::io(what()))?;
+    listener.set_nonblocking(true).map_err(DatapathError::io(what()))?;
+    Ok(listener)
+}
+
+fn remove_stale(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::Io { what: format!("remove the old {}", path.display()), source: error })
+        }
+        _ => Ok(()),
+    }
+}

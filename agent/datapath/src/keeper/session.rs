@@ -1,0 +1,244 @@
+//! One connection: who is it, what may it ask, one reply per request.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use heddle_abi::ABI_VERSION;
+use heddle_proto::keeper::v1::{self as wire, Role, error::Kind, reply::Reply, request::Request};
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::Shared;
+use super::state::Refusal;
+use crate::enrol::PodSpec;
+use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
+
+/// Pods one `SetPods` sequence may name: as many as the maps hold.
+const PODS_MAX: usize = heddle_abi::PODS_MAX;
+
+/// Serves one connection until it closes. Without a free place it only says so.
+pub fn serve(fd: &OwnedFd, shared: &Shared, has_place: bool) {
+    let Some(peer) = Peer::of(fd.as_fd(), shared) else {
+        return;
+    };
+    if !has_place {
+        answer(fd.as_fd(), Err((Kind::Limit, "too many connections to the keeper: try again".into())));
+        return;
+    }
+    let number = shared.lock().session_number();
+    let mut session = Session { number, peer, role: Role::Unspecified, pods: Vec::new() };
+    loop {
+        match receive::<wire::Request>(fd.as_fd()) {
+            Ok(Some((wire::Request { request: Some(request) }, fds))) => {
+                let watch = matches!(request, Request::Watch(_));
+                let outcome = session.handle(request, fds, shared);
+                let going_on = outcome.is_ok();
+                answer(fd.as_fd(), outcome);
+                if watch && going_on {
+                    if let Ok(socket) = fd.try_clone() {
+                        shared.lock().watch(session.peer.pid, socket);
+                    }
+                }
+            }
+            Ok(Some((wire::Request { request: None }, _))) => {
+                answer(fd.as_fd(), Err((Kind::Malformed, "a request this keeper does not know: is it older?".into())));
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::info!(pid = session.peer.pid, %error, "keeper session ends");
+                answer(fd.as_fd(), Err((Kind::Malformed, error.to_string())));
+                break;
+            }
+        }
+    }
+    shared.lock().session_ended(number);
+}
+
+type Outcome = Result<(Reply, Vec<OwnedFd>), Refusal>;
+
+fn answer(socket: BorrowedFd<'_>, outcome: Outcome) {
+    let (reply, fds) = outcome
+        .unwrap_or_else(|(kind, message)| (Reply::Error(wire::Error { kind: kind.into(), message }), Vec::new()));
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    if let Err(error) = send(socket, &wire::Reply { reply: Some(reply) }, &borrowed) {
+        tracing::debug!(%error, "a reply was not delivered");
+    }
+}
+
+/// Who is on the other end, from the kernel.
+struct Peer {
+    pid: i32,
+    uid: u32,
+}
+
+impl Peer {
+    fn of(socket: BorrowedFd<'_>, shared: &Shared) -> Option<Self> {
+        let credentials = match getsockopt(&socket, sockopt::PeerCredentials) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                tracing::warn!(%error, "a peer without credentials");
+                return None;
+            }
+        };
+        let agent_uid = shared.lock().config().agent_uid;
+        if credentials.uid() != 0 && credentials.uid() != agent_uid {
+            tracing::warn!(
+                pid = credentials.pid(),
+                uid = credentials.uid(),
+                "refused: neither root nor the agent's user"
+            );
+            answer(socket, Err((Kind::NotAllowed, "only root and the agent's user may talk to the keeper".into())));
+            return None;
+        }
+        Some(Self { pid: credentials.pid(), uid: credentials.uid() })
+    }
+}
+
+struct Session {
+    number: u64,
+    peer: Peer,
+    role: Role,
+    /// Parts of a `SetPods` so far.
+    pods: Vec<wire::PodSpec>,
+}
+
+impl Session {
+    fn handle(&mut self, request: Request, fds: Vec<OwnedFd>, shared: &Shared) -> Outcome {
+        if self.role == Role::Unspecified && !matches!(request, Request::Hello(_)) {
+            return Err((Kind::Malformed, "the first request must be Hello".into()));
+        }
+        let done = || Ok((Reply::Done(wire::Done {}), Vec::new()));
+        match request {
+            Request::Hello(hello) => self.hello(&hello, shared),
+            Request::Inspect(_) => Ok((Reply::Inspect(shared.lock().inspect()?), Vec::new())),
+            Request::Release(release) => {
+                self.demand_root()?;
+                let released = shared.lock().release_node(release.resume);
+                Ok((Reply::Release(wire::ReleaseReply { released }), Vec::new()))
+            }
+            Request::Uninstall(_) => {
+                self.demand_root()?;
+                shared.lock().uninstall();
+                done()
+            }
+            agent_only => {
+                if self.role != Role::Agent {
+                    return Err((Kind::NotAllowed, "only an agent may ask that".into()));
+                }
+                self.handle_agent(agent_only, fds, shared)
+            }
+        }
+    }
+
+    fn handle_agent(&mut self, request: Request, mut fds: Vec<OwnedFd>, shared: &Shared) -> Outcome {
+        let done = || Ok((Reply::Done(wire::Done {}), Vec::new()));
+        match request {
+            Request::Attach(_) => {
+                let (reply, fds) = shared.lock().attach(self.number)?;
+                Ok((Reply::Attach(reply), fds))
+            }
+            Request::Ready(_) => {
+                let mut state = shared.lock();
+                if !state.is_agent(self.number) {
+                    return Err(superseded());
+                }
+                state.ready(self.peer.pid);
+                done()
+            }
+            Request::Watch(_) => done(),
+            Request::SetPods(part) => self.set_pods(part, shared),
+            Request::TakeListeners(take) => {
+                let (reply, fds) = shared.lock().take_listeners(&take.uid)?;
+                Ok((Reply::Listeners(reply), fds))
+            }
+            Request::OfferListeners(offer) => {
+                shared.lock().offer_listeners(&offer, fds)?;
+                done()
+            }
+            Request::MakeSockets(request) => {
+                let fds = shared.lock().make_sockets(&request)?;
+                let count = u32::try_from(fds.len()).unwrap_or_default();
+                Ok((Reply::Sockets(wire::Sockets { count }), fds))
+            }
+            Request::PutKeys(_) => {
+                let fd = fds.pop().ok_or((Kind::Malformed, "keys: no descriptor".to_owned()))?;
+                shared.lock().put_keys(fd)?;
+                done()
+            }
+            Request::GetKeys(_) => {
+                let keys = shared.lock().get_keys()?;
+                Ok((Reply::Keys(wire::Keys { present: keys.is_some() }), keys.into_iter().collect()))
+            }
+            Request::Hello(_) | Request::Inspect(_) | Request::Release(_) | Request::Uninstall(_) => {
+                Err((Kind::Malformed, "out of order".into()))
+            }
+        }
+    }
+
+    fn hello(&mut self, hello: &wire::Hello, shared: &Shared) -> Outcome {
+        let ours = shared.lock().config().version;
+        let protocol = PROTOCOL_MAX.min(hello.protocol_max);
+        if protocol < PROTOCOL_MIN || protocol < hello.protocol_min {
+            return Err((
+                Kind::Version,
+                format!(
+                    "heddle {} speaks keeper protocol {} to {}, this keeper ({ours}) {PROTOCOL_MIN} to {PROTOCOL_MAX}: \
+                     bring both within one version",
+                    hello.binary_version, hello.protocol_min, hello.protocol_max
+                ),
+            ));
+        }
+        let role = hello.role();
+        if role == Role::Agent && hello.abi_version != ABI_VERSION {
+            return Err((
+                Kind::Version,
+                format!(
+                    "agent {} has datapath ABI {}, this keeper ({ours}) has {ABI_VERSION}: upgrade the keeper first",
+                    hello.binary_version, hello.abi_version
+                ),
+            ));
+        }
+        if role == Role::Unspecified {
+            return Err((Kind::Malformed, "Hello without a role".into()));
+        }
+        self.role = role;
+        let shards = u32::try_from(shared.lock().config().listener_shards).unwrap_or_default();
+        let reply = wire::HelloReply {
+            protocol,
+            abi_version: ABI_VERSION,
+            binary_version: ours.into(),
+            listener_shards: shards,
+        };
+        Ok((Reply::Hello(reply), Vec::new()))
+    }
+
+    fn set_pods(&mut self, part: wire::SetPods, shared: &Shared) -> Outcome {
+        if !shared.lock().is_agent(self.number) {
+            return Err(superseded());
+        }
+        if self.pods.len() + part.pods.len() > PODS_MAX {
+            self.pods.clear();
+            return Err((Kind::Limit, format!("more than {PODS_MAX} pods")));
+        }
+        self.pods.extend(part.pods);
+        if !part.last {
+            return Ok((Reply::Done(wire::Done {}), Vec::new()));
+        }
+        let mut desired = Vec::with_capacity(self.pods.len());
+        let mut unparsable = Vec::new();
+        for pod in std::mem::take(&mut self.pods) {
+            match PodSpec::parse(pod.clone()) {
+                Ok(spec) => desired.push(spec),
+                Err(reason) => unparsable.push((pod, reason)),
+            }
+        }
+        let pods = shared.lock().set_pods(desired, unparsable);
+        Ok((Reply::SetPods(wire::SetPodsReply { pods }), Vec::new()))
+    }
+
+    fn demand_root(&self) -> Result<(), Refusal> {
+        if self.peer.uid == 0 { Ok(()) } else { Err((Kind::NotAllowed, "only root may ask that".into())) }
+    }
+}
+
+fn superseded() -> Refusal {
+    (Kind::NotAllowed, "another agent has attached: this one is superseded".into())
+}

@@ -1,0 +1,596 @@
+//! Everything a keeper knows, and the operations sessions ask for. Each operation is whole: kernel, then books, then disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use heddle_abi::agent_role;
+use heddle_proto::keeper::v1::{self as wire, error::Kind};
+use socket2::Socket;
+
+use super::{KeeperConfig, persist};
+use crate::agent::monotonic_ns;
+use crate::enrol::{Action, Actual, Desired, Enrolled, Executor, Listeners, PodSpec, plan};
+use crate::error::DatapathError;
+use crate::kernel::Kernel;
+use crate::netns::{self, Netns};
+use crate::{sys, wire as packets};
+
+/// How long a restarted keeper waits for an agent to give the listeners back before it makes new ones.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+/// Accepted and reset per listener and tick when no agent came back.
+const FLUSH_MAX: usize = 4096;
+/// Bytes of the key memfd, at most.
+const KEYS_BYTES_MAX: i64 = 4 << 20;
+
+/// A refusal, as it goes to the client.
+pub type Refusal = (Kind, String);
+
+/// The keeper's state.
+pub struct State {
+    config: KeeperConfig,
+    kernel: Kernel,
+    debug: UnixListener,
+    pods: BTreeMap<String, Enrolled>,
+    refused: BTreeMap<String, (PodSpec, String)>,
+    released: bool,
+    keys: Option<OwnedFd>,
+    /// The session that attached last.
+    agent_session: Option<u64>,
+    /// Connections that want events: (process id, socket).
+    watchers: Vec<(i32, OwnedFd)>,
+    next_generation: u64,
+    next_session: u64,
+    started: Instant,
+    flushed: bool,
+    uninstalled: bool,
+}
+
+impl State {
+    /// Takes over what a former keeper left in the kernel and on disk.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn adopt(config: KeeperConfig, kernel: Kernel, debug: UnixListener) -> Result<Self, DatapathError> {
+        let remembered = persist::load(&config.run_dir);
+        let next_generation = u64::from(std::process::id()) << 32;
+        let mut state = Self {
+            config,
+            kernel,
+            debug,
+            pods: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            released: remembered.released,
+            keys: None,
+            agent_session: None,
+            watchers: Vec::new(),
+            next_generation,
+            next_session: 0,
+            started: Instant::now(),
+            flushed: false,
+            uninstalled: false,
+        };
+        let captured: BTreeSet<u64> = state.kernel.maps.pods().into_iter().map(|entry| entry.netns_cookie).collect();
+        for spec in remembered.pods {
+            let netns = match Netns::open(&spec.netns_path) {
+                Ok(netns) => netns,
+                Err(error) => {
+                    tracing::info!(pod = spec.display(), %error, "not taken over");
+                    continue;
+                }
+            };
+            let netns_cookie = netns.cookie();
+            if captured.contains(&netns_cookie) {
+                let pod = Enrolled { spec, netns, netns_cookie, v4: None, v6: None, listener_generation: 0 };
+                state.pods.insert(pod.spec.uid.clone(), pod);
+            } else {
+                state.enrol(spec, netns);
+            }
+        }
+        tracing::info!(pods = state.pods.len(), released = state.released, "state taken over");
+        Ok(state)
+    }
+
+    /// A number for a new session.
+    pub const fn session_number(&mut self) -> u64 {
+        self.next_session += 1;
+        self.next_session
+    }
+
+    /// Shown to the other side.
+    #[must_use]
+    pub const fn config(&self) -> &KeeperConfig {
+        &self.config
+    }
+
+    /// Whether the node was uninstalled: the keeper ends.
+    #[must_use]
+    pub const fn uninstalled(&self) -> bool {
+        self.uninstalled
+    }
+
+    /// Drops every fd into pods.
+    pub fn close(&mut self) {
+        self.pods.clear();
+        self.watchers.clear();
+        self.keys = None;
+    }
+
+    /// Makes `session` the agent. Gives the fds it needs.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn attach(&mut self, session: u64) -> Result<(wire::AttachReply, Vec<OwnedFd>), Refusal> {
+        let mut fds = self.kernel.agent_map_fds().map_err(kernel_refusal)?;
+        fds.push(self.debug.as_fd().try_clone_to_owned().map_err(|e| (Kind::Kernel, e.to_string()))?);
+        self.agent_session = Some(session);
+        tracing::info!(session, "agent attached");
+        Ok((wire::AttachReply { pods: compact(self.pod_states()), released: self.released }, fds))
+    }
+
+    /// Whether `session` is the agent that attached last.
+    #[must_use]
+    pub fn is_agent(&self, session: u64) -> bool {
+        self.agent_session == Some(session)
+    }
+
+    /// The session has ended.
+    pub fn session_ended(&mut self, session: u64) {
+        if self.is_agent(session) {
+            self.agent_session = None;
+            tracing::info!(session, "agent gone; its listeners are kept");
+        }
+    }
+
+    /// The agent accepts: tells every other process that it is superseded.
+    pub fn ready(&mut self, pid: i32) {
+        self.tell(wire::Event { event: Some(wire::event::Event::Superseded(wire::Superseded {})) }, |watcher| {
+            watcher != pid
+        });
+    }
+
+    /// Adds a connection that wants events.
+    pub fn watch(&mut self, pid: i32, socket: OwnedFd) {
+        self.watchers.push((pid, socket));
+    }
+
+    fn tell(&mut self, event: wire::Event, whom: impl Fn(i32) -> bool) {
+        self.watchers.retain(|(pid, socket)| {
+            if !whom(*pid) {
+                return true;
+            }
+            if let Err(error) = packets::send(socket.as_fd(), &event, &[]) {
+                tracing::info!(pid, %error, "watcher is gone");
+            }
+            false
+        });
+    }
+
+    /// Makes the enrolled pods those desired.
+    pub fn set_pods(&mut self, desired: Vec<PodSpec>, unparsable: Vec<(wire::PodSpec, String)>) -> Vec<wire::PodState> {
+        let mut namespaces = BTreeMap::new();
+        let desired: Vec<Desired> = if self.released { Vec::new() } else { desired }
+            .into_iter()
+            .map(|spec| {
+                let netns_cookie = match Netns::open(&spec.netns_path) {
+                    Ok(netns) => {
+                        let cookie = netns.cookie();
+                        namespaces.insert(spec.uid.clone(), netns);
+                        Ok(cookie)
+                    }
+                    Err(error) => Err(error.to_string()),
+                };
+                Desired { spec, netns_cookie }
+            })
+            .collect();
+        let specs: BTreeMap<String, PodSpec> = desired.iter().map(|d| (d.spec.uid.clone(), d.spec.clone())).collect();
+        let actual = self
+            .pods
+            .iter()
+            .map(|(uid, pod)| (uid.clone(), Actual { spec: pod.spec.clone(), netns_cookie: pod.netns_cookie }))
+            .collect();
+        self.refused.clear();
+        for action in plan(&desired, &actual) {
+            match action {
+                Action::Release { uid } => self.release(&uid),
+                Action::Enrol { spec } => {
+                    if let Some(netns) = namespaces.remove(&spec.uid) {
+                        self.enrol(spec, netns);
+                    }
+                }
+                Action::Update { spec } => self.update(spec),
+                Action::Refuse { uid, reason } => {
+                    tracing::warn!(uid, reason, "pod not enrolled");
+                    if let Some(spec) = specs.get(&uid) {
+                        self.refused.insert(uid, (spec.clone(), reason));
+                    }
+                }
+            }
+        }
+        self.sweep();
+        self.save();
+        let mut states = compact(self.pod_states());
+        states.extend(unparsable.into_iter().map(|(pod, reason)| wire::PodState {
+            uid: pod.uid,
+            namespace: pod.namespace,
+            name: pod.name,
+            enrolled: false,
+            reason,
+            ..wire::PodState::default()
+        }));
+        states
+    }
+
+    fn executor(kernel: &mut Kernel, shards: usize) -> Executor<'_, Kernel> {
+        Executor { kernel, shards }
+    }
+
+    fn enrol(&mut self, spec: PodSpec, netns: Netns) {
+        self.next_generation += 1;
+        let (uid, name, cookie) = (spec.uid.clone(), spec.display(), netns.cookie());
+        let refused = spec.clone();
+        let mut executor = Self::executor(&mut self.kernel, self.config.listener_shards);
+        match executor.enrol(spec, netns, cookie, self.next_generation) {
+            Ok(pod) => {
+                tracing::info!(pod = name, netns_cookie = cookie, "enrolled");
+                self.pods.insert(uid, pod);
+            }
+            Err(error) => {
+                tracing::error!(pod = name, %error, "not enrolled");
+                self.refused.insert(uid, (refused, format!("pod {name}: {error}")));
+            }
+        }
+    }
+
+    fn update(&mut self, spec: PodSpec) {
+        let Some(pod) = self.pods.get_mut(&spec.uid) else {
+            return;
+        };
+        pod.spec = spec;
+        if let Err(error) = Self::executor(&mut self.kernel, self.config.listener_shards).install(pod) {
+            // What could not be changed fails closed: the pod stays captured under its old exclusions or fewer.
+            let reason = format!("pod {}: {error}", pod.spec.display());
+            tracing::error!(reason, "not updated");
+            self.refused.insert(pod.spec.uid.clone(), (pod.spec.clone(), reason));
+        } else {
+            tracing::info!(pod = pod.spec.display(), "updated");
+        }
+    }
+
+    fn release(&mut self, uid: &str) {
+        let Some(pod) = self.pods.remove(uid) else {
+            return;
+        };
+        for error in Self::executor(&mut self.kernel, self.config.listener_shards).release(&pod) {
+            tracing::error!(pod = pod.spec.display(), %error, "release");
+        }
+        tracing::info!(pod = pod.spec.display(), "released");
+    }
+
+    /// Removes from the kernel what nobody wants: left by a keeper whose state was lost.
+    fn sweep(&mut self) {
+        let known: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+        let mut results = Vec::new();
+        for entry in self.kernel.maps.pods() {
+            if !known.contains(&entry.netns_cookie) {
+                results.push(self.kernel.maps.remove_pod(entry.netns_cookie));
+                results.push(self.kernel.maps.retain_exclusions(entry.netns_cookie, |_, _| false, |_| false));
+            }
+        }
+        for cookie in self.kernel.lookup_cookies() {
+            if !known.contains(&cookie) {
+                results.push(self.kernel.detach_lookup(cookie));
+            }
+        }
+        for (address, cookie) in self.kernel.maps.addresses() {
+            if !known.contains(&cookie) {
+                results.push(self.kernel.maps.remove_address(address, cookie));
+            }
+        }
+        for error in results.into_iter().filter_map(Result::err) {
+            tracing::error!(%error, "sweep");
+        }
+    }
+
+    fn save(&self) {
+        let pods = self.pods.values().map(|pod| pod.spec.clone()).collect();
+        if let Err(error) = persist::save(&self.config.run_dir, self.released, pods) {
+            tracing::error!(%error, "a restarted keeper will not know the enrolled pods");
+        }
+    }
+
+    /// The listeners of a pod, made now if a restart lost them. Order as in the protocol.
+    ///
+    /// # Errors
+    /// Unknown pod, or they cannot be made.
+    pub fn take_listeners(&mut self, uid: &str) -> Result<(wire::Listeners, Vec<OwnedFd>), Refusal> {
+        let shards = self.config.listener_shards;
+        let pod = self.pods.get_mut(uid).ok_or_else(|| unknown(uid))?;
+        if pod.v4.is_none() && pod.v6.is_none() {
+            self.next_generation += 1;
+            pod.listener_generation = self.next_generation;
+            Self::executor(&mut self.kernel, shards).relisten(pod).map_err(kernel_refusal)?;
+        }
+        let mut fds = Vec::new();
+        let mut count = 0;
+        for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
+            count = listeners.outbound.len();
+            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+                fds.push(socket.as_fd().try_clone_to_owned().map_err(|e| (Kind::Kernel, e.to_string()))?);
+            }
+        }
+        let reply = wire::Listeners {
+            uid: uid.to_owned(),
+            shards: u32::try_from(count).unwrap_or_default(),
+            ipv6: pod.v6.is_some(),
+            listener_generation: pod.listener_generation,
+        };
+        if pod.v4.is_none() {
+            return Err((Kind::Kernel, format!("pod {}: no IPv4 loopback in its namespace", pod.spec.display())));
+        }
+        Ok((reply, fds))
+    }
+
+    /// Takes back the listeners an agent kept over a keeper restart.
+    ///
+    /// # Errors
+    /// Unknown pod, it has listeners, or these are not the pod's.
+    pub fn offer_listeners(&mut self, offer: &wire::OfferListeners, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
+        let pod = self.pods.get(&offer.uid).ok_or_else(|| unknown(&offer.uid))?;
+        if pod.v4.is_some() || pod.v6.is_some() {
+            return Err((Kind::Limit, format!("pod {} has its listeners", pod.spec.display())));
+        }
+        let shards = usize::try_from(offer.shards).unwrap_or(usize::MAX);
+        let expected = shards.saturating_mul(if offer.ipv6 { 4 } else { 2 });
+        if shards == 0 || fds.len() != expected {
+            return Err((Kind::Malformed, format!("{} descriptors for {shards} shards", fds.len())));
+        }
+        let mut sockets = fds.into_iter().map(Socket::from);
+        let cookie = pod.netns_cookie;
+        let kernel = &self.kernel;
+        let mut direction = |role: u32| -> Result<Vec<Socket>, Refusal> {
+            let group: Vec<Socket> = sockets.by_ref().take(shards).collect();
+            let genuine = |s: &Socket| kernel.maps.role(s) == Some(role) && sys::netns_cookie(s).ok() == Some(cookie);
+            if group.iter().all(genuine) {
+                Ok(group)
+            } else {
+                Err((Kind::NotAllowed, format!("a descriptor offered for pod {} is not its listener", offer.uid)))
+            }
+        };
+        let mut family = || -> Result<Listeners, Refusal> {
+            Ok(Listeners { outbound: direction(agent_role::OUTBOUND)?, inbound: direction(agent_role::INBOUND)? })
+        };
+        let v4 = family()?;
+        let v6 = if offer.ipv6 { Some(family()?) } else { None };
+        if let Some(pod) = self.pods.get_mut(&offer.uid) {
+            tracing::info!(pod = pod.spec.display(), "listeners given back");
+            pod.v4 = Some(v4);
+            pod.v6 = v6;
+        }
+        Ok(())
+    }
+
+    /// Unconnected sockets inside a pod.
+    ///
+    /// # Errors
+    /// Unknown pod, too many, or the kernel refuses.
+    pub fn make_sockets(&mut self, request: &wire::MakeSockets) -> Result<Vec<OwnedFd>, Refusal> {
+        let pod = self.pods.get(&request.uid).ok_or_else(|| unknown(&request.uid))?;
+        let count = usize::try_from(request.count).unwrap_or(usize::MAX);
+        if count == 0 || count > packets::FDS_MAX {
+            return Err((Kind::Limit, format!("{count} sockets: must be 1 to {}", packets::FDS_MAX)));
+        }
+        let maps = &mut self.kernel.maps;
+        let made = pod.netns.within(|| {
+            (0..count)
+                .map(|_| {
+                    let socket = netns::agent_socket(request.ipv6)?;
+                    maps.mark(&socket, agent_role::UPSTREAM).map_err(std::io::Error::other)?;
+                    Ok(OwnedFd::from(socket))
+                })
+                .collect()
+        });
+        made.map_err(|error| (Kind::Kernel, format!("sockets in pod {}: {error}", pod.spec.display())))
+    }
+
+    /// Keeps the agent's keys: a sealed memfd, so that what is kept is what was given.
+    ///
+    /// # Errors
+    /// Not a sealed memfd, or too large.
+    pub fn put_keys(&mut self, fd: OwnedFd) -> Result<(), Refusal> {
+        use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| (Kind::Malformed, "keys: not a memfd".to_owned()))?;
+        let needed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        if !SealFlag::from_bits_truncate(seals).contains(needed) {
+            return Err((Kind::Malformed, "keys: the memfd must be sealed (write, shrink, grow, seal)".into()));
+        }
+        let size = nix::sys::stat::fstat(&fd).map_err(|e| (Kind::Kernel, e.to_string()))?.st_size;
+        if size > KEYS_BYTES_MAX {
+            return Err((Kind::Limit, format!("keys: {size} bytes, at most {KEYS_BYTES_MAX}")));
+        }
+        self.keys = Some(fd);
+        Ok(())
+    }
+
+    /// The kept keys.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn get_keys(&self) -> Result<Option<OwnedFd>, Refusal> {
+        self.keys.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| (Kind::Kernel, e.to_string()))
+    }
+
+    /// Break-glass. Stays in force over restarts until resumed.
+    pub fn release_node(&mut self, resume: bool) -> u32 {
+        self.released = !resume;
+        let uids: Vec<String> = if resume { Vec::new() } else { self.pods.keys().cloned().collect() };
+        for uid in &uids {
+            self.release(uid);
+        }
+        if !resume {
+            self.sweep();
+        }
+        self.save();
+        u32::try_from(uids.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Releases everything and marks the end.
+    pub fn uninstall(&mut self) {
+        self.release_node(false);
+        self.tell(wire::Event { event: Some(wire::event::Event::Uninstalled(wire::Uninstalled {})) }, |_| true);
+        self.uninstalled = true;
+    }
+
+    /// Five times a second: programs' messages, lost listeners, and connections that waited for an agent in vain.
+    pub fn tick(&mut self) {
+        self.kernel.flush_logs();
+        if self.started.elapsed() > GIVE_BACK {
+            let lost: Vec<String> = self
+                .pods
+                .iter()
+                .filter(|(_, pod)| pod.v4.is_none() && pod.v6.is_none() && self.agent_session.is_none())
+                .map(|(uid, _)| uid.clone())
+                .collect();
+            for uid in lost {
+                if let Err((_, error)) = self.take_listeners(&uid) {
+                    tracing::error!(uid, error, "cannot make listeners");
+                }
+            }
+        }
+        self.flush_backlogs();
+    }
+
+    /// Once the kernel refuses new connections for want of an agent, those that wait are refused as well.
+    fn flush_backlogs(&mut self) {
+        let alive = match (self.kernel.maps.heartbeat(), monotonic_ns()) {
+            (Ok(beat), Ok(now)) => beat.is_alive(now) || beat.stamp_ns == 0,
+            _ => true,
+        };
+        if alive || self.agent_session.is_some() {
+            self.flushed = false;
+            return;
+        }
+        let mut reset = 0_usize;
+        for pod in self.pods.values() {
+            for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
+                for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+                    // SO_LINGER 0 is inherited: dropping resets. Not a byte is read.
+                    reset += std::iter::from_fn(|| socket.accept().ok()).take(FLUSH_MAX).count();
+                }
+            }
+        }
+        if reset > 0 || !self.flushed {
+            tracing::warn!(reset, "no agent for five seconds: waiting connections refused");
+        }
+        self.flushed = true;
+    }
+
+    /// All pods that were asked for.
+    fn pod_states(&self) -> Vec<wire::PodState> {
+        let enrolled = self.pods.values().map(|pod| wire::PodState {
+            uid: pod.spec.uid.clone(),
+            namespace: pod.spec.namespace.clone(),
+            name: pod.spec.name.clone(),
+            enrolled: true,
+            reason: self.refused.get(&pod.spec.uid).map(|(_, reason)| reason.clone()).unwrap_or_default(),
+            netns_cookie: pod.netns_cookie,
+            addresses: pod.spec.addresses.iter().map(IpAddr::to_string).collect(),
+            listener_generation: pod.listener_generation,
+        });
+        let refused = self.refused.iter().filter(|(uid, _)| !self.pods.contains_key(*uid)).map(|(uid, (spec, why))| {
+            wire::PodState {
+                uid: uid.clone(),
+                namespace: spec.namespace.clone(),
+                name: spec.name.clone(),
+                enrolled: false,
+                reason: why.clone(),
+                netns_cookie: 0,
+                addresses: spec.addresses.iter().map(IpAddr::to_string).collect(),
+                listener_generation: 0,
+            }
+        });
+        enrolled.chain(refused).collect()
+    }
+
+    /// What was told versus what is in the kernel.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn inspect(&self) -> Result<wire::InspectReply, Refusal> {
+        let programs = self.kernel.programs().map_err(kernel_refusal)?;
+        let config = self.kernel.config();
+        Ok(wire::InspectReply {
+            programs: programs
+                .into_iter()
+                .map(|p| wire::ProgramInfo { name: p.name, id: p.id, tag: p.tag, attached_to: p.link })
+                .collect(),
+            maps: self
+                .kernel
+                .maps
+                .usage()
+                .into_iter()
+                .map(|m| wire::MapInfo {
+                    name: m.name.into(),
+                    id: m.id,
+                    entries: m.entries,
+                    max_entries: m.max_entries,
+                })
+                .collect(),
+            pods: self.pod_states(),
+            discrepancies: self.discrepancies(),
+            pin_dir: config.pin_dir.display().to_string(),
+            cgroup: config.cgroup.display().to_string(),
+            agent_attached: self.agent_session.is_some(),
+            released: self.released,
+            keys_present: self.keys.is_some(),
+            open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |d| u32::try_from(d.count()).unwrap_or(u32::MAX)),
+            binary_version: self.config.version.into(),
+            pid: std::process::id(),
+        })
+    }
+
+    fn discrepancies(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let captured: BTreeSet<u64> = self.kernel.maps.pods().into_iter().map(|e| e.netns_cookie).collect();
+        for pod in self.pods.values() {
+            let name = pod.spec.display();
+            if !captured.contains(&pod.netns_cookie) {
+                found.push(format!("pod {name}: enrolled, but not in the pods map"));
+            }
+            if !self.kernel.has_lookup(pod.netns_cookie) {
+                found.push(format!("pod {name}: enrolled, but inbound capture is not attached"));
+            }
+            for &address in &pod.spec.addresses {
+                if self.kernel.maps.address(address).map(|a| a.netns_cookie) != Some(pod.netns_cookie) {
+                    found.push(format!("pod {name}: address {address} is not the pod's in the addresses map"));
+                }
+            }
+        }
+        let known: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+        found.extend(
+            captured.difference(&known).map(|cookie| format!("netns {cookie}: captured, but nobody asked for it")),
+        );
+        found
+    }
+}
+
+/// Without what an agent knows anyhow: a node's pods must fit into one packet.
+fn compact(states: Vec<wire::PodState>) -> Vec<wire::PodState> {
+    let bare = |state: wire::PodState| wire::PodState {
+        namespace: String::new(),
+        name: String::new(),
+        addresses: Vec::new(),
+        ..state
+    };
+    states.into_iter().map(bare).collect()
+}
+
+fn kernel_refusal(error: DatapathError) -> Refusal {
+    (Kind::Kernel, error.to_string())
+}
+
+fn unknown(uid: &str) -> Refusal {
+    (Kind::UnknownPod, format!("pod {uid} is not enrolled"))
+}
