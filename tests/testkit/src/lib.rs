@@ -1,1 +1,37 @@
-//! (skeleton)
+//! Whole nodes for tests: real network namespaces, real cgroups, real programs and the real `heddle` binary, declared
+//! in the words of a topology and taken apart whatever happens.
+//!
+//! Start at [`topology`] for the words, [`mesh::Mesh`] for what they become, [`place::Place`] for what can be run
+//! where. The tests need root and say so.
+
+pub mod cgroup;
+pub mod client;
+pub mod control;
+pub mod id;
+pub mod mesh;
+pub mod netns;
+pub mod node;
+pub mod objects;
+pub mod place;
+pub mod pod;
+pub mod probe;
+pub mod process;
+pub mod report;
+pub mod server;
+pub mod sweep;
+pub mod topology;
+pub mod wait;
+
+/// What a suite needs.
+pub mod prelude {
+    pub use crate::client::{Dial, Held, Outcome, dial};
+    pub use crate::control::refused_but;
+    pub use crate::mesh::Mesh;
+    pub use crate::node::Node;
+    pub use crate::place::Place;
+    pub use crate::pod::Pod;
+    pub use crate::report::{Accepted, Connection, End, Event, Summary};
+    pub use crate::server::{Serve, Server, tcp};
+    pub use crate::topology::{Declare, Families};
+    pub use crate::wait::{wait_for, wait_until};
+}

@@ -1,0 +1,129 @@
+//! Network namespaces: made with `ip`, entered with `setns`.
+//!
+//! `ip netns exec` is never used: it hides the cgroup2 mount from what it starts.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
+
+/// Where `ip netns add` mounts namespaces.
+pub(crate) const NETNS_DIR: &str = "/run/netns";
+
+/// A named network namespace.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    file: File,
+    inode: u64,
+}
+
+impl Netns {
+    /// Makes a namespace with its loopback up and IPv6 without duplicate address detection.
+    pub(crate) fn create(name: &str) -> anyhow::Result<Self> {
+        ip(&["netns", "add", name])?;
+        let path = Path::new(NETNS_DIR).join(name);
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let inode = file.metadata()?.ino();
+        let netns = Self { name: name.to_owned(), file, inode };
+        netns.inside(|| {
+            for (key, value) in [
+                ("ipv6/conf/all/disable_ipv6", "0"),
+                ("ipv6/conf/default/accept_dad", "0"),
+                ("ipv6/conf/all/accept_dad", "0"),
+                ("ipv4/tcp_fastopen", "3"),
+                // Tests open many connections from few addresses.
+                ("ipv4/ip_local_port_range", "20000 60999"),
+                ("ipv4/tcp_tw_reuse", "1"),
+            ] {
+                let path = format!("/proc/sys/net/{key}");
+                std::fs::write(&path, value).with_context(|| format!("write {value:?} to {path}"))?;
+            }
+            anyhow::Ok(())
+        })??;
+        netns.ip(&["link set lo up".to_owned()])?;
+        Ok(netns)
+    }
+
+    /// The name `ip netns` knows.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new(NETNS_DIR).join(&self.name)
+    }
+
+    /// The inode that identifies it in `/proc/<pid>/fd` and to bpftool.
+    #[must_use]
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace. `/proc/thread-self/net` and `/proc/sys/net` are the
+    /// namespace's there.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or `work` panicked.
+    pub fn inside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET)
+                        .with_context(|| format!("enter network namespace {}", self.name))?;
+                    Ok(work())
+                })
+                .join()
+                .map_err(|_| anyhow!("the thread in network namespace {} panicked", self.name))?
+        })
+    }
+
+    /// Runs a batch of `ip` commands in the namespace.
+    pub(crate) fn ip(&self, commands: &[String]) -> anyhow::Result<()> {
+        let mut child = Command::new("ip")
+            .args(["-n", &self.name, "-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start ip (Debian package iproute2)")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(commands.join("\n").as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("ip -n {}: {}\n{}", self.name, String::from_utf8_lossy(&output.stderr).trim(), commands.join("\n"));
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// Deletes a namespace by name; one that is gone is fine.
+pub(crate) fn delete(name: &str) -> anyhow::Result<()> {
+    match ip(&["netns", "delete", name]) {
+        Err(_) if !Path::new(NETNS_DIR).join(name).exists() => Ok(()),
+        other => other,
+    }
+}
+
+fn ip(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("ip").args(arguments).output().context("start ip (Debian package iproute2)")?;
+    if !output.status.success() {
+        bail!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
