@@ -258,7 +258,7 @@ fn start_haproxy(place: &Place, binary: &Path, directory: &Path) -> Result<Proce
 }
 
 fn haproxy_configuration(origin: IpAddr) -> String {
-    let mut text = "global\n  nbthread 1\n  maxconn 20000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n".to_owned();
+    let mut text = "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n".to_owned();
     for port in [ECHO_PORT, SINK_PORT] {
         text.push_str(&format!(
             "listen l{port}\n  bind 0.0.0.0:{}\n  server s{port} {origin}:{port}\n",
