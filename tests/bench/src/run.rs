@@ -1,0 +1,164 @@
+//! `run`: rounds of all contestants in turn, then memory at rest and the cost of configuration.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use heddle_testkit::prelude::*;
+use serde::Deserialize;
+
+use crate::contestants::{Arena, Binaries, start_agent};
+use crate::cpu::{self, PROXY_CORE};
+use crate::load::Seen;
+use crate::rows::{self, Row};
+use crate::scenarios::{self, Scenario};
+
+/// How much, and where to.
+#[derive(Args)]
+pub struct Arguments {
+    /// The Envoy binary
+    #[arg(long)]
+    envoy: PathBuf,
+    /// The HAProxy binary
+    #[arg(long)]
+    haproxy: PathBuf,
+    /// The program that measures loading of configuration
+    #[arg(long)]
+    discovery_bench: PathBuf,
+    /// Write the rows there
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Only scenarios whose name contains this
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Interleaved rounds
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Length of one measurement
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+}
+
+/// Pods of the node whose memory is measured, and its workers.
+const IDLE_PODS: usize = 20;
+const IDLE_WORKERS: usize = 2;
+/// Issue 2: agent and keeper together.
+const IDLE_MIB_MAX: f64 = 25.0;
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Measures; success means that every bar was met.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    ensure!(cores > PROXY_CORE, "{cores} core: load and proxies need one each, or they measure each other");
+    let started = Instant::now();
+    let is_wanted = |name: &str| name.contains(&arguments.filter);
+
+    let mut rows = Vec::new();
+    let wanted: Vec<&Scenario> = scenarios::ALL.iter().filter(|scenario| is_wanted(scenario.name)).collect();
+    if !wanted.is_empty() {
+        let arena = Arena::build(&Binaries { envoy: arguments.envoy.clone(), haproxy: arguments.haproxy.clone() })?;
+        for scenario in wanted {
+            rows.extend(compare(&arena, scenario, arguments)?);
+        }
+    }
+    if is_wanted("idle-memory") {
+        rows.extend(idle_memory()?);
+    }
+    if is_wanted("discovery-load") {
+        rows.extend(discovery(&arguments.discovery_bench)?);
+    }
+    ensure!(!rows.is_empty(), "no scenario contains {:?}", arguments.filter);
+
+    print!("{}", rows::table(&rows));
+    if let Some(path) = &arguments.json {
+        let text = serde_json::to_string_pretty(&rows)? + "\n";
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("\nwritten to {}", path.display());
+    }
+    let missed: Vec<&Row> = rows.iter().filter(|row| row.met == Some(false)).collect();
+    let barred = rows.iter().filter(|row| row.bar.is_some()).count();
+    println!(
+        "\n{} of {barred} bars met, {} rows, {:.0} s",
+        barred - missed.len(),
+        rows.len(),
+        started.elapsed().as_secs_f64()
+    );
+    Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One scenario: in every round each contestant has its turn, in an order that changes with the round.
+fn compare(arena: &Arena, scenario: &Scenario, arguments: &Arguments) -> Result<Vec<Row>> {
+    let contestants: Vec<_> = scenario.contestants().collect();
+    let mut seen: Vec<Vec<Seen>> = vec![Vec::new(); contestants.len()];
+    for round in 0..arguments.rounds.max(1) {
+        eprintln!("{}: round {} of {}", scenario.name, round + 1, arguments.rounds.max(1));
+        for turn in 0..contestants.len() {
+            let index = (turn + round as usize) % contestants.len();
+            let result = arena.measure(
+                contestants[index],
+                scenario.pattern,
+                scenario.target,
+                scenario.connections,
+                arguments.seconds,
+            )?;
+            seen[index].push(result);
+        }
+    }
+    Ok(scenario.rows(&seen))
+}
+
+/// Memory of agent and keeper with pods enrolled and nothing to do.
+fn idle_memory() -> Result<Vec<Row>> {
+    eprintln!("idle-memory: a node with {IDLE_PODS} pods");
+    let names: Vec<String> = (1..=IDLE_PODS).map(|number| format!("pod-{number}")).collect();
+    let mut words = Mesh::declare("bench-idle").node("idle").without_agent().pod(&names[0]);
+    for name in &names[1..] {
+        words = words.pod(name);
+    }
+    let mesh = words.start()?;
+    let node = mesh.node("idle");
+    let agent = start_agent(node, IDLE_WORKERS)?;
+    for pod in node.pods() {
+        node.wait_enrolled(pod, Duration::from_secs(20))?;
+    }
+    let (agent, keeper) =
+        (cpu::resident_bytes(agent.pid())? as f64 / MIB, cpu::resident_bytes(node.keeper_pid()?)? as f64 / MIB);
+    let row = |metric: &str, value: f64, bar: Option<f64>| Row::alone("idle-memory", 0, metric, "MiB", value, bar);
+    Ok(vec![
+        row("RSS of agent and keeper, 20 pods, 2 workers", agent + keeper, Some(IDLE_MIB_MAX)),
+        row("RSS of the agent", agent, None),
+        row("RSS of the keeper", keeper, None),
+    ])
+}
+
+#[derive(Deserialize)]
+struct DiscoveryLine {
+    metric: String,
+    value: f64,
+    unit: String,
+}
+
+/// What the room `discovery` measures about itself.
+fn discovery(program: &PathBuf) -> Result<Vec<Row>> {
+    eprintln!("discovery-load: objects from files");
+    let output = Command::new(program).output().with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(
+        output.status.success(),
+        "{}: {}\n{}",
+        program.display(),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).context("its output is not UTF-8")?;
+    text.lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| {
+            let line: DiscoveryLine =
+                serde_json::from_str(line).with_context(|| format!("not a measurement: {line}"))?;
+            Ok(Row::alone("discovery-load", 0, &line.metric, &line.unit, line.value, None))
+        })
+        .collect()
+}
