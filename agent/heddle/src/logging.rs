@@ -5,12 +5,12 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, reload};
 
-static LEVELS: OnceLock<(reload::Handle<Targets, Registry>, std::sync::Mutex<String>)> = OnceLock::new();
+static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Starts logging at `[TARGET=]LEVEL[,…]`.
 ///
@@ -24,35 +24,46 @@ pub fn start(levels: &str) -> Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true);
     tracing_subscriber::registry().with(layer).with(format).try_init().map_err(|e| anyhow!("logging: {e}"))?;
-    let _ = LEVELS.set((handle, std::sync::Mutex::new(levels.to_owned())));
+    let _ = LEVELS.set(handle);
     Ok(())
 }
 
-/// The levels in force.
+/// The levels in force: target (empty for the rest) and level.
 #[must_use]
-pub fn levels() -> String {
-    LEVELS.get().map_or_else(String::new, |(_, text)| {
-        text.lock().map_or_else(|poisoned| poisoned.into_inner().clone(), |text| text.clone())
-    })
+pub fn levels() -> Vec<(String, String)> {
+    let Some(filter) = LEVELS.get().and_then(|handle| handle.clone_current()) else {
+        return Vec::new();
+    };
+    let word = |level: LevelFilter| level.to_string().to_lowercase();
+    let rest = filter.default_level().map(|level| (String::new(), word(level)));
+    let mut levels: Vec<_> = rest.into_iter().collect();
+    levels.extend(filter.iter().map(|(target, level)| (target.to_owned(), word(level))));
+    levels.sort();
+    levels
 }
 
-/// Changes the levels.
+/// Changes the level of one target, or (empty) of everything without one of its own.
 ///
 /// # Errors
 /// Not a level.
-pub fn set(levels: &str) -> Result<(), String> {
-    let filter = parse(levels).map_err(|error| error.to_string())?;
-    let (handle, text) = LEVELS.get().ok_or("logging has not started")?;
-    handle.reload(filter).map_err(|error| error.to_string())?;
-    if let Ok(mut text) = text.lock() {
-        levels.clone_into(&mut text);
-    }
-    Ok(())
+pub fn set(target: &str, level: &str) -> Result<(), String> {
+    let parsed = LevelFilter::from_str(level)
+        .map_err(|_| format!("`{level}` is not a level: write error, warn, info, debug, trace or off"))?;
+    let handle = LEVELS.get().ok_or("logging has not started")?;
+    let change = |filter: &mut Targets| {
+        let kept = std::mem::take(filter);
+        *filter =
+            if target.is_empty() { kept.with_default(parsed) } else { kept.with_target(target.to_owned(), parsed) };
+    };
+    handle.modify(change).map_err(|error| error.to_string())
 }
 
 fn parse(levels: &str) -> Result<Targets> {
-    Targets::from_str(levels)
-        .map_err(|error| anyhow!("log level `{levels}`: {error}; write [TARGET=]LEVEL[,…] with LEVEL error, warn, info, debug, trace or off"))
+    Targets::from_str(levels).map_err(|error| {
+        anyhow!(
+            "log level `{levels}`: {error}; write [TARGET=]LEVEL[,…] with LEVEL error, warn, info, debug, trace or off"
+        )
+    })
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use heddle_datapath::client::KeeperClient;
-use heddle_datapath::kernel::{KernelConfig, cgroup2_mount};
 use heddle_datapath::keeper::{KeeperConfig, run, socket_path};
+use heddle_datapath::kernel::{KernelConfig, cgroup2_mount};
 use heddle_proto::keeper::v1::Role;
 
 use crate::cli::{KeeperOptions, ReleaseOptions, UninstallOptions};

@@ -12,7 +12,7 @@ use heddle_datapath::agent::{ClientPublisher, CounterReader, HeartbeatWriter};
 use heddle_datapath::client::{KeeperClient, PodListeners, Watcher};
 use heddle_model::PodUid;
 use heddle_proto::keeper::v1::event::Event;
-use heddle_proto::keeper::v1::{InspectReply, PodSpec, PodState, Role};
+use heddle_proto::keeper::v1::{InspectReply, MapInfo, PodSpec, PodState, Role};
 use tokio::sync::mpsc;
 
 use super::sockets::NetnsSockets;
@@ -23,6 +23,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Enrolment is told again this often, so that a pod refused for a passing reason gets in.
 const RESYNC: Duration = Duration::from_secs(2);
+
+/// How often the use of the maps is asked for.
+const INSPECT: Duration = Duration::from_secs(10);
 
 /// What the rest of the agent must do.
 #[derive(Debug)]
@@ -50,6 +53,10 @@ pub struct LinkView {
     pub released: bool,
     /// Last trouble with the keeper.
     pub trouble: Option<String>,
+    /// Version of the keeper.
+    pub keeper_version: String,
+    /// How full the maps are, refreshed every [`INSPECT`].
+    pub maps: Vec<MapInfo>,
 }
 
 #[derive(Default)]
@@ -95,7 +102,6 @@ impl Link {
             sockets,
             events,
             held: BTreeMap::new(),
-            was_ready: false,
         };
         std::thread::Builder::new().name("keeper-link".into()).spawn(move || worker.run()).context("start a thread")?;
         Ok(link)
@@ -164,7 +170,6 @@ struct Worker {
     events: mpsc::Sender<LinkEvent>,
     /// Listeners of the pods this agent accepts for: kept to give back to a restarted keeper.
     held: BTreeMap<String, PodListeners>,
-    was_ready: bool,
 }
 
 /// Why a connection's life ended.
@@ -222,6 +227,7 @@ impl Worker {
             view.attached = true;
             view.released = attached.released;
             view.trouble = None;
+            keeper.hello().binary_version.clone_into(&mut view.keeper_version);
         }
         self.send(LinkEvent::Attached(attached.debug));
         tracing::info!(keeper = keeper.hello().binary_version, pods = attached.pods.len(), "attached to the keeper");
@@ -241,6 +247,7 @@ impl Worker {
         }
         // Until the first snapshot has told what is wanted, those already in are served, and none is released.
         let mut told = false;
+        let mut inspected: Option<Instant> = None;
         loop {
             let desired = {
                 let mut wishes = lock(&self.wishes.0);
@@ -252,9 +259,12 @@ impl Worker {
                 if !told {
                     keeper.ready()?;
                     told = true;
-                    self.was_ready = true;
                 }
                 lock(&self.view).settled = true;
+            }
+            if inspected.is_none_or(|at| at.elapsed() > INSPECT) {
+                inspected = Some(Instant::now());
+                lock(&self.view).maps = keeper.inspect()?.maps;
             }
             if self.wait(Some(RESYNC), |wishes| wishes.stop || wishes.changed || wishes.lost) {
                 let wishes = lock(&self.wishes.0);
@@ -282,9 +292,8 @@ impl Worker {
         }
         for state in states.values().filter(|state| state.enrolled) {
             // Generation 0: a restarted keeper that has the listeners we gave back.
-            let stale = |held: &PodListeners| {
-                state.listener_generation != 0 && held.generation != state.listener_generation
-            };
+            let stale =
+                |held: &PodListeners| state.listener_generation != 0 && held.generation != state.listener_generation;
             if self.held.get(&state.uid).is_none_or(stale) {
                 self.take(keeper, state)?;
             }
@@ -335,9 +344,10 @@ impl Worker {
                 wishes.1.notify_all();
             }
         };
-        std::thread::Builder::new().name("keeper-events".into()).spawn(watching).map_err(|source| {
-            DatapathError::Io { what: "start a thread".into(), source }
-        })?;
+        std::thread::Builder::new()
+            .name("keeper-events".into())
+            .spawn(watching)
+            .map_err(|source| DatapathError::Io { what: "start a thread".into(), source })?;
         Ok(())
     }
 

@@ -4,12 +4,14 @@
 mod enrol;
 mod keeper;
 mod link;
+mod metrics;
 mod serve;
 mod sockets;
 mod views;
 
+pub use views::requirement;
+
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use heddle_telemetry::AccessLog;
@@ -17,16 +19,12 @@ use heddle_telemetry::AccessLog;
 use crate::cli::{AccessLogTarget, AgentOptions};
 use crate::{logging, privileges};
 
-/// Time between two heartbeats: a tenth of the kernel's threshold.
-const BEAT: Duration = Duration::from_millis(500);
-
 /// Runs the agent.
 pub fn run(options: AgentOptions) -> Result<ExitCode> {
     logging::start(&options.log_level)?;
     if options.node.is_empty() || options.node.len() > 253 {
         bail!("--node: must be the node's name, 1 to 253 characters");
     }
-    let _ = BEAT;
     privileges::raise_open_files();
     keeper::ensure(&options)?;
     let access = match &options.access_log {

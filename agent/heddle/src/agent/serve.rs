@@ -1,0 +1,225 @@
+//! The composition root: rooms meet here as values (snapshots, sockets, events), and the agent lives until something ends it.
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use heddle_admin::Limits;
+use heddle_discovery::files::FilesSource;
+use heddle_model::Snapshot;
+use heddle_proxy::{Config, Proxy, Telemetry};
+use heddle_telemetry::{AccessLog, ProxyMetrics, Registry, TcpMetrics};
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::link::{Link, LinkEvent};
+use super::sockets::NetnsSockets;
+use super::views::AgentViews;
+use super::{enrol, metrics};
+use crate::cli::{AgentOptions, Source};
+use crate::node::default_workers;
+
+/// Time between two heartbeats: a tenth of the kernel's threshold.
+const BEAT: Duration = Duration::from_millis(500);
+/// Label sets of `istio_tcp_*` per agent.
+const SERIES_MAX: usize = 10_000;
+/// Events from the keeper's thread waiting for this one.
+const EVENTS_MAX: usize = 256;
+/// How long the last access records may take to be written.
+const LOG_FLUSH: Duration = Duration::from_secs(2);
+
+/// Why the agent ends.
+enum End {
+    Signal(&'static str),
+    Replaced(&'static str),
+    WorkerDied(usize),
+    SourceEnded,
+}
+
+/// Runs everything on the control runtime.
+pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode> {
+    let started = Instant::now();
+    let workers = options.workers.map_or_else(default_workers, usize::from);
+    let Source::Files(dir) = &options.source;
+    let source = FilesSource::open(dir, &options.node)?;
+    let source_status = source.status();
+    let (publish, mut snapshots) = watch::channel(Arc::new(Snapshot::new(&options.node)));
+    let (stop_source, source_stopped) = tokio::sync::oneshot::channel::<()>();
+    let mut source_task = tokio::spawn(source.run(publish, async move {
+        let _ = source_stopped.await;
+    }));
+
+    let sockets = NetnsSockets::start(workers, options.paths.run_dir.clone()).context("sockets thread")?;
+    let telemetry = Telemetry {
+        tcp: TcpMetrics::new(workers, SERIES_MAX),
+        proxy: ProxyMetrics::new(workers),
+        access: access.clone(),
+    };
+    let config = Config { workers, node: options.node.as_str().into(), ..Config::default() };
+    let shared: Arc<dyn heddle_proxy::SocketSource> = sockets.clone();
+    let proxy = Arc::new(Proxy::start(config, snapshots.clone(), shared, telemetry.clone()).context("data plane")?);
+
+    // What is wanted must be known before the keeper is told: wait for the first load, or say why there is none.
+    tokio::select! {
+        loaded = snapshots.wait_for(|snapshot| snapshot.generation > 0) => drop(loaded.context("source")?),
+        ended = &mut source_task => return Err(source_error(ended)),
+    }
+    let (event_sender, mut events) = mpsc::channel(EVENTS_MAX);
+    let link = Arc::new(Link::start(options.paths.run_dir.clone(), sockets, event_sender)?);
+    link.desire(enrol::desired(&snapshots.borrow_and_update()));
+
+    let registry = Registry::new();
+    metrics::register(&registry, &telemetry, &proxy, &link, snapshots.clone())?;
+    let draining = Arc::new(AtomicBool::new(false));
+    let views = Arc::new(AgentViews {
+        options: Arc::new(options.clone_paths()),
+        started,
+        link: Arc::clone(&link),
+        proxy: Arc::clone(&proxy),
+        snapshots: snapshots.clone(),
+        source: source_status,
+        draining: Arc::clone(&draining),
+        workers,
+    });
+    let limits = Limits::default();
+    let mut servers = vec![
+        spawn_metrics(options.metrics_address, registry, limits)?,
+        spawn_health(options.health_address, Arc::clone(&views), limits)?,
+    ];
+    let mut debug: Option<JoinHandle<()>> = None;
+    tracing::info!(node = options.node, workers, version = crate::VERSION, "agent started");
+
+    let mut beat = tokio::time::interval(BEAT);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
+    let died = proxy.died();
+    tokio::pin!(died);
+    let end = loop {
+        tokio::select! {
+            _ = beat.tick() => link.beat(),
+            changed = snapshots.changed() => match changed {
+                Ok(()) => link.desire(enrol::desired(&snapshots.borrow_and_update())),
+                Err(_) => break End::SourceEnded,
+            },
+            event = events.recv() => match event {
+                Some(LinkEvent::Attached(listener)) => {
+                    link.beat();
+                    if let Some(old) = debug.take() {
+                        old.abort();
+                    }
+                    debug = Some(spawn_debug(listener, options.user.uid, Arc::clone(&views), limits)?);
+                }
+                Some(LinkEvent::Enrolled(uid, mut listeners)) => {
+                    if let Some(pod) = snapshots.borrow().workload(&uid) {
+                        listeners.addresses.clone_from(&pod.addresses);
+                    }
+                    if let Err(error) = proxy.attach(listeners).await {
+                        tracing::error!(pod = %uid, %error, "cannot accept for this pod");
+                    }
+                }
+                Some(LinkEvent::Released(uid)) => proxy.detach(&uid).await,
+                Some(LinkEvent::Drain(why)) => break End::Replaced(why),
+                None => break End::Replaced("the keeper's thread has ended"),
+            },
+            worker = &mut died => break End::WorkerDied(worker),
+            _ = terminate.recv() => break End::Signal("SIGTERM"),
+            _ = interrupt.recv() => break End::Signal("SIGINT"),
+        }
+    };
+    draining.store(true, Ordering::Release);
+    let code = match end {
+        End::Signal(name) => {
+            tracing::info!(signal = name, "draining");
+            ExitCode::SUCCESS
+        }
+        End::Replaced(why) => {
+            tracing::info!(why, "draining");
+            ExitCode::SUCCESS
+        }
+        End::WorkerDied(worker) => {
+            tracing::error!(worker, "a worker died: draining, to be replaced");
+            ExitCode::FAILURE
+        }
+        End::SourceEnded => {
+            let error = source_error(source_task.await);
+            tracing::error!(error = format!("{error:#}"), "the source has ended: draining, to be replaced");
+            link.stop();
+            drain(&proxy, options.drain_deadline_seconds).await;
+            return Err(error);
+        }
+    };
+    link.stop();
+    // A successor wants these addresses; ours would answer for it with old numbers.
+    for server in servers.drain(..) {
+        server.abort();
+    }
+    drain(&proxy, options.drain_deadline_seconds).await;
+    let _ = stop_source.send(());
+    if !access.close(LOG_FLUSH) {
+        tracing::warn!("the last access records were not written in time");
+    }
+    tracing::info!("agent ends");
+    Ok(code)
+}
+
+async fn drain(proxy: &Proxy, deadline_seconds: u64) {
+    let report = proxy.drain(Instant::now() + Duration::from_secs(deadline_seconds)).await;
+    for cut in &report.cut {
+        tracing::warn!(
+            pod = %cut.pod,
+            client = %cut.client,
+            original_destination = cut.original_destination.map(tracing::field::display),
+            age_seconds = cut.age.as_secs(),
+            "cut at the drain deadline"
+        );
+    }
+}
+
+fn source_error(
+    ended: std::result::Result<std::result::Result<(), heddle_discovery::files::FilesError>, tokio::task::JoinError>,
+) -> anyhow::Error {
+    match ended {
+        Ok(Ok(())) => anyhow!("the source has ended"),
+        Ok(Err(error)) => anyhow!(error),
+        Err(error) => anyhow!(error).context("the source's task"),
+    }
+}
+
+/// SO_REUSEPORT: a successor binds the same address before the old agent has gone.
+fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
+    let context = || format!("{what} on {address}");
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.with_context(context)?;
+    socket.set_reuseport(true).with_context(context)?;
+    socket.set_reuseaddr(true).with_context(context)?;
+    socket.bind(address).with_context(context)?;
+    socket.listen(128).with_context(context)
+}
+
+fn spawn_metrics(address: SocketAddr, registry: Registry, limits: Limits) -> Result<JoinHandle<()>> {
+    let listener = bind(address, "--metrics-address: metrics")?;
+    Ok(tokio::spawn(heddle_admin::metrics::run(listener, registry, limits)))
+}
+
+fn spawn_health(address: SocketAddr, views: Arc<AgentViews>, limits: Limits) -> Result<JoinHandle<()>> {
+    let listener = bind(address, "--health-address: health")?;
+    Ok(tokio::spawn(heddle_admin::health::run(listener, views, limits)))
+}
+
+fn spawn_debug(
+    listener: std::os::unix::net::UnixListener,
+    own_uid: u32,
+    views: Arc<AgentViews>,
+    limits: Limits,
+) -> Result<JoinHandle<()>> {
+    listener.set_nonblocking(true).context("debug socket")?;
+    let listener = tokio::net::UnixListener::from_std(listener).context("debug socket")?;
+    Ok(tokio::spawn(async move {
+        heddle_admin::debug::run(listener, &[0, own_uid], views, limits).await;
+    }))
+}
