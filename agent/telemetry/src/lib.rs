@@ -21,3 +21,9 @@ pub use prometheus::{Error as RegistryError, Registry};
 pub use proxy::{Direction, ProxyMetrics};
 pub use reason::Reason;
 pub use tcp::{TcpHandle, TcpMetrics};
+
+/// Every family this room declares. Rooms with families of their own declare them as [`collect::FamilyDesc`] too.
+#[must_use]
+pub fn families() -> Vec<collect::FamilyDesc> {
+    [&tcp::FAMILIES[..], &proxy::FAMILIES, &access::FAMILIES, &process::FAMILIES].concat()
+}

@@ -236,3 +236,16 @@ async fn thousands_of_connections_leave_nothing_behind() {
     // Other tests of this process open and close sockets too: no growth with the number of connections is what counts.
     until("file descriptors to come back", || fds() < before + AT_ONCE * 4).await;
 }
+
+#[test]
+fn this_rooms_metrics_are_documented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+    let text = std::fs::read_to_string(path).expect("docs/metrics.md");
+    for family in crate::proxy::FAMILIES {
+        let row = text.lines().find(|l| l.contains(&format!("`{}`", family.name)));
+        let row = row.unwrap_or_else(|| panic!("{} is not in docs/metrics.md", family.name));
+        for label in family.labels {
+            assert!(row.contains(&format!("`{label}`")), "label {label} of {} is not in its row", family.name);
+        }
+    }
+}
