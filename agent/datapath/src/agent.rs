@@ -1,7 +1,8 @@
 //! What an agent does with the map fds it was handed, without any capability: beat, publish true clients, read counters.
 
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use aya::maps::{Array, Map, MapData, PerCpuArray, SkStorage};
 use heddle_abi::{AgentSocket, Counter, Heartbeat, agent_flags, agent_role};
@@ -9,12 +10,13 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::error::DatapathError;
 use crate::kernel::{Kv, socket_address};
+use crate::sys;
 
 /// The agent's sign of life.
 pub struct HeartbeatWriter(Array<MapData, Kv<Heartbeat>>);
 
-/// Tells applications who their clients are.
-pub struct ClientPublisher(SkStorage<MapData, Kv<AgentSocket>>);
+/// Tells applications who their clients are. Shared by all workers: one system call, no lock.
+pub struct ClientPublisher(OwnedFd);
 
 /// Reads what the programs counted.
 pub struct CounterReader(PerCpuArray<MapData, u64>);
@@ -61,23 +63,24 @@ impl ClientPublisher {
     /// # Errors
     /// It is not that map.
     pub fn new(fd: OwnedFd) -> Result<Self, DatapathError> {
-        let map = Map::SkStorage(map(fd, "agent-socket")?);
-        Ok(Self(map.try_into().map_err(DatapathError::kernel("agent-socket map"))?))
+        let duplicate = fd.try_clone().map_err(DatapathError::io("agent-socket map"))?;
+        let checked: Result<SkStorage<MapData, Kv<AgentSocket>>, _> =
+            Map::SkStorage(map(duplicate, "agent-socket")?).try_into();
+        checked.map_err(DatapathError::kernel("agent-socket map"))?;
+        Ok(Self(fd))
     }
 
     /// Makes `getpeername()` of the socket that will accept this connection say `client`. Before `connect()`.
     ///
     /// # Errors
     /// The kernel refuses: the connection must not be made.
-    pub fn publish(&mut self, socket: BorrowedFd<'_>, client: SocketAddr) -> Result<(), DatapathError> {
-        let value = AgentSocket {
+    pub fn publish(&self, socket: BorrowedFd<'_>, client: SocketAddr) -> io::Result<()> {
+        let value = Kv(AgentSocket {
             role: agent_role::UPSTREAM,
             flags: agent_flags::HAS_ADDRESS,
             address: socket_address(client),
-        };
-        self.0
-            .insert(&socket.as_raw_fd(), Kv(value), 0)
-            .map_err(DatapathError::kernel(format!("publish the client {client}")))
+        });
+        sys::map_update(self.0.as_fd(), &socket.as_raw_fd(), &value)
     }
 }
 

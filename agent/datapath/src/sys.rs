@@ -6,10 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const SO_NETNS_COOKIE: libc::c_int = 71;
+
+const _: () = assert!(size_of::<LinkInfo>() == 96 && size_of::<MapElem>() == 32, "no padding");
 
 /// Open flag of BPF_OBJ_GET: read-only from user space.
 pub const BPF_F_RDONLY: u32 = 1 << 3;
@@ -41,6 +44,16 @@ struct LinkUpdate {
     old_prog_fd: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct MapElem {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
 /// `struct bpf_link_info`, as far as cgroup and netns links use it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,7 +65,8 @@ pub struct LinkInfo {
     /// Cgroup link: cgroup id. Netns link: netns inode (lower half), attach type (upper half).
     pub target: u64,
     pub attach_type: u32,
-    rest: [u32; 16],
+    /// To the end of the struct: what the kernel does not know must be zero, padding included.
+    rest: [u32; 17],
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
@@ -68,6 +82,17 @@ pub fn open_pin(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let fd = bpf(BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the kernel just gave us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets one element. The types must be the map's own: callers check that once, when they get the map.
+pub fn map_update<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attr = MapElem {
+        map_fd: fd_number(map),
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        ..MapElem::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
 }
 
 /// What a link attaches, and where.

@@ -1,2 +1,33 @@
-//! (skeleton)
-fn main() {}
+//! The heddle binary: command line, composition root, and the adapters between rooms. Rooms meet only here.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod cli;
+mod logging;
+mod node;
+mod privileges;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Shown to the other side of every protocol.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let result = match arguments.command {
+        cli::Command::Agent(options) => agent::run(*options),
+        cli::Command::Keeper(options) => node::keeper(options),
+        cli::Command::Release(options) => node::release(&options),
+        cli::Command::Uninstall(options) => node::uninstall(&options),
+        cli::Command::Debug(query) => cli::query(&query),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("heddle: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -17,19 +17,22 @@ const AF_INET: u32 = 2;
 #[sk_lookup]
 pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
+    // Both families are read before one is chosen: a load behind a choice of field would go through a modified context
+    // pointer, which the verifier refuses.
     // SAFETY: the context is valid while the program runs; each field is read alone, with the width it has.
-    let (protocol, local, remote, port) = unsafe {
-        let (local, remote) = if read_volatile(addr_of!((*lookup).family)) == AF_INET {
-            (
-                Ip::from_v4(read_volatile(addr_of!((*lookup).local_ip4))),
-                Ip::from_v4(read_volatile(addr_of!((*lookup).remote_ip4))),
-            )
-        } else {
-            (local_v6(lookup), remote_v6(lookup))
-        };
-        let port = read_volatile(addr_of!((*lookup).local_port));
-        (read_volatile(addr_of!((*lookup).protocol)), local, remote, port)
+    let (protocol, family, port, local4, remote4, local6, remote6) = unsafe {
+        (
+            read_volatile(addr_of!((*lookup).protocol)),
+            read_volatile(addr_of!((*lookup).family)),
+            read_volatile(addr_of!((*lookup).local_port)),
+            read_volatile(addr_of!((*lookup).local_ip4)),
+            read_volatile(addr_of!((*lookup).remote_ip4)),
+            local_v6(lookup),
+            remote_v6(lookup),
+        )
     };
+    let (local, remote) =
+        if family == AF_INET { (Ip::from_v4(local4), Ip::from_v4(remote4)) } else { (local6, remote6) };
     if protocol != IPPROTO_TCP || local.is_loopback() || local == remote {
         return PASS;
     }

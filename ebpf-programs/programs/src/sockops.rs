@@ -137,32 +137,35 @@ fn key(ctx: &SockOpsContext, connecting: bool) -> RecordKey {
 }
 
 /// Local and remote address. A v4-mapped IPv6 socket is IPv4 here: its two ends may be of different families.
+/// All fields are read before a family is chosen, see `lookup.rs`.
 #[inline(always)]
 fn addresses(ops: *mut bpf_sock_ops) -> (SocketAddress, SocketAddress) {
     // SAFETY: the context is valid while the program runs; each field is read alone, with the width it has.
-    unsafe {
-        let local_port = read_volatile(addr_of!((*ops).local_port));
-        let remote_port = u32::from_be(read_volatile(addr_of!((*ops).remote_port)));
-        let v6 = Ip([
-            read_volatile(addr_of!((*ops).remote_ip6[0])),
-            read_volatile(addr_of!((*ops).remote_ip6[1])),
-            read_volatile(addr_of!((*ops).remote_ip6[2])),
-            read_volatile(addr_of!((*ops).remote_ip6[3])),
-        ]);
-        let (local_ip, remote_ip) = if read_volatile(addr_of!((*ops).family)) == AF_INET || v6.is_v4() {
-            (
-                Ip::from_v4(read_volatile(addr_of!((*ops).local_ip4))),
-                Ip::from_v4(read_volatile(addr_of!((*ops).remote_ip4))),
-            )
-        } else {
-            let local = Ip([
+    let (family, local_port, remote_port, local4, remote4, local6, remote6) = unsafe {
+        (
+            read_volatile(addr_of!((*ops).family)),
+            read_volatile(addr_of!((*ops).local_port)),
+            u32::from_be(read_volatile(addr_of!((*ops).remote_port))),
+            read_volatile(addr_of!((*ops).local_ip4)),
+            read_volatile(addr_of!((*ops).remote_ip4)),
+            Ip([
                 read_volatile(addr_of!((*ops).local_ip6[0])),
                 read_volatile(addr_of!((*ops).local_ip6[1])),
                 read_volatile(addr_of!((*ops).local_ip6[2])),
                 read_volatile(addr_of!((*ops).local_ip6[3])),
-            ]);
-            (local, v6)
-        };
-        (SocketAddress { ip: local_ip, port: local_port }, SocketAddress { ip: remote_ip, port: remote_port })
-    }
+            ]),
+            Ip([
+                read_volatile(addr_of!((*ops).remote_ip6[0])),
+                read_volatile(addr_of!((*ops).remote_ip6[1])),
+                read_volatile(addr_of!((*ops).remote_ip6[2])),
+                read_volatile(addr_of!((*ops).remote_ip6[3])),
+            ]),
+        )
+    };
+    let (local, remote) = if family == AF_INET || remote6.is_v4() {
+        (Ip::from_v4(local4), Ip::from_v4(remote4))
+    } else {
+        (local6, remote6)
+    };
+    (SocketAddress { ip: local, port: local_port }, SocketAddress { ip: remote, port: remote_port })
 }

@@ -82,6 +82,12 @@ impl Dial {
         self.socket(&["--bind", &source.to_string()])
     }
 
+    /// Binds this source port, the next connection the next port, and so on.
+    #[must_use]
+    pub fn bound_from(self, first: SocketAddr) -> Self {
+        self.bound_to(first).socket(&["--bind-consecutive"])
+    }
+
     /// An MPTCP socket.
     #[must_use]
     pub fn mptcp(self) -> Self {

@@ -3,6 +3,9 @@
 //!
 //! Start at [`topology`] for the words, [`mesh::Mesh`] for what they become, [`place::Place`] for what can be run
 //! where. The tests need root and say so.
+//!
+//! Environment: `HEDDLE_BIN` and `PODAPP_BIN` name the binaries, else they are taken from beside the test's own;
+//! `HEDDLE_TEST_KEEP=1` leaves a mesh standing when its test ends, to look around in it.
 
 pub mod cgroup;
 pub mod client;

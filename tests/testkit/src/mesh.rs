@@ -166,9 +166,7 @@ impl Builder {
         let podapp = binary("podapp", "PODAPP_BIN")?;
         let heddle = with_heddle.then(|| binary("heddle", "HEDDLE_BIN")).transpose()?;
         sweep()?;
-        if with_heddle {
-            mount_bpffs()?;
-        }
+        mount_bpffs()?;
         let id = MeshId::next();
         let cleanup = Cleanup::claim(id)?;
         let directory = id.directory();

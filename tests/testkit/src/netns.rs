@@ -21,6 +21,7 @@ pub struct Netns {
     name: String,
     file: File,
     inode: u64,
+    device: u64,
 }
 
 impl Netns {
@@ -29,8 +30,9 @@ impl Netns {
         ip(&["netns", "add", name])?;
         let path = Path::new(NETNS_DIR).join(name);
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        let inode = file.metadata()?.ino();
-        let netns = Self { name: name.to_owned(), file, inode };
+        let metadata = file.metadata()?;
+        let (inode, device) = (metadata.ino(), metadata.dev());
+        let netns = Self { name: name.to_owned(), file, inode, device };
         netns.inside(|| {
             for (key, value) in [
                 ("ipv6/conf/all/disable_ipv6", "0"),
@@ -62,10 +64,15 @@ impl Netns {
         Path::new(NETNS_DIR).join(&self.name)
     }
 
-    /// The inode that identifies it in `/proc/<pid>/fd` and to bpftool.
+    /// The inode that identifies it to bpftool.
     #[must_use]
     pub fn inode(&self) -> u64 {
         self.inode
+    }
+
+    /// Whether a path of `/proc/<pid>/fd` leads to this namespace, however it was opened.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|m| (m.ino(), m.dev()) == (self.inode, self.device))
     }
 
     /// Runs `work` on a thread of its own inside the namespace. `/proc/thread-self/net` and `/proc/sys/net` are the

@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use crate::cgroup::Cgroup;
 use crate::client::{Client, Dial, Held, Outcome, SLACK};
 use crate::netns::Netns;
+use crate::probe::{TcpSocket, tcp_sockets};
 use crate::process::Process;
 use crate::report::Event;
 use crate::server::{Serve, Server, listen_error};
@@ -155,12 +156,20 @@ impl Place {
         Ok(Client { process: self.podapp("flood", &arguments)?, limit: duration + dial.timeout + SLACK })
     }
 
-    /// Ports in state LISTEN here, as `(address, port)`.
+    /// Addresses of the sockets that listen here.
     ///
     /// # Errors
     /// The namespace cannot be entered.
     pub fn listeners(&self) -> anyhow::Result<Vec<SocketAddr>> {
-        crate::probe::listeners(&self.netns)
+        Ok(self.tcp_sockets()?.into_iter().filter(|s| s.listens).map(|s| s.local).collect())
+    }
+
+    /// The kernel's table of TCP sockets here.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered.
+    pub fn tcp_sockets(&self) -> anyhow::Result<Vec<TcpSocket>> {
+        tcp_sockets(&self.netns)
     }
 }
 

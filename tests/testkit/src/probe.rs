@@ -46,24 +46,43 @@ pub fn status_field(pid: u32, field: &str) -> anyhow::Result<String> {
     values.next().map(|(_, value)| value.trim().to_owned()).with_context(|| format!("no {field} in {path}"))
 }
 
-/// TCP sockets in state LISTEN in a namespace.
+/// A TCP socket as the kernel's tables have it: no hook changes what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Local address, IPv4 never as mapped IPv6.
+    pub local: SocketAddr,
+    /// Remote address; unspecified for a listener.
+    pub remote: SocketAddr,
+    /// Whether it listens.
+    pub listens: bool,
+    /// Whether it is established.
+    pub established: bool,
+}
+
+/// The TCP sockets of a namespace.
 ///
 /// # Errors
 /// The namespace cannot be entered.
-pub fn listeners(netns: &Netns) -> anyhow::Result<Vec<SocketAddr>> {
+pub fn tcp_sockets(netns: &Netns) -> anyhow::Result<Vec<TcpSocket>> {
     let tables = netns.inside(|| {
         // thread-self: /proc/net is the view of the process's first thread.
         ["tcp", "tcp6"].map(|t| fs::read_to_string(format!("/proc/thread-self/net/{t}")).unwrap_or_default())
     })?;
-    Ok(tables.iter().flat_map(|t| t.lines().skip(1)).filter_map(listening).collect())
+    Ok(tables.iter().flat_map(|t| t.lines().skip(1)).filter_map(tcp_socket).collect())
 }
 
-/// The local address of a line of `/proc/net/tcp`, if the socket listens.
-fn listening(line: &str) -> Option<SocketAddr> {
+/// A line of `/proc/net/tcp`.
+fn tcp_socket(line: &str) -> Option<TcpSocket> {
     let mut fields = line.split_whitespace().skip(1);
-    let (local, state) = (fields.next()?, fields.nth(1)?);
-    let (address, port) = local.split_once(':')?;
-    let words: Option<Vec<u32>> = address
+    let (local, remote) = (address(fields.next()?)?, address(fields.next()?)?);
+    let state = fields.next()?;
+    Some(TcpSocket { local, remote, listens: state == "0A", established: state == "01" })
+}
+
+/// `0100007F:3A99`: words in the machine's byte order.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (words, port) = text.split_once(':')?;
+    let words: Option<Vec<u32>> = words
         .as_bytes()
         .chunks(8)
         .map(|c| u32::from_str_radix(std::str::from_utf8(c).ok()?, 16).ok().map(u32::from_be))
@@ -75,7 +94,7 @@ fn listening(line: &str) -> Option<SocketAddr> {
         }
         _ => return None,
     };
-    (state == "0A").then_some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+    Some(SocketAddr::new(ip.to_canonical(), u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Processes other than this one that hold a descriptor of one of these namespaces, as `pid name → namespace`.
@@ -86,9 +105,9 @@ pub fn netns_holders(namespaces: &[&Netns]) -> Vec<String> {
     let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
     for pid in pids.filter(|pid| *pid != std::process::id()) {
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        for target in descriptors.filter_map(|d| fs::read_link(d.path()).ok()) {
-            let target = target.display().to_string();
-            if let Some(netns) = namespaces.iter().find(|n| target == format!("net:[{}]", n.inode())) {
+        for descriptor in descriptors {
+            // By inode, not by the link's text: that is `net:[…]` or a path, as it was opened.
+            if let Some(netns) = namespaces.iter().find(|n| n.is_at(&descriptor.path())) {
                 let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 found.push(format!("process {pid} ({}) holds namespace {}", name.trim(), netns.name()));
             }
@@ -215,11 +234,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_listeners_from_proc() {
+    fn reads_proc_net_tcp() {
         let v4 = "   0: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100";
-        assert_eq!(listening(v4), Some("127.0.0.1:15001".parse().unwrap()));
-        let v6 = "   1: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 0:0 0:0 0 0 0 2";
-        assert_eq!(listening(v6), Some("[::1]:8080".parse().unwrap()));
-        assert_eq!(listening(&v4.replace(" 0A ", " 01 ")), None, "an established connection does not listen");
+        let socket = tcp_socket(v4).unwrap();
+        assert_eq!((socket.local, socket.listens), ("127.0.0.1:15001".parse().unwrap(), true));
+        let v6 = "   1: 00000000000000000000000001000000:1F90 0000000000000000FFFF00000100007F:3A99 01 0:0 0:0 0 0 0 2";
+        let socket = tcp_socket(v6).unwrap();
+        assert_eq!(socket.local, "[::1]:8080".parse().unwrap());
+        assert_eq!((socket.remote, socket.established), ("127.0.0.1:15001".parse().unwrap(), true));
     }
 }

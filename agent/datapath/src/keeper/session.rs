@@ -32,10 +32,11 @@ pub fn serve(fd: &OwnedFd, shared: &Shared, has_place: bool) {
                 let outcome = session.handle(request, fds, shared);
                 let going_on = outcome.is_ok();
                 answer(fd.as_fd(), outcome);
-                if watch && going_on {
-                    if let Ok(socket) = fd.try_clone() {
-                        shared.lock().watch(session.peer.pid, socket);
-                    }
+                if watch
+                    && going_on
+                    && let Ok(socket) = fd.try_clone()
+                {
+                    shared.lock().watch(session.peer.pid, socket);
                 }
             }
             Ok(Some((wire::Request { request: None }, _))) => {

@@ -166,7 +166,7 @@ fn paced(options: &Options, rate: u32, results: &mpsc::SyncSender<Option<Connect
 fn once(options: &Options, index: u64) -> Connection {
     let payload = options.exchange.payload();
     let start = Instant::now();
-    let opened = options.socket.connect(options.to, &payload);
+    let opened = options.socket.connect(options.to, &payload, index);
     let mut report = Connection {
         index,
         connect_error: None,

@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     while Instant::now() < deadline && !OVER.load(Ordering::Relaxed) {
         if open.len() < options.connections {
             let start = Instant::now();
-            match options.socket.connect(options.to, &[]) {
+            match options.socket.connect(options.to, &[], index) {
                 Ok((socket, _)) => {
                     socket.set_nonblocking(true)?;
                     open.push((index, socket));

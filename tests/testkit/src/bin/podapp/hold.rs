@@ -62,7 +62,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let mut held = Vec::new();
     let mut failed = 0;
     for index in 0..options.count {
-        match open(options) {
+        match open(options, index) {
             Ok(socket) => held.push(Held { index, socket, owed: 0 }),
             Err(_) => failed += 1,
         }
@@ -79,8 +79,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-fn open(options: &Options) -> std::io::Result<Socket> {
-    let (socket, sent) = options.socket.connect(options.to, PING)?;
+fn open(options: &Options, index: u64) -> std::io::Result<Socket> {
+    let (socket, sent) = options.socket.connect(options.to, PING, index)?;
     if options.verify {
         (&mut &socket).write_all(&PING[sent..])?;
         let mut answer = [0; PING.len()];

@@ -23,6 +23,9 @@ pub struct SocketOptions {
     /// Source address to bind, port 0 for any.
     #[arg(long)]
     pub bind: Option<SocketAddr>,
+    /// Add the connection's number to the port of `--bind`.
+    #[arg(long, requires = "bind")]
+    pub bind_consecutive: bool,
     /// An MPTCP socket.
     #[arg(long)]
     pub mptcp: bool,
@@ -49,15 +52,18 @@ impl SocketOptions {
         Duration::from_millis(self.timeout_ms)
     }
 
-    /// Opens a connection to `to`. `first` is what `MSG_FASTOPEN` sends with the SYN; how much of it went is returned.
-    pub fn connect(&self, to: SocketAddr, first: &[u8]) -> io::Result<(Socket, usize)> {
+    /// Opens connection number `index` to `to`. `first` is what `MSG_FASTOPEN` sends with the SYN; how much of it went is returned.
+    pub fn connect(&self, to: SocketAddr, first: &[u8], index: u64) -> io::Result<(Socket, usize)> {
         let to = if self.v4_mapped { mapped(to) } else { to };
         let protocol = if self.mptcp { Protocol::MPTCP } else { Protocol::TCP };
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(protocol))?;
         if self.v4_mapped {
             socket.set_only_v6(false)?;
         }
-        if let Some(source) = self.bind {
+        if let Some(mut source) = self.bind {
+            if self.bind_consecutive {
+                source.set_port(source.port().wrapping_add(index as u16));
+            }
             socket.set_reuse_address(true)?;
             socket.bind(&SockAddr::from(if self.v4_mapped { mapped(source) } else { source }))?;
         }

@@ -1,0 +1,106 @@
+//! The accept loop of one listener: from the kernel's queue to a task of its own, or to a refusal, without reading a byte.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use heddle_model::{ClientAddr, OriginalDst};
+use heddle_telemetry::proxy::AcceptError;
+use heddle_telemetry::{Direction, Reason};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::budget::Pod;
+use crate::config::{ACCEPT_BACKOFF, ACCEPT_BURST_MAX};
+use crate::registry::Conn;
+use crate::task::{ConnectionTask, refuse};
+use crate::worker::Worker;
+use crate::{inbound, outbound};
+
+/// Accepts until the task is aborted.
+pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, direction: Direction, listener: TcpListener) {
+    let mut backoff = ACCEPT_BACKOFF.0;
+    let mut burst = 0;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                backoff = ACCEPT_BACKOFF.0;
+                start(&worker, &pod, direction, stream, ClientAddr::new(peer));
+                burst += 1;
+                if burst >= ACCEPT_BURST_MAX {
+                    burst = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+            Err(error) => {
+                let kind = classify(&error);
+                worker.metrics().count_accept_error(kind);
+                if kind != AcceptError::Aborted {
+                    tracing::warn!(pod = %pod.uid(), direction = direction.as_str(), %error, "accept failed, pausing {backoff:?}");
+                    tokio::time::sleep(jittered(backoff)).await;
+                    backoff = (backoff * 2).min(ACCEPT_BACKOFF.1);
+                }
+            }
+        }
+    }
+}
+
+/// Record, registry entry, budget; then the task, or the reset.
+fn start(worker: &Rc<Worker>, pod: &Rc<Pod>, direction: Direction, stream: TcpStream, peer: ClientAddr) {
+    let snapshot = worker.refresh();
+    let original = stream.local_addr().ok().map(OriginalDst::new);
+    let own = pod.workload(&snapshot);
+    let (client, source) = match direction {
+        Direction::Outbound => (pod.client(peer.get()), own),
+        Direction::Inbound => (peer, snapshot.workload_by_ip(peer.get().ip()).cloned()),
+    };
+    let conn = Conn::enter(worker, pod, direction, client, original, source);
+    if let Err(reason) = conn.take_budget() {
+        return refuse(&conn, stream, reason);
+    }
+    let Some(original) = original else { return refuse(&conn, stream, Reason::NoOriginalDestination) };
+    // The local set owns the task, the registry can list and end it, the drain waits for it.
+    match direction {
+        Direction::Outbound => {
+            let run = outbound::run(conn.clone(), original, snapshot, stream);
+            tokio::task::spawn_local(ConnectionTask::new(conn, run));
+        }
+        Direction::Inbound => {
+            let run = inbound::run(conn.clone(), original, snapshot, stream);
+            tokio::task::spawn_local(ConnectionTask::new(conn, run));
+        }
+    }
+}
+
+fn classify(error: &io::Error) -> AcceptError {
+    // Numbers of Linux: ENFILE 23, EMFILE 24, ENOBUFS 105, ENOMEM 12.
+    match error.raw_os_error() {
+        Some(23 | 24 | 105 | 12) => AcceptError::Exhausted,
+        _ if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+            AcceptError::Aborted
+        }
+        _ => AcceptError::Other,
+    }
+}
+
+/// Listeners that ran dry together should not come back together.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exhaustion_is_told_from_a_client_that_left() {
+        for (errno, kind) in [
+            (24, AcceptError::Exhausted),
+            (23, AcceptError::Exhausted),
+            (105, AcceptError::Exhausted),
+            (103, AcceptError::Aborted),
+            (22, AcceptError::Other),
+        ] {
+            assert_eq!(classify(&io::Error::from_raw_os_error(errno)), kind, "errno {errno}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Settings and named limits of the data plane.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Settings fixed at start; what may change while running comes with the snapshot.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Number of worker threads, at least 1.
+    pub workers: usize,
+    /// This node's name, for the access record.
+    pub node: Arc<str>,
+    /// How long one attempt to connect to an endpoint or pod may take (FEATURES E3: 1 s).
+    pub connect_timeout: Duration,
+    /// The same for addresses outside the mesh, which may be far away and slow: three SYN transmissions (0, 1, 3 s) and
+    /// their answers fit.
+    pub connect_timeout_external: Duration,
+    /// Attempts to connect for one connection, the first included (FEATURES E1: two retries).
+    pub connect_attempts_max: u32,
+    /// How long to wait for a socket in the pod's network namespace when the pool is empty.
+    pub socket_wait: Duration,
+    /// Remembered clients of Services with `sessionAffinity: ClientIP`, per agent. Beyond it the oldest of a shard goes.
+    pub affinity_entries_max: usize,
+    /// Permits dialling loopback addresses. False in an agent (DESIGN §9); tests on one machine have nothing else.
+    pub dial_loopback: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            node: "".into(),
+            connect_timeout: Duration::from_secs(1),
+            connect_timeout_external: Duration::from_secs(10),
+            connect_attempts_max: 3,
+            socket_wait: Duration::from_secs(1),
+            affinity_entries_max: 65_536,
+            dial_loopback: false,
+        }
+    }
+}
+
+/// Ports of the agent inside each pod: outbound, inbound, HBONE (DESIGN §10). No application may address them.
+pub(crate) const AGENT_PORTS: [u16; 3] = [15001, 15006, 15008];
+/// Connections one listener accepts before its task goes to the back of the worker's queue, so that a pod that opens
+/// connections as fast as it can does not keep another pod's listener waiting.
+pub(crate) const ACCEPT_BURST_MAX: usize = 16;
+/// First and longest pause of a listener when the process is out of file descriptors.
+pub(crate) const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// Bytes one connection may move before its task goes to the back of the worker's queue.
+pub(crate) const COPY_BURST_BYTES_MAX: usize = 512 << 10;
+/// Commands waiting for one worker.
+pub(crate) const COMMANDS_MAX: usize = 64;
+/// TCP keepalive of both legs: a vanished peer is found after about idle + 9 × interval, so it does not hold budget for ever.
+pub(crate) const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(30));

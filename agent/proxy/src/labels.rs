@@ -1,0 +1,99 @@
+//! From what a connection knows to its metric series: a per-worker cache in front of the shared index.
+//!
+//! Keys compare by pointer, which is cheap, and hold what they point to, so a pointer never means something else. The cache is
+//! emptied when the snapshot changes or it is full; the series live on in the index.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use heddle_model::{Service, Workload};
+use heddle_telemetry::{Direction, PeerLabels, Reporter, ServiceLabels, TcpHandle, TcpLabels};
+
+use crate::worker::Worker;
+
+/// Entries before the cache starts anew.
+const CACHE_MAX: usize = 4096;
+
+/// Everything the labels follow from, besides mesh-wide settings.
+#[derive(Clone)]
+pub(crate) struct LabelKey {
+    pub(crate) direction: Direction,
+    pub(crate) flags: &'static str,
+    pub(crate) source: Option<Arc<Workload>>,
+    pub(crate) destination: Option<Arc<Workload>>,
+    pub(crate) service: Option<Arc<Service>>,
+    pub(crate) external: bool,
+}
+
+impl LabelKey {
+    fn identity(&self) -> (Direction, &'static str, usize, usize, usize, bool) {
+        fn at<T>(arc: &Option<Arc<T>>) -> usize {
+            arc.as_ref().map_or(0, |a| Arc::as_ptr(a).addr())
+        }
+        (self.direction, self.flags, at(&self.source), at(&self.destination), at(&self.service), self.external)
+    }
+}
+
+impl PartialEq for LabelKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for LabelKey {}
+
+impl Hash for LabelKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
+    }
+}
+
+/// One worker's cache.
+#[derive(Default)]
+pub(crate) struct LabelCache {
+    generation: Cell<u64>,
+    handles: RefCell<HashMap<LabelKey, TcpHandle>>,
+}
+
+impl LabelCache {
+    pub(crate) fn handle(&self, worker: &Worker, key: &LabelKey) -> TcpHandle {
+        let snapshot = worker.snapshot();
+        let mut handles = self.handles.borrow_mut();
+        if self.generation.replace(snapshot.generation) != snapshot.generation || handles.len() >= CACHE_MAX {
+            handles.clear();
+        }
+        if let Some(handle) = handles.get(key) {
+            return handle.clone();
+        }
+        let peer = |w: &Option<Arc<Workload>>| w.as_ref().map(|w| PeerLabels::of(w, &snapshot.mesh));
+        let labels = TcpLabels {
+            reporter: match key.direction {
+                Direction::Outbound => Reporter::Source,
+                Direction::Inbound => Reporter::Destination,
+            },
+            source: peer(&key.source).unwrap_or_else(PeerLabels::unknown),
+            destination: peer(&key.destination).unwrap_or_else(PeerLabels::unknown),
+            service: match &key.service {
+                Some(service) => ServiceLabels::of(service, &snapshot.mesh),
+                None if key.external => ServiceLabels::passthrough(),
+                None => ServiceLabels::unknown(),
+            },
+            response_flags: key.flags,
+            // Istio: only the destination's reporter knows what the transport was; the source's says unknown.
+            security: match key.direction {
+                Direction::Outbound => "",
+                Direction::Inbound => "none",
+            },
+        };
+        let handle = worker.telemetry.tcp.handle(worker.index, &labels);
+        handles.insert(key.clone(), handle.clone());
+        handle
+    }
+
+    /// Lets go of everything, so that idle series can be dropped from the index.
+    pub(crate) fn clear(&self) {
+        self.handles.borrow_mut().clear();
+    }
+}

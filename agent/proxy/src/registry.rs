@@ -1,0 +1,423 @@
+//! The connection registry: every open connection, from before its budget is checked until it is closed.
+//!
+//! Each worker keeps its own table, touched only by its own thread. Listing and closing go to the workers as commands over
+//! bounded channels; a busy worker answers when it next runs, and the asker bounds its patience.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime};
+
+use heddle_model::{ClientAddr, OriginalDst, PodUid, Service, Workload};
+use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle};
+use tokio::sync::oneshot;
+
+use crate::budget::Pod;
+use crate::labels::LabelKey;
+use crate::proxy::Workers;
+use crate::worker::{Command, Worker};
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Accepted; not resolved yet.
+    Accepted,
+    /// Connecting upstream.
+    Dialling,
+    /// Carrying bytes both ways.
+    Open,
+    /// The downstream ended its direction.
+    DownstreamClosed,
+    /// The upstream ended its direction.
+    UpstreamClosed,
+}
+
+impl State {
+    /// Stable word for the CLI.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Dialling => "dialling",
+            Self::Open => "open",
+            Self::DownstreamClosed => "downstream_closed",
+            Self::UpstreamClosed => "upstream_closed",
+        }
+    }
+}
+
+/// One open connection at a moment.
+#[derive(Clone, Debug)]
+pub struct ConnectionView {
+    /// Number of the connection in this agent, also in its access record.
+    pub id: u64,
+    /// Worker that carries it.
+    pub worker: usize,
+    /// Pod whose listener accepted it.
+    pub pod: PodUid,
+    /// Whether the pod calls or is called.
+    pub direction: Direction,
+    /// Where it is in its life.
+    pub state: State,
+    /// True client.
+    pub client: SocketAddr,
+    /// The caller, if it is a pod we know.
+    pub source: Option<Arc<Workload>>,
+    /// What the client asked for.
+    pub original_destination: Option<SocketAddr>,
+    /// The Service it belongs to, and its port.
+    pub service: Option<(Arc<Service>, u16)>,
+    /// The pod behind the chosen endpoint, if we know it.
+    pub destination: Option<Arc<Workload>>,
+    /// Address dialled last.
+    pub upstream: Option<SocketAddr>,
+    /// When it was accepted.
+    pub started: SystemTime,
+    /// How long it has been open.
+    pub age: Duration,
+    /// Bytes from the destination to the source.
+    pub bytes_sent: u64,
+    /// Bytes from the source to the destination.
+    pub bytes_received: u64,
+}
+
+/// What a connection is connected to, as far as it is known.
+#[derive(Clone, Default)]
+pub(crate) struct Target {
+    pub(crate) service: Option<(Arc<Service>, u16)>,
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// Passed through to an address nobody knows.
+    pub(crate) external: bool,
+}
+
+/// One connection: its registry entry and its access record in the making. The task's future borrows it, the task ends it.
+pub(crate) struct Conn {
+    pub(crate) id: u64,
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) pod: Rc<Pod>,
+    pub(crate) direction: Direction,
+    pub(crate) client: ClientAddr,
+    pub(crate) original: Option<OriginalDst>,
+    pub(crate) source: Option<Arc<Workload>>,
+    pub(crate) state: Cell<State>,
+    pub(crate) upstream: Cell<Option<SocketAddr>>,
+    pub(crate) attempts: Cell<u32>,
+    target: RefCell<Target>,
+    tcp: RefCell<Option<TcpHandle>>,
+    started: Instant,
+    started_wall: SystemTime,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+    has_budget: Cell<bool>,
+    ended: Cell<bool>,
+    cut: Cell<Option<Reason>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Conn {
+    /// Enters a new connection in the registry and counts it as accepted. From here on [`Conn::end`] is called exactly once,
+    /// by the accept loop if it is refused at once, else by its task, whatever happens to that.
+    pub(crate) fn enter(
+        worker: &Rc<Worker>,
+        pod: &Rc<Pod>,
+        direction: Direction,
+        client: ClientAddr,
+        original: Option<OriginalDst>,
+        source: Option<Arc<Workload>>,
+    ) -> Rc<Self> {
+        let conn = Rc::new(Self {
+            id: worker.next_connection_id(),
+            worker: worker.clone(),
+            pod: pod.clone(),
+            direction,
+            client,
+            original,
+            source,
+            state: Cell::new(State::Accepted),
+            upstream: Cell::new(None),
+            attempts: Cell::new(0),
+            target: RefCell::default(),
+            tcp: RefCell::new(None),
+            started: Instant::now(),
+            started_wall: SystemTime::now(),
+            sent: Cell::new(0),
+            received: Cell::new(0),
+            has_budget: Cell::new(false),
+            ended: Cell::new(false),
+            cut: Cell::new(None),
+            waker: RefCell::new(None),
+        });
+        worker.metrics().count_accepted(direction);
+        worker.table.insert(conn.clone());
+        conn
+    }
+
+    /// Takes a place in the pod's budget; the end gives it back.
+    pub(crate) fn take_budget(&self) -> Result<(), Reason> {
+        if self.pod.budget.try_connect(self.worker.limits().connections_max) {
+            self.has_budget.set(true);
+            return Ok(());
+        }
+        self.worker.metrics().count_budget_exceeded(Reason::PodConnectionsMax);
+        Err(Reason::PodConnectionsMax)
+    }
+
+    /// Says what it is meant to be connected to.
+    pub(crate) fn set_target(&self, target: Target) {
+        *self.target.borrow_mut() = target;
+    }
+
+    /// The endpoint tried now, of the same Service.
+    pub(crate) fn set_endpoint(&self, addr: SocketAddr, workload: Option<&Arc<Workload>>) {
+        self.upstream.set(Some(addr));
+        self.target.borrow_mut().workload = workload.cloned();
+    }
+
+    /// Counts bytes from the downstream to the upstream, which is from source to destination on both sides.
+    pub(crate) fn add_received(&self, bytes: usize) {
+        self.received.set(self.received.get() + bytes as u64);
+        if let Some(tcp) = &*self.tcp.borrow() {
+            tcp.received(bytes as u64);
+        }
+    }
+
+    /// Counts bytes from the upstream to the downstream.
+    pub(crate) fn add_sent(&self, bytes: usize) {
+        self.sent.set(self.sent.get() + bytes as u64);
+        if let Some(tcp) = &*self.tcp.borrow() {
+            tcp.sent(bytes as u64);
+        }
+    }
+
+    /// Counts the connection as opened, with the labels known now; the first call decides. Called when the upstream is
+    /// connected, so that the series names the workload that answered, or at the end if none did.
+    pub(crate) fn open_series(&self) {
+        let mut tcp = self.tcp.borrow_mut();
+        if tcp.is_none() {
+            let handle = self.worker.labels.handle(&self.worker, &self.label_key("-"));
+            handle.opened();
+            *tcp = Some(handle);
+        }
+    }
+
+    /// Asks the connection's task to end it with `reason`; the first reason stands.
+    pub(crate) fn cut(&self, reason: Reason) {
+        if self.cut.get().is_none() && !self.ended.get() {
+            self.cut.set(Some(reason));
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+
+    /// The reason it is to be ended for, if any; otherwise `waker` will be woken when there is one.
+    pub(crate) fn poll_cut(&self, waker: &Waker) -> Option<Reason> {
+        let cut = self.cut.get();
+        if cut.is_none() {
+            let mut slot = self.waker.borrow_mut();
+            if !slot.as_ref().is_some_and(|w| w.will_wake(waker)) {
+                *slot = Some(waker.clone());
+            }
+        }
+        cut
+    }
+
+    /// Ends the connection: leaves the registry, gives the budget back, counts, and logs. Only the first call does anything.
+    pub(crate) fn end(&self, reason: Reason) {
+        if self.ended.replace(true) {
+            return;
+        }
+        self.worker.table.remove(self.id);
+        if self.has_budget.get() {
+            self.pod.budget.disconnect();
+        }
+        self.open_series();
+        let flags = reason.response_flags();
+        if flags == "-" {
+            if let Some(tcp) = &*self.tcp.borrow() {
+                tcp.closed();
+            }
+        } else {
+            self.worker.labels.handle(&self.worker, &self.label_key(flags)).closed();
+        }
+        self.worker.metrics().count_ended(self.direction, reason);
+        if self.worker.telemetry.access.enabled() {
+            self.worker.telemetry.access.log(self.record(reason));
+        }
+        self.worker.table.ended.notify_waiters();
+    }
+
+    fn label_key(&self, flags: &'static str) -> LabelKey {
+        let target = self.target.borrow();
+        LabelKey {
+            direction: self.direction,
+            flags,
+            source: self.source.clone(),
+            destination: target.workload.clone(),
+            service: target.service.as_ref().map(|(s, _)| s.clone()),
+            external: target.external,
+        }
+    }
+
+    fn record(&self, reason: Reason) -> AccessRecord {
+        let target = self.target.borrow();
+        let (source, destination) = (self.source.as_ref(), target.workload.as_ref());
+        let name =
+            |w: Option<&Arc<Workload>>, f: fn(&Workload) -> &Arc<str>| w.map(|w| f(w).clone()).unwrap_or_default();
+        let service = target.service.as_ref().map(|(service, port)| {
+            let host = service.host(&self.worker.snapshot().mesh.cluster_domain);
+            Arc::from(format!("{host}:{port}"))
+        });
+        AccessRecord {
+            start_time: self.started_wall,
+            duration: self.started.elapsed(),
+            node: self.worker.config.node.clone(),
+            reporter: match self.direction {
+                Direction::Outbound => Reporter::Source,
+                Direction::Inbound => Reporter::Destination,
+            },
+            reason,
+            response_flags: reason.response_flags(),
+            source_address: self.client.get(),
+            source_namespace: name(source, |w| &w.namespace),
+            source_pod: name(source, |w| &w.name),
+            source_workload: name(source, |w| &w.workload_name),
+            original_destination: self.original.map(OriginalDst::get),
+            destination_service: service.unwrap_or_default(),
+            destination_namespace: name(destination, |w| &w.namespace),
+            destination_pod: name(destination, |w| &w.name),
+            destination_workload: name(destination, |w| &w.workload_name),
+            upstream_address: self.upstream.get(),
+            attempts: self.attempts.get(),
+            bytes_sent: self.sent.get(),
+            bytes_received: self.received.get(),
+            connection_id: self.id,
+        }
+    }
+
+    fn view(&self) -> ConnectionView {
+        let target = self.target.borrow();
+        ConnectionView {
+            id: self.id,
+            worker: self.worker.index,
+            pod: self.pod.uid().clone(),
+            direction: self.direction,
+            state: self.state.get(),
+            client: self.client.get(),
+            source: self.source.clone(),
+            original_destination: self.original.map(OriginalDst::get),
+            service: target.service.clone(),
+            destination: target.workload.clone(),
+            upstream: self.upstream.get(),
+            started: self.started_wall,
+            age: self.started.elapsed(),
+            bytes_sent: self.sent.get(),
+            bytes_received: self.received.get(),
+        }
+    }
+}
+
+/// One worker's connections.
+#[derive(Default)]
+pub(crate) struct Table {
+    open: RefCell<HashMap<u64, Rc<Conn>>>,
+    /// Notified whenever a connection ended.
+    pub(crate) ended: tokio::sync::Notify,
+}
+
+impl Table {
+    fn insert(&self, conn: Rc<Conn>) {
+        self.open.borrow_mut().insert(conn.id, conn);
+    }
+
+    fn remove(&self, id: u64) {
+        let mut open = self.open.borrow_mut();
+        open.remove(&id);
+        // After a flood the table gives its memory back.
+        if open.capacity() > 1024 && open.len() < open.capacity() / 8 {
+            open.shrink_to(256);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    /// Waits until no connection is open.
+    pub(crate) async fn empty(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.len() == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// The first `limit` by number that match, and how many matched.
+    pub(crate) fn list(&self, predicate: &Predicate, limit: usize) -> ConnectionList {
+        let mut connections: Vec<_> = self.open.borrow().values().map(|c| c.view()).filter(|v| predicate(v)).collect();
+        let total = connections.len();
+        connections.sort_unstable_by_key(|v| v.id);
+        connections.truncate(limit);
+        ConnectionList { total, connections }
+    }
+
+    /// Ends every connection that matches; how many did.
+    pub(crate) fn close(&self, predicate: &Predicate, reason: Reason) -> usize {
+        let matching: Vec<_> = self.open.borrow().values().filter(|c| predicate(&c.view())).cloned().collect();
+        matching.iter().for_each(|c| c.cut(reason));
+        matching.len()
+    }
+}
+
+/// Selects connections; runs on the workers, so it must be quick and must not panic.
+pub(crate) type Predicate = Arc<dyn Fn(&ConnectionView) -> bool + Send + Sync>;
+
+/// Open connections that matched.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionList {
+    /// How many matched, listed or not.
+    pub total: usize,
+    /// Up to the limit asked for, oldest first within each worker.
+    pub connections: Vec<ConnectionView>,
+}
+
+/// The registry of all workers: list and close open connections.
+#[derive(Clone)]
+pub struct Registry {
+    pub(crate) workers: Workers,
+}
+
+impl Registry {
+    /// Open connections that match, at most `limit` of them listed. Workers that died have none.
+    pub async fn list(
+        &self,
+        limit: usize,
+        predicate: impl Fn(&ConnectionView) -> bool + Send + Sync + 'static,
+    ) -> ConnectionList {
+        let predicate: Predicate = Arc::new(predicate);
+        let mut all = ConnectionList::default();
+        let asked = |reply| Command::List { predicate: predicate.clone(), limit, reply };
+        for part in self.workers.ask(asked).await {
+            all.total += part.total;
+            all.connections.extend(part.connections);
+        }
+        all.connections.truncate(limit);
+        all
+    }
+
+    /// Ends all connections that match with `reason` (their peers see a reset); returns how many.
+    pub async fn close(
+        &self,
+        reason: Reason,
+        predicate: impl Fn(&ConnectionView) -> bool + Send + Sync + 'static,
+    ) -> usize {
+        let predicate: Predicate = Arc::new(predicate);
+        let asked = |reply: oneshot::Sender<usize>| Command::Close { predicate: predicate.clone(), reason, reply };
+        self.workers.ask(asked).await.into_iter().sum()
+    }
+}

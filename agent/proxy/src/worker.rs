@@ -1,0 +1,277 @@
+//! One worker: a thread with a single-threaded runtime, its own listeners, buffers, registry table and metric shard.
+//!
+//! Everything a connection touches on its way belongs to its worker and is reached without locks; other threads send commands.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_model::mesh::PodLimits;
+use heddle_model::{PodUid, Snapshot};
+use heddle_telemetry::proxy::ProxyShard;
+use heddle_telemetry::{Direction, Reason};
+use socket2::SockRef;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, LocalSet};
+
+use crate::accept;
+use crate::affinity::AffinityTable;
+use crate::budget::{Pod, PodBudget};
+use crate::buffers::BufferPool;
+use crate::config::Config;
+use crate::dial;
+use crate::drain;
+use crate::labels::LabelCache;
+use crate::proxy::Telemetry;
+use crate::registry::{ConnectionList, ConnectionView, Predicate, Table};
+use crate::sockets::{ShardListeners, SocketSource};
+
+/// Bytes peeked at once when a pod's byte budget is used up.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// How often a worker lets go of its cached metric handles, so that idle series can be dropped.
+const HOUSEKEEPING: Duration = Duration::from_secs(600);
+
+/// What other threads ask of a worker.
+pub(crate) enum Command {
+    Attach {
+        budget: Arc<PodBudget>,
+        addresses: Vec<IpAddr>,
+        shards: Vec<ShardListeners>,
+        reply: oneshot::Sender<io::Result<()>>,
+    },
+    Detach {
+        uid: PodUid,
+        reply: oneshot::Sender<()>,
+    },
+    List {
+        predicate: Predicate,
+        limit: usize,
+        reply: oneshot::Sender<ConnectionList>,
+    },
+    Close {
+        predicate: Predicate,
+        reason: Reason,
+        reply: oneshot::Sender<usize>,
+    },
+    Drain {
+        deadline: Instant,
+        reply: oneshot::Sender<Vec<ConnectionView>>,
+    },
+}
+
+/// The state connections run on.
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) config: Arc<Config>,
+    pub(crate) sockets: Arc<dyn SocketSource>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) affinity: Arc<AffinityTable>,
+    pub(crate) table: Table,
+    pub(crate) labels: LabelCache,
+    pub(crate) buffers: Rc<BufferPool>,
+    pub(crate) scratch: RefCell<Box<[u8]>>,
+    snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
+    current: RefCell<Rc<Current>>,
+    loads: RefCell<HashMap<SocketAddr, u32>>,
+    next_id: Cell<u64>,
+}
+
+/// The snapshot a worker works with: counted by this thread alone.
+pub(crate) struct Current(Arc<Snapshot>);
+
+impl Deref for Current {
+    type Target = Snapshot;
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+/// What a worker thread is started with.
+pub(crate) struct Seed {
+    pub(crate) index: usize,
+    pub(crate) config: Arc<Config>,
+    pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(crate) stopped: watch::Receiver<()>,
+    pub(crate) sockets: Arc<dyn SocketSource>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) affinity: Arc<AffinityTable>,
+}
+
+impl Seed {
+    /// The life of a worker thread: until the proxy is dropped. What is open then is reset and logged.
+    pub(crate) fn run(self, runtime: tokio::runtime::Runtime, commands: mpsc::Receiver<Command>) {
+        let local = LocalSet::new();
+        let stopped = self.stopped.clone();
+        local.block_on(&runtime, serve(Rc::new(Worker::new(self)), commands, stopped));
+    }
+}
+
+async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut stopped: watch::Receiver<()>) {
+    let mut pods: HashMap<PodUid, Attached> = HashMap::new();
+    let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        let command = tokio::select! {
+            _ = stopped.changed() => None,
+            command = commands.recv() => command,
+            _ = housekeeping.tick() => {
+                worker.labels.clear();
+                continue;
+            }
+        };
+        let Some(command) = command else { break };
+        // A reply nobody waits for any more is no error.
+        match command {
+            Command::Attach { budget, addresses, shards, reply } => {
+                let uid = budget.uid.clone();
+                let attached = Attached::new(&worker, budget, addresses, shards);
+                let _ = reply.send(attached.map(|a| {
+                    pods.insert(uid, a);
+                }));
+            }
+            Command::Detach { uid, reply } => {
+                pods.remove(&uid);
+                let _ = reply.send(());
+            }
+            Command::List { predicate, limit, reply } => {
+                let _ = reply.send(worker.table.list(&predicate, limit));
+            }
+            Command::Close { predicate, reason, reply } => {
+                let _ = reply.send(worker.table.close(&predicate, reason));
+            }
+            Command::Drain { deadline, reply } => {
+                pods.clear();
+                tokio::task::spawn_local(drain::run(worker.clone(), deadline, reply));
+            }
+        }
+    }
+}
+
+/// A pod's listeners on this worker; dropping it stops accepting, open connections go on.
+struct Attached(Vec<AbortHandle>);
+
+impl Attached {
+    fn new(
+        worker: &Rc<Worker>,
+        budget: Arc<PodBudget>,
+        addresses: Vec<IpAddr>,
+        shards: Vec<ShardListeners>,
+    ) -> io::Result<Self> {
+        let pod = Rc::new(Pod::new(budget, addresses));
+        let mut attached = Self(Vec::new());
+        for shard in shards {
+            let outbound = shard.outbound.into_iter().map(|l| (Direction::Outbound, l));
+            let inbound = shard.inbound.into_iter().map(|l| (Direction::Inbound, l));
+            for (direction, listener) in outbound.chain(inbound) {
+                let listener = prepare(listener)?;
+                let accepting = accept::run(worker.clone(), pod.clone(), direction, listener);
+                attached.0.push(tokio::task::spawn_local(accepting).abort_handle());
+            }
+        }
+        Ok(attached)
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// What every accepted socket needs is set once on the listener and inherited: it saves three system calls per connection.
+fn prepare(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    let socket = SockRef::from(&listener);
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    dial::set_keepalive(&socket)?;
+    TcpListener::from_std(listener)
+}
+
+impl Worker {
+    fn new(mut seed: Seed) -> Self {
+        let snapshot = seed.snapshots.borrow_and_update().clone();
+        Self {
+            index: seed.index,
+            buffers: BufferPool::new(seed.telemetry.proxy.clone(), seed.index),
+            config: seed.config,
+            sockets: seed.sockets,
+            telemetry: seed.telemetry,
+            affinity: seed.affinity,
+            table: Table::default(),
+            labels: LabelCache::default(),
+            scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
+            snapshots: RefCell::new(seed.snapshots),
+            current: RefCell::new(Rc::new(Current(snapshot))),
+            loads: RefCell::default(),
+            // Unique in the agent: the worker's number in the top bits.
+            next_id: Cell::new((seed.index as u64) << 48),
+        }
+    }
+
+    /// The newest snapshot. One atomic read when nothing changed.
+    pub(crate) fn refresh(&self) -> Rc<Current> {
+        let mut snapshots = self.snapshots.borrow_mut();
+        // An error means that the writer is gone: the last snapshot stands.
+        if snapshots.has_changed().unwrap_or(false) {
+            let snapshot = snapshots.borrow_and_update().clone();
+            *self.current.borrow_mut() = Rc::new(Current(snapshot));
+        }
+        self.snapshot()
+    }
+
+    /// The snapshot of the last [`Worker::refresh`].
+    pub(crate) fn snapshot(&self) -> Rc<Current> {
+        self.current.borrow().clone()
+    }
+
+    /// Budgets of each pod.
+    pub(crate) fn limits(&self) -> PodLimits {
+        self.current.borrow().mesh.limits
+    }
+
+    /// This worker's counters.
+    pub(crate) fn metrics(&self) -> &ProxyShard {
+        self.telemetry.proxy.shard(self.index)
+    }
+
+    pub(crate) fn next_connection_id(&self) -> u64 {
+        let id = self.next_id.get() + 1;
+        self.next_id.set(id);
+        id
+    }
+
+    /// Connections of this worker to an endpoint, those being dialled included.
+    pub(crate) fn load_of(&self, addr: SocketAddr) -> u32 {
+        self.loads.borrow().get(&addr).copied().unwrap_or(0)
+    }
+
+    /// Counts one more connection to an endpoint until the guard is dropped.
+    pub(crate) fn load(self: &Rc<Self>, addr: SocketAddr) -> Load {
+        *self.loads.borrow_mut().entry(addr).or_insert(0) += 1;
+        Load { worker: self.clone(), addr }
+    }
+}
+
+/// One connection's weight on an endpoint.
+pub(crate) struct Load {
+    worker: Rc<Worker>,
+    addr: SocketAddr,
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let mut loads = self.worker.loads.borrow_mut();
+        if let Some(load) = loads.get_mut(&self.addr) {
+            *load -= 1;
+            if *load == 0 {
+                loads.remove(&self.addr);
+            }
+        }
+    }
+}

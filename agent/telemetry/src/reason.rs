@@ -1,0 +1,180 @@
+//! The one list of reasons: why a connection ended, was refused or was passed by. The same word stands in the access log,
+//! in metrics and in the CLI (DESIGN §9).
+//!
+//! Words are stable: a new cause gets a new word, an old word never changes its meaning.
+
+use std::fmt;
+
+use heddle_model::Refusal;
+use serde::{Serialize, Serializer};
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $word:literal, $flags:literal;)+) => {
+        /// Why a connection ended. [`Reason::as_str`] is the word users see.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in declaration order: `ALL[r as usize] == r`.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The stable snake_case word.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)+ }
+            }
+
+            /// What it means, for documentation and `heddle` help.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+),)+ }
+            }
+
+            /// Envoy's response flag for it (label `response_flags`, `-` for none), so that existing dashboards and Kiali read it.
+            #[must_use]
+            pub const fn response_flags(self) -> &'static str {
+                match self { $(Self::$variant => $flags,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Both directions ended cleanly.
+    Completed = "completed", "-";
+
+    /// The kernel had no fresh record of where the connection was meant to go.
+    NoOriginalDestination = "no_original_destination", "NR";
+    /// The destination is a port of the agent itself (15001, 15006, 15008), which no application may address.
+    AgentPort = "agent_port", "NR";
+    /// No agent ran and the failure policy is Closed; counted by the kernel.
+    AgentDown = "agent_down", "UH";
+    /// A kernel map was full, so the connection could not be recorded.
+    MapFull = "map_full", "OM";
+    /// The kernel could not read or write what it needed (a helper failed).
+    KernelError = "kernel_error", "OM";
+
+    /// The Service has no such port.
+    NoSuchServicePort = "no_such_service_port", "NR";
+    /// The Service port has no endpoint that is ready or still serving.
+    NoReadyEndpoint = "no_ready_endpoint", "UH";
+    /// `internalTrafficPolicy: Local` and no endpoint on this node.
+    NoLocalEndpoint = "no_local_endpoint", "UH";
+    /// The mesh's outbound policy denies destinations nobody knows.
+    OutboundDenied = "outbound_denied", "NC";
+    /// The address belongs to an object that was rejected; `heddle check` names it.
+    InvalidObject = "invalid_object", "NR";
+    /// The address may not be dialled on a pod's behalf (loopback, link-local, unspecified, multicast).
+    ForbiddenAddress = "forbidden_address", "NR";
+
+    /// The pod has as many open connections as its budget allows.
+    PodConnectionsMax = "pod_connections_max", "OM";
+    /// The pod's buffers are at its budget: bytes go through unbuffered until some are freed; no connection is cut for it.
+    PodBufferedBytesMax = "pod_buffered_bytes_max", "OM";
+    /// No socket in the pod's network namespace could be had in time.
+    SocketUnavailable = "socket_unavailable", "UF";
+    /// The true client address could not be published to the kernel.
+    ClientNotPublished = "client_not_published", "UF";
+
+    /// The upstream refused the connection.
+    UpstreamConnectRefused = "upstream_connect_refused", "UF";
+    /// The upstream did not answer in the connect timeout.
+    UpstreamConnectTimeout = "upstream_connect_timeout", "UF";
+    /// There is no route to the upstream, or this node could not open the connection.
+    UpstreamUnreachable = "upstream_unreachable", "UF";
+    /// The upstream reset the connection.
+    UpstreamReset = "upstream_reset", "UC";
+    /// The downstream (the calling application) reset the connection.
+    DownstreamReset = "downstream_reset", "DC";
+    /// The upstream stopped answering (retransmission or keepalive gave up).
+    UpstreamLost = "upstream_lost", "UC";
+    /// The downstream stopped answering (retransmission or keepalive gave up).
+    DownstreamLost = "downstream_lost", "DC";
+
+    /// The agent was draining and the connection outlived the deadline.
+    DrainDeadline = "drain_deadline", "LR";
+    /// A policy change closed the connection.
+    PolicyClosed = "policy_closed", "LR";
+    /// An operator closed the connection.
+    ClosedByOperator = "closed_by_operator", "LR";
+    /// The pod left the mesh or was deleted.
+    PodReleased = "pod_released", "LR";
+    /// The agent ended without a drain.
+    AgentShutdown = "agent_shutdown", "LR";
+    /// A fault in the agent ended this connection, and this one only.
+    Panic = "panic", "LR";
+}
+
+impl Reason {
+    /// Whether the connection ended as its two applications wanted.
+    #[must_use]
+    pub const fn is_success(self) -> bool {
+        matches!(self, Self::Completed)
+    }
+
+    /// The reason with this word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|r| r.as_str() == word)
+    }
+}
+
+impl From<Refusal> for Reason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NoSuchServicePort => Self::NoSuchServicePort,
+            Refusal::NoReadyEndpoint => Self::NoReadyEndpoint,
+            Refusal::NoLocalEndpoint => Self::NoLocalEndpoint,
+            Refusal::OutboundDenied => Self::OutboundDenied,
+            Refusal::InvalidObject => Self::InvalidObject,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn words_are_unique_snake_case_and_found_again() {
+        let mut seen = HashSet::new();
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            let word = reason.as_str();
+            assert_eq!(*reason as usize, i);
+            assert!(seen.insert(word), "{word} twice");
+            assert!(word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{word} is not snake_case");
+            assert_eq!(Reason::from_word(word), Some(*reason));
+            assert!(!reason.response_flags().is_empty());
+        }
+        assert_eq!(Reason::from_word("no_such_word"), None);
+    }
+
+    #[test]
+    fn every_refusal_of_the_model_has_its_word() {
+        for (refusal, word) in [
+            (Refusal::NoSuchServicePort, "no_such_service_port"),
+            (Refusal::NoReadyEndpoint, "no_ready_endpoint"),
+            (Refusal::NoLocalEndpoint, "no_local_endpoint"),
+            (Refusal::OutboundDenied, "outbound_denied"),
+            (Refusal::InvalidObject, "invalid_object"),
+        ] {
+            assert_eq!(Reason::from(refusal).as_str(), word);
+        }
+    }
+}

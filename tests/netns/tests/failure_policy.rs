@@ -1,0 +1,137 @@
+//! What happens while no agent runs (FEATURES A9): the kernel reads the heartbeat and does as the namespace says.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use heddle_testkit::prelude::*;
+use heddle_tests_netns::{Carried, assert_carried, both_families, captured_outbound};
+
+/// The kernel believes the agent dead after 5 s without a heartbeat (DESIGN §4); this is generous.
+const DEAD_MAX: Duration = Duration::from_secs(9);
+/// Alive again after two good beats.
+const BACK_MAX: Duration = Duration::from_secs(5);
+
+/// Tries until a connection ends as wanted.
+fn wait_outcome(what: &str, client: &Place, dial: &Dial, max: Duration, good: impl Fn(&Outcome) -> bool) -> Result<()> {
+    let dial = dial.clone().within(Duration::from_millis(500));
+    wait_until(what, max, || client.connect(&dial).is_ok_and(|o| good(&o)))
+}
+
+#[test]
+fn closed_refuses_after_the_threshold_and_recovers() -> Result<()> {
+    let mesh = Mesh::declare("closed")
+        .external("internet")
+        .serves(tcp(443))
+        .node("a")
+        .pod("client")
+        .pod("web")
+        .serves(tcp(8080))
+        .pod("plain")
+        .unmeshed()
+        .start()?;
+    let (client, web, node) = (mesh.pod("client"), mesh.pod("web"), mesh.node("a"));
+    let out = dial(mesh.external("internet").v4(), 443);
+    let out6 = dial(mesh.external("internet").v6(), 443);
+    client.connect(&out)?.assert_succeeded()?;
+    node.kill_agent()?;
+    // At first connections wait: they are neither refused nor let through.
+    let early = client.connect(&out.clone().within(Duration::from_millis(300)))?;
+    assert_eq!(early.one()?.end, End::Timeout, "{early:?}");
+    let refused = |o: &Outcome| o.one().is_ok_and(|c| c.connect_error.as_deref() == Some("ECONNREFUSED"));
+    wait_outcome("outbound is refused", client, &out, DEAD_MAX, refused)?;
+    wait_outcome("outbound IPv6 is refused", client, &out6, BACK_MAX, refused)?;
+    let mapped = client.connect(&out.clone().v4_mapped())?;
+    mapped.assert_refused()?;
+    let internet = mesh.external("internet");
+    for ip in both_families(web) {
+        wait_outcome("inbound is refused", internet, &dial(ip, 8080), BACK_MAX, |o| o.assert_refused().is_ok())?;
+    }
+    // Positive control: a pod outside the mesh is not concerned, nor is a connection inside the pod.
+    mesh.pod("plain").connect(&out)?.assert_succeeded()?;
+    web.connect(&dial("127.0.0.1".parse()?, 8080))?.assert_succeeded()?;
+    web.connect(&dial(web.v4(), 8080))?.assert_succeeded()?;
+
+    node.start_agent()?;
+    let good = |o: &Outcome| o.assert_succeeded().is_ok();
+    wait_outcome("outbound is back", client, &out, BACK_MAX, good)?;
+    wait_outcome("inbound is back", internet, &dial(web.v4(), 8080), BACK_MAX, good)?;
+    assert_carried(client, web, &dial(web.v6(), 8080), 8080, Carried::BothSides)
+}
+
+#[test]
+fn open_passes_after_the_threshold_and_is_captured_again() -> Result<()> {
+    let mesh = Mesh::declare("open")
+        .namespace("open")
+        .meshed()
+        .annotated("heddle.dev/failure-policy", "Open")
+        .external("internet")
+        .serves(tcp(443))
+        .node("a")
+        .pod("client")
+        .in_namespace("open")
+        .pod("web")
+        .in_namespace("open")
+        .serves(tcp(8080))
+        .pod("closed-client")
+        .start()?;
+    let (client, web, node) = (mesh.pod("client"), mesh.pod("web"), mesh.node("a"));
+    let internet = mesh.external("internet");
+    let out = dial(internet.v4(), 443);
+    let out6 = dial(internet.v6(), 443);
+    node.kill_agent()?;
+    let good = |o: &Outcome| o.assert_succeeded().is_ok();
+    wait_outcome("outbound passes", client, &out, DEAD_MAX, good)?;
+    assert_carried(client, internet, &out, 443, Carried::Direct)?;
+    assert_carried(client, internet, &out6, 443, Carried::Direct)?;
+    assert_carried(client, internet, &out.clone().v4_mapped(), 443, Carried::Direct)?;
+    for ip in both_families(web) {
+        wait_outcome("inbound passes", internet, &dial(ip, 8080), BACK_MAX, good)?;
+        assert_carried(internet, web, &dial(ip, 8080), 8080, Carried::Direct)?;
+    }
+    // Positive control: Closed is the default of the other namespace at the same moment.
+    mesh.pod("closed-client").connect(&out)?.assert_refused()?;
+    let direct = client.hold(&out, 2)?;
+
+    node.start_agent()?;
+    wait_until("outbound is captured again", BACK_MAX, || {
+        client.hold(&out, 1).is_ok_and(|_held| captured_outbound(client).is_ok_and(|n| n == 1))
+    })?;
+    assert_eq!(direct.ping()?, (2, 0), "what passed goes on");
+    drop(direct);
+    wait_outcome("inbound is back", internet, &dial(web.v4(), 8080), BACK_MAX, good)?;
+    assert_carried(internet, web, &dial(web.v4(), 8080), 8080, Carried::Inbound)
+}
+
+#[test]
+fn release_frees_the_pods_of_a_node_without_an_agent() -> Result<()> {
+    let mesh = Mesh::declare("release")
+        .external("internet")
+        .serves(tcp(443))
+        .node("a")
+        .pod("client")
+        .pod("web")
+        .serves(tcp(8080))
+        .start()?;
+    let (client, web, node) = (mesh.pod("client"), mesh.pod("web"), mesh.node("a"));
+    let internet = mesh.external("internet");
+    let out = dial(internet.v4(), 443);
+    node.kill_agent()?;
+    let stuck = client.connect(&out.clone().within(Duration::from_millis(300)))?;
+    ensure!(!stuck.one()?.succeeded(), "positive control: without an agent nothing goes");
+    let answer = node.heddle(&["release", "--node"])?;
+    ensure!(answer.status.success(), "{answer:?}");
+    assert_carried(client, internet, &out, 443, Carried::Direct)?;
+    for ip in both_families(web) {
+        assert_carried(internet, web, &dial(ip, 8080), 8080, Carried::Direct)?;
+    }
+    for pod in node.pods() {
+        let agents = pod.listeners()?.into_iter().filter(|a| heddle_testkit::probe::AGENT_PORTS.contains(&a.port()));
+        assert_eq!(agents.count(), 0, "listeners are left in {}", pod.name());
+    }
+    // The next agent enrols them again.
+    node.start_agent()?;
+    for pod in [client, web] {
+        node.wait_enrolled(pod, Duration::from_secs(5))?;
+    }
+    assert_carried(client, web, &dial(web.v4(), 8080), 8080, Carried::BothSides)
+}
