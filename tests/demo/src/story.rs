@@ -36,7 +36,7 @@ pub fn tell(keep: bool) -> Result<()> {
     let started = Instant::now();
     let mut page = Page::open("Heddle", "a service mesh without sidecars: two nodes, real programs, real traffic");
     interrupt::check()?;
-    let mesh = build()?;
+    let mesh = build()?.quietly();
     let id = mesh.id();
     let told = Demo::start(mesh).and_then(|demo| demo.tell(&mut page, keep));
     // The mesh is gone by here, with its namespaces, cgroups, pins and files.
