@@ -26,7 +26,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     tools::require_root(
         "test",
-        "whole nodes are tested in network namespaces with real eBPF (what needs no root: `cargo test --workspace --exclude heddle-tests-netns`)",
+        "whole nodes are tested in network namespaces with real eBPF (what needs no root: `cargo test --workspace --exclude heddle-tests-netns --exclude heddle-testkit`)",
     )?;
     setup::run(&[Group::Build])?;
     ebpf::build()?;
@@ -46,7 +46,7 @@ fn nextest(arguments: &Arguments) -> std::process::Command {
     let mut command = tools::cargo();
     command.args(["nextest", "run", "--workspace"]);
     if arguments.all {
-        command.args(["--run-ignored", "all"]);
+        command.args(["--profile", "long", "--run-ignored", "all"]);
     }
     command.args(&arguments.runner);
     command
@@ -70,7 +70,10 @@ mod tests {
     #[test]
     fn the_long_tier_includes_ignored_tests_with_either_runner() {
         let long = Arguments { all: true, runner: vec!["drain".into()] };
-        assert_eq!(tools::display(&nextest(&long)), "cargo nextest run --workspace --run-ignored all drain");
+        assert_eq!(
+            tools::display(&nextest(&long)),
+            "cargo nextest run --workspace --profile long --run-ignored all drain"
+        );
         assert!(tools::display(&plain(&long)).ends_with("-- --test-threads=2 --include-ignored drain"));
         let short = Arguments { all: false, runner: Vec::new() };
         assert_eq!(tools::display(&nextest(&short)), "cargo nextest run --workspace");

@@ -103,7 +103,8 @@ impl Arena {
             .unmeshed()
             .pod("meshed-client")
             .pod("meshed-server")
-            .start()?;
+            .start()?
+            .quietly();
         let bench = std::env::current_exe().context("where heddle-bench is")?;
         let directory = mesh.id().directory().join("bench");
         fs::create_dir(&directory).and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)))?;

@@ -118,7 +118,7 @@ fn idle_memory() -> Result<Vec<Row>> {
     for name in &names[1..] {
         words = words.pod(name);
     }
-    let mesh = words.start()?;
+    let mesh = words.start()?.quietly();
     let node = mesh.node("idle");
     let agent = start_agent(node, IDLE_WORKERS)?;
     for pod in node.pods() {

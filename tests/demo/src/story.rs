@@ -36,7 +36,7 @@ pub fn tell(keep: bool) -> Result<()> {
     let started = Instant::now();
     let mut page = Page::open("Heddle", "a service mesh without sidecars: two nodes, real programs, real traffic");
     interrupt::check()?;
-    let mesh = build()?;
+    let mesh = build()?.quietly();
     let id = mesh.id();
     let told = Demo::start(mesh).and_then(|demo| demo.tell(&mut page, keep));
     // The mesh is gone by here, with its namespaces, cgroups, pins and files.
@@ -271,13 +271,9 @@ impl Demo {
                 opened("destination"),
                 text.lines().filter(|line| line.starts_with("# TYPE")).count(),
             ));
-            for family in ["heddle_datapath_connections_total", "heddle_connections_ended_total"] {
-                let parts = account::by_label(&text, family, "reason");
-                if !parts.is_empty() {
-                    let parts: Vec<String> = parts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-                    page.remark(format!("        {family}: {}", parts.join(", ")));
-                }
-            }
+            let ends = account::by_label(&text, "heddle_tcp_connections_ended_total", "reason");
+            let ends: Vec<String> = ends.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+            page.remark(format!("        how connections ended: {}", ends.join(", ")));
             let memory = probe::usage(node.agent_pid()?)?.rss_kib + probe::usage(node.keeper_pid()?)?.rss_kib;
             page.remark(format!(
                 "        agent and keeper together: {:.1} MiB resident (a debug build)",

@@ -40,6 +40,7 @@ pub struct Mesh {
     services: Vec<ServicePlan>,
     source: Source,
     id: MeshId,
+    is_quiet: bool,
     // The last two: what runs ends first, then namespaces and files go.
     _fabric: Netns,
     _cleanup: Cleanup,
@@ -57,6 +58,13 @@ impl Mesh {
     #[must_use]
     pub fn declare(test: &str) -> Topology {
         Topology::new(test)
+    }
+
+    /// Ends without showing what the agents said: for a program that is no test.
+    #[must_use]
+    pub fn quietly(mut self) -> Self {
+        self.is_quiet = true;
+        self
     }
 
     /// The id in the names of everything it made.
@@ -141,6 +149,9 @@ impl Mesh {
 
 impl Drop for Mesh {
     fn drop(&mut self) {
+        if self.is_quiet {
+            return;
+        }
         // The harness shows this of failed tests only.
         for node in &self.nodes {
             eprintln!("=== node {}\n{}", node.name(), node.agent_tail());
@@ -212,6 +223,7 @@ impl Builder {
             services: topology.services,
             source: self.source,
             id: self.id,
+            is_quiet: false,
             _fabric: self.fabric,
             _cleanup: self.cleanup,
         })
