@@ -18,7 +18,7 @@ pub mod slice;
 mod yaml;
 
 pub use namespace::{MeshLabel, Namespace};
-pub use object::{Item, Key, Kind, Object, Reading, read};
+pub use object::{Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
 pub use pod::Pod;
 pub use problem::Problem;
 pub use slice::EndpointSlice;

@@ -147,26 +147,43 @@ impl Key {
 /// in the report, and everything else is in the items.
 #[must_use]
 pub fn read(origin: &str, bytes: &[u8]) -> Reading {
-    let mut reader = Reader { origin: origin.into(), reading: Reading::default() };
+    let mut reader = Reader { origin: origin.into(), reading: Reading::default(), untold: 0 };
     if bytes.len() as u64 > yaml::FILE_BYTES_MAX {
         reader.reject(0, "", "", &[Problem::new("", format!("longer than {} bytes: split it", yaml::FILE_BYTES_MAX))]);
         return reader.reading;
     }
-    match std::str::from_utf8(bytes) {
-        Ok(text) => yaml::documents(text).for_each(|document| reader.document(&document)),
-        Err(error) => {
-            let (good, _) = bytes.split_at(error.valid_up_to());
-            let line = 1 + good.iter().filter(|b| **b == b'\n').count() as u64;
-            let problem = Problem { line, ..Problem::new("", "not UTF-8 text") };
-            reader.reject(line, "", "", &[problem]);
+    let bad_lines = lines_of_bad_bytes(bytes);
+    for mut document in yaml::documents(&String::from_utf8_lossy(bytes)) {
+        let next = bad_lines.partition_point(|&line| line < document.line);
+        if let Some(&line) = bad_lines.get(next).filter(|&&line| line < document.end) {
+            document.problems.push(Problem { line, ..Problem::new("", "not UTF-8 text") });
+        }
+        reader.document(&document);
+    }
+    reader.finish()
+}
+
+/// The lines with bytes that are no UTF-8, in order.
+fn lines_of_bad_bytes(bytes: &[u8]) -> Vec<u64> {
+    let mut lines = Vec::new();
+    let mut line = 1;
+    for chunk in bytes.utf8_chunks() {
+        line += chunk.valid().bytes().filter(|byte| *byte == b'\n').count() as u64;
+        if !chunk.invalid().is_empty() && lines.last() != Some(&line) {
+            lines.push(line);
         }
     }
-    reader.reading
+    lines
 }
+
+/// Most reports on one file, rejections and warnings each; the rest is counted.
+pub const REPORTS_MAX: usize = 1_000;
 
 struct Reader {
     origin: Arc<str>,
     reading: Reading,
+    /// Reports beyond [`REPORTS_MAX`].
+    untold: usize,
 }
 
 /// What a document says it is.
@@ -189,6 +206,14 @@ enum Known {
 }
 
 impl Reader {
+    fn finish(mut self) -> Reading {
+        if self.untold > 0 {
+            let message = format!("{} more reports on this file are left out", self.untold);
+            self.reading.invalid.push(self.told(0, "", "", &Problem::new("", message)));
+        }
+        self.reading
+    }
+
     fn document(&mut self, document: &yaml::Document<'_>) {
         let Some(root) = &document.root else {
             self.reject(document.line, "", "", &document.problems);
@@ -272,15 +297,26 @@ impl Reader {
     }
 
     fn report(&mut self, line: u64, kind: &str, object: &str, problems: &[Problem], warning: bool) {
-        let list = if warning { &mut self.reading.warnings } else { &mut self.reading.invalid };
-        list.extend(problems.iter().map(|problem| InvalidObject {
+        for problem in problems {
+            let told = self.told(line, kind, object, problem);
+            let list = if warning { &mut self.reading.warnings } else { &mut self.reading.invalid };
+            if list.len() < REPORTS_MAX {
+                list.push(told);
+            } else {
+                self.untold += 1;
+            }
+        }
+    }
+
+    fn told(&self, line: u64, kind: &str, object: &str, problem: &Problem) -> InvalidObject {
+        InvalidObject {
             origin: Arc::clone(&self.origin),
             line: if problem.line == 0 { line } else { problem.line },
             kind: shortened(kind).as_ref().into(),
             object: shortened(object).as_ref().into(),
             field: problem.field.as_str().into(),
             message: problem.message.as_str().into(),
-        }));
+        }
     }
 }
 

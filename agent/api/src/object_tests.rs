@@ -164,10 +164,25 @@ fn namespaces_keep_what_can_be_read() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_reported_with_their_line() {
-    let reading = read("f", b"apiVersion: v1\nkind: \xff\n");
-    assert_eq!((reading.items.len(), reading.invalid.len()), (0, 1));
-    assert_eq!((reading.invalid[0].line, &*reading.invalid[0].message), (2, "not UTF-8 text"));
+fn bytes_that_are_no_text_cost_their_document() {
+    let good = "apiVersion: v1\nkind: Namespace\nmetadata: {name: good}\n---\n";
+    let mut bytes = good.as_bytes().to_vec();
+    bytes.extend(b"apiVersion: v1\nkind: Service\nmetadata: {name: bad, labels: {a: \xff\xfe}}\nspec: {clusterIP: 10.96.0.1}\n---\n");
+    bytes.extend(good.replace("good}", "fine} # \u{fffd}").as_bytes());
+    let reading = read("f", &bytes);
+    let names: Vec<String> = reading.items.iter().map(|i| i.object.key().name.to_string()).collect();
+    assert_eq!(names, ["good", "bad", "fine"]);
+    let told: Vec<String> = reading.invalid.iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["f:7: Service default/bad: not UTF-8 text"]);
+    let Object::Service(service) = &reading.items[1].object else { panic!("{reading:?}") };
+    assert!(service.invalid && service.vips.len() == 1, "it refuses its address");
+}
+
+#[test]
+fn reports_of_one_file_are_bounded() {
+    let reading = read("f", "x\n---\n".repeat(REPORTS_MAX + 5).as_bytes());
+    assert_eq!(reading.invalid.len(), REPORTS_MAX + 1);
+    assert_eq!(&*reading.invalid[REPORTS_MAX].message, "5 more reports on this file are left out");
 }
 
 #[test]

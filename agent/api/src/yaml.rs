@@ -31,6 +31,8 @@ const SCANNED_KEYS_MAX: usize = 16;
 pub(crate) struct Document<'a> {
     /// 1-based line in the file where it starts.
     pub(crate) line: u64,
+    /// The line after its last.
+    pub(crate) end: u64,
     /// The tree, as far as it could be read; `None` for an empty document.
     pub(crate) root: Option<Node<'a>>,
     /// What is wrong with it, in the order found.
@@ -46,6 +48,7 @@ pub(crate) fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
 struct Piece<'a> {
     text: &'a str,
     line: u64,
+    end: u64,
     has_content: bool,
 }
 
@@ -80,7 +83,7 @@ fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
         if !ended {
             rest = "";
         }
-        Some(Piece { text: start.get(..length).unwrap_or_default(), line: first_line, has_content })
+        Some(Piece { text: start.get(..length).unwrap_or_default(), line: first_line, end: line, has_content })
     })
 }
 
@@ -103,7 +106,7 @@ impl<'a> Piece<'a> {
             ended: false,
         };
         let root = builder.document();
-        Document { line: self.line, root, problems: builder.problems }
+        Document { line: self.line, end: self.end, root, problems: builder.problems }
     }
 }
 

@@ -34,7 +34,6 @@ fn write_objects(dir: &Path, per_file: usize) -> std::io::Result<()> {
     for (number, chunk) in documents.chunks(per_file).enumerate() {
         std::fs::write(dir.join(format!("{number:05}.yaml")), chunk.join("---\n"))?;
     }
-    // Last by name, so that it is in no other file: the one that changes.
     Ok(())
 }
 

@@ -1,4 +1,5 @@
 //! A directory of files while it changes: reload, atomicity, bad documents, a vanishing directory, many writers.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic in a test is its report")]
 
 use std::collections::BTreeSet;
 use std::fs;

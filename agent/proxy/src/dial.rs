@@ -107,8 +107,13 @@ async fn connect(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
         Ok(Err(error)) => return Err(failure(&error)),
         Err(_) => return Err(Failure { reason: Reason::UpstreamConnectTimeout, retryable: true }),
     };
+    let local = stream.local_addr().map_err(unset)?;
+    // The kernel's word for "the true client did not reach the accepting side": give up rather than show a wrong address.
+    if local.port() == 0 {
+        return Err(Failure::last(Reason::ClientNotPublished));
+    }
     // On one host a SYN to a port where nobody listens can meet its own source port and connect the socket to itself.
-    if stream.local_addr().ok() == Some(hop.addr) {
+    if local == hop.addr {
         return Err(Failure::last(Reason::UpstreamConnectRefused));
     }
     Ok(stream)

@@ -91,9 +91,9 @@ fn a_pod_that_uses_an_agent_port_is_not_enrolled_and_the_reason_is_told() -> Res
     let (node, squatter, client) = (mesh.node("a"), mesh.pod("squatter"), mesh.pod("client"));
     node.wait_state(squatter, "failed", heddle_tests_netns::SOON)?;
     let workload = node.workload(squatter)?.unwrap_or_default();
-    let reason = workload["reason"].as_str().unwrap_or_default();
+    let reason = workload["capture_error"].as_str().unwrap_or_default();
     ensure!(reason.contains("15001"), "the reason names the port: {workload}");
-    assert_eq!(workload["enrolled"], false, "{workload}");
+    assert_eq!(workload["capture"], "failed", "{workload}");
     // Undone as a whole: the pod is as it was, and its neighbour is enrolled.
     assert_carried(client, squatter, &dial(squatter.v4(), 8080), 8080, Carried::Outbound)?;
     squatter.server(0).kill();

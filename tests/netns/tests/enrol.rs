@@ -78,7 +78,7 @@ fn the_namespace_label_speaks_for_pods_without_one() -> Result<()> {
         node.wait_state(mesh.pod(outside), "not_in_mesh", SOON)?;
     }
     let odd = node.workload(mesh.pod("odd"))?.unwrap_or_default();
-    assert!(odd["reason"].as_str().is_some_and(|r| !r.is_empty()), "{odd}");
+    assert!(odd["mesh_reason"].as_str().is_some_and(|r| !r.is_empty()), "{odd}");
 
     mesh.edit_namespace("plain", |n| _ = n.labels.insert(MESH_LABEL.to_owned(), "enabled".to_owned()))?;
     node.wait_enrolled(mesh.pod("silent"), LIVE_MAX)?;
@@ -104,7 +104,11 @@ fn pods_on_the_host_network_are_never_captured_and_say_so() -> Result<()> {
         .start()?;
     let (node, system, client, web) = (mesh.node("a"), mesh.pod("system"), mesh.pod("client"), mesh.pod("web"));
     let workload = node.workload(system)?.unwrap_or_default();
-    assert_eq!((&workload["enrolled"], &workload["reason"]), (&false.into(), &"host_network".into()), "{workload}");
+    assert_eq!(
+        (&workload["capture"], &workload["mesh_reason"]),
+        (&"not_in_mesh".into(), &"host_network".into()),
+        "{workload}"
+    );
     for ip in both_families(web) {
         assert_carried(system, web, &dial(ip, 8080), 8080, Carried::Inbound)?;
     }
@@ -154,7 +158,7 @@ fn a_pod_whose_namespace_does_not_exist_is_reported_and_harms_nobody() -> Result
     wait_until("the ghost's failure is reported", SOON, || {
         let all = node.json(&["workloads"]).unwrap_or_default();
         let ghost = all["workloads"].as_array().and_then(|w| w.iter().find(|w| w["name"] == "ghost").cloned());
-        ghost.is_some_and(|g| g["state"] == "failed" && g["reason"].as_str().is_some_and(|r| !r.is_empty()))
+        ghost.is_some_and(|g| g["capture"] == "failed" && g["capture_error"].as_str().is_some_and(|r| !r.is_empty()))
     })?;
     assert_carried(client, web, &dial(web.v4(), 8080), 8080, Carried::BothSides)
 }

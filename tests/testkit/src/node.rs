@@ -251,7 +251,7 @@ impl Node {
         let mut last = None;
         wait_until(&format!("pod {} is {state}", pod.name()), timeout, || {
             last = self.workload(pod).ok().flatten();
-            last.as_ref().is_some_and(|w| w["state"] == state)
+            last.as_ref().is_some_and(|w| w["capture"] == state)
         })
         .with_context(|| format!("heddle workloads says {last:?}\n{}", self.agent_tail()))
     }

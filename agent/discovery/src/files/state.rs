@@ -3,7 +3,7 @@
 //! An object that is in two files is taken from one by a rule (oldest `creationTimestamp`, then file name, then place
 //! in the file) and reported in the other.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -137,7 +137,8 @@ impl State {
         if unchanged && next.invalid == self.snapshot.invalid && next.warnings == self.snapshot.warnings {
             return;
         }
-        for report in next.invalid.iter().filter(|report| !self.snapshot.invalid.contains(report)) {
+        let told: HashSet<&InvalidObject> = self.snapshot.invalid.iter().collect();
+        for report in next.invalid.iter().filter(|report| !told.contains(report)) {
             tracing::warn!(target: "discovery", "rejected: {report}");
         }
         self.snapshot = Arc::new(next);

@@ -24,6 +24,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Enrolment is told again this often, so that a pod refused for a passing reason gets in.
 const RESYNC: Duration = Duration::from_secs(2);
 
+/// Time between the first beats of an agent that finds the kernel without one.
+const FIRST_BEATS: Duration = Duration::from_millis(200);
 /// How often the use of the maps is asked for.
 const INSPECT: Duration = Duration::from_secs(10);
 
@@ -221,7 +223,7 @@ impl Worker {
         self.watch()?;
         self.sockets.set_publisher(ClientPublisher::new(attached.agent_sockets)?);
         *lock(&self.counters) = Some(CounterReader::new(attached.counters)?);
-        *lock(&self.beat) = Some(HeartbeatWriter::new(attached.heartbeat)?);
+        self.come_alive(HeartbeatWriter::new(attached.heartbeat)?)?;
         {
             let mut view = lock(&self.view);
             view.attached = true;
@@ -276,6 +278,18 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Beats until the kernel believes it: a pod enrolled before that would have its connections refused. An agent that
+    /// takes over in time is believed at once.
+    fn come_alive(&self, mut writer: HeartbeatWriter) -> Result<(), End> {
+        while writer.beat()?.streak < heddle_abi::heartbeat::GOOD_BEATS {
+            if self.wait(Some(FIRST_BEATS), |wishes| wishes.stop) {
+                return Err(End::Stop);
+            }
+        }
+        *lock(&self.beat) = Some(writer);
+        Ok(())
     }
 
     /// Sets the desired pods; takes listeners of new ones, lets go of released ones.
@@ -382,7 +396,9 @@ fn wait_for_event(watcher: &Watcher) -> Option<&'static str> {
 }
 
 fn duplicate(uid: &PodUid, listeners: &PodListeners) -> std::io::Result<heddle_proxy::PodListeners> {
-    let copy = |list: &[std::net::TcpListener]| list.iter().map(std::net::TcpListener::try_clone).collect();
+    let copy = |list: &[std::net::TcpListener]| -> std::io::Result<Vec<_>> {
+        list.iter().map(std::net::TcpListener::try_clone).collect()
+    };
     let shards = listeners
         .outbound
         .iter()

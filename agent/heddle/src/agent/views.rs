@@ -85,7 +85,7 @@ impl AgentViews {
     }
 
     fn source_error(&self) -> String {
-        self.source.borrow().error.clone().unwrap_or_default()
+        self.source.borrow().alarm.clone().unwrap_or_default()
     }
 
     async fn inspect(&self) -> Result<heddle_proto::keeper::v1::InspectReply, ViewError> {
