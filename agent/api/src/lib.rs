@@ -1,2 +1,25 @@
-//! (skeleton)
+//! The object types users write (ours, and the fields we read of Kubernetes'), and their conversion into the model.
+//!
+//! Text becomes a tree with lines (`yaml`), the tree becomes typed fields by serde, the fields become model values
+//! or a [`Problem`] that names field, line and remedy. An object with a problem never vanishes silently: what could be
+//! read of it comes out marked invalid, so that it denies its own targets (DESIGN §7).
 #![forbid(unsafe_code)]
+
+mod de;
+pub mod mesh;
+pub mod meta;
+pub mod namespace;
+mod node;
+pub mod object;
+pub mod pod;
+mod problem;
+pub mod service;
+pub mod slice;
+mod yaml;
+
+pub use namespace::{MeshLabel, Namespace};
+pub use object::{Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
+pub use pod::Pod;
+pub use problem::Problem;
+pub use slice::EndpointSlice;
+pub use yaml::{ALIASED_NODES_MAX, DEPTH_MAX, FILE_BYTES_MAX, NODES_MAX};

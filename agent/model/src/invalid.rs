@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// One rejected object (DESIGN §7).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InvalidObject {
     /// Where it came from: a path relative to the source's root, or an API resource.
     pub origin: Arc<str>,

@@ -3,6 +3,7 @@
 //! Sharded maps of `Arc`s: a change of one endpoint copies one Service and one shard, not the cluster. The state is a
 //! function of the objects in it: conflicts over an address are settled by the objects' own fields, never by arrival.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::claims::{Claim, Claims};
 use crate::invalid::InvalidObject;
 use crate::mesh::{MeshConfig, OutboundPolicy};
 use crate::resolve::{Candidates, Refusal, Resolution};
-use crate::service::{Service, ServiceKey, ServicePort};
+use crate::service::{Endpoint, Service, ServiceKey, ServicePort};
 use crate::sharded::Sharded;
 use crate::workload::{PodUid, Workload};
 
@@ -27,13 +28,14 @@ pub struct Snapshot {
     pub mesh: Arc<MeshConfig>,
     /// Objects that were rejected, ordered by origin and line.
     pub invalid: Arc<[InvalidObject]>,
+    /// Parts of accepted objects that have no effect, in the same order and shape.
+    pub warnings: Arc<[InvalidObject]>,
     workloads: Sharded<PodUid, Arc<Workload>>,
     owners: Sharded<IpAddr, Claims<Arc<Workload>>>,
     services: Sharded<ServiceKey, Arc<Entry>>,
     vips: Sharded<IpAddr, Claims<VipClaim>>,
-    /// How many endpoints of headless Services have this address and no pod of ours behind it: known, so not
-    /// subject to the outbound policy, though there is nothing to say about them.
-    headless: Sharded<IpAddr, u32>,
+    /// The Services that have an endpoint at an address, in order.
+    users: Sharded<IpAddr, Arc<[ServiceKey]>>,
 }
 
 /// One batch of changes: desired state by key, `None` removes. Of two entries with one key the later counts.
@@ -41,20 +43,24 @@ pub struct Snapshot {
 pub struct Delta {
     /// Pods by uid.
     pub workloads: Vec<(PodUid, Option<Workload>)>,
-    /// Services by `(namespace, name)`. A pod's change does not reach the endpoints that link to it by itself: the
-    /// source sends those Services in the same delta.
+    /// Services by `(namespace, name)`. [`Snapshot::apply`] links each endpoint to the pod that owns its address, and
+    /// keeps the links true as pods change. A link to a host-network pod, which owns no address, is the source's own
+    /// affair: it sets it, and sends the Service again when that pod changes.
     pub services: Vec<(ServiceKey, Option<Service>)>,
     /// Mesh settings, if changed.
     pub mesh: Option<MeshConfig>,
     /// The whole list of rejected objects, if changed.
     pub invalid: Option<Vec<InvalidObject>>,
+    /// The whole list of warnings, if changed.
+    pub warnings: Option<Vec<InvalidObject>>,
 }
 
 impl Delta {
     /// Whether applying it would change nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.workloads.is_empty() && self.services.is_empty() && self.mesh.is_none() && self.invalid.is_none()
+        let lists = self.invalid.is_some() || self.warnings.is_some();
+        self.workloads.is_empty() && self.services.is_empty() && self.mesh.is_none() && !lists
     }
 }
 
@@ -112,7 +118,7 @@ impl Snapshot {
         if let Some(claims) = claims {
             return resolve_vip(claims, dst);
         }
-        if self.mesh.outbound_policy == OutboundPolicy::Deny && self.headless.get(&ip).is_none() {
+        if self.mesh.outbound_policy == OutboundPolicy::Deny && !self.is_headless_endpoint(ip) {
             return Resolution::Refused(Refusal::OutboundDenied);
         }
         Resolution::External { addr }
@@ -166,15 +172,25 @@ impl Snapshot {
         if let Some(mesh) = delta.mesh {
             next.mesh = Arc::new(mesh);
         }
-        if let Some(mut invalid) = delta.invalid {
-            invalid.sort_by(|a, b| (&a.origin, a.line, &a.field).cmp(&(&b.origin, b.line, &b.field)));
-            next.invalid = invalid.into();
+        if let Some(invalid) = delta.invalid {
+            next.invalid = in_order(invalid);
+        }
+        if let Some(warnings) = delta.warnings {
+            next.warnings = in_order(warnings);
         }
         // Pods first: endpoints link to them.
+        let mut moved = BTreeSet::new();
         for (uid, workload) in delta.workloads {
-            next.set_workload(uid, workload.map(Arc::new));
+            next.set_workload(uid, workload.map(Arc::new), &mut moved);
         }
+        let mut stale: BTreeSet<ServiceKey> =
+            moved.iter().filter_map(|ip| next.users.get(ip)).flat_map(|users| users.iter().cloned()).collect();
         for (key, service) in delta.services {
+            stale.remove(&key);
+            next.set_service(key, service);
+        }
+        for key in stale {
+            let service = next.services.get(&key).map(|entry| Service::clone(&entry.service));
             next.set_service(key, service);
         }
         next
@@ -186,17 +202,19 @@ impl Snapshot {
         self.node == other.node
             && self.mesh == other.mesh
             && self.invalid == other.invalid
+            && self.warnings == other.warnings
             && self.workloads == other.workloads
             && self.owners == other.owners
             && self.services == other.services
             && self.vips == other.vips
-            && self.headless == other.headless
+            && self.users == other.users
     }
 
-    fn set_workload(&mut self, uid: PodUid, workload: Option<Arc<Workload>>) {
+    fn set_workload(&mut self, uid: PodUid, workload: Option<Arc<Workload>>, moved: &mut BTreeSet<IpAddr>) {
         if let Some(old) = self.workloads.get(&uid).cloned() {
             for ip in owned(&old) {
                 withdraw(&mut self.owners, ip, &old);
+                moved.insert(ip);
             }
         }
         match workload {
@@ -204,6 +222,7 @@ impl Snapshot {
             Some(new) => {
                 for ip in owned(&new) {
                     stake(&mut self.owners, ip, Arc::clone(&new));
+                    moved.insert(ip);
                 }
                 self.workloads.insert(uid, new);
             }
@@ -211,30 +230,50 @@ impl Snapshot {
     }
 
     fn set_service(&mut self, key: ServiceKey, service: Option<Service>) {
-        if let Some(old) = self.services.get(&key).cloned() {
+        let old = self.services.get(&key).cloned();
+        let new = service.map(|service| Arc::new(self.entry(service)));
+        if let Some(old) = &old {
             for &ip in &old.service.vips {
-                withdraw(&mut self.vips, ip, &VipClaim::new(ip, &old));
-            }
-            for ip in headless_strangers(&old.service) {
-                match self.headless.get(&ip).copied() {
-                    Some(count) if count > 1 => self.headless.insert(ip, count - 1),
-                    _ => self.headless.remove(&ip),
-                }
+                withdraw(&mut self.vips, ip, &VipClaim::new(ip, old));
             }
         }
-        let Some(service) = service else {
-            self.services.remove(&key);
-            return;
-        };
-        let entry = Arc::new(self.entry(service));
-        for &ip in &entry.service.vips {
-            stake(&mut self.vips, ip, VipClaim::new(ip, &entry));
+        if let Some(new) = &new {
+            for &ip in &new.service.vips {
+                stake(&mut self.vips, ip, VipClaim::new(ip, new));
+            }
         }
-        for ip in headless_strangers(&entry.service) {
-            let count = self.headless.get(&ip).copied().unwrap_or(0);
-            self.headless.insert(ip, count + 1);
+        // Only what differs: a Service of a thousand endpoints that loses one touches one address.
+        let before = old.as_ref().map(|entry| endpoint_addresses(&entry.service)).unwrap_or_default();
+        let after = new.as_ref().map(|entry| endpoint_addresses(&entry.service)).unwrap_or_default();
+        for ip in before.difference(&after) {
+            self.set_users(*ip, |users| users.retain(|user| *user != key));
         }
-        self.services.insert(key, entry);
+        for ip in after.difference(&before) {
+            self.set_users(*ip, |users| {
+                users.push(key.clone());
+                users.sort();
+            });
+        }
+        match new {
+            None => self.services.remove(&key),
+            Some(new) => self.services.insert(key, new),
+        }
+    }
+
+    fn set_users(&mut self, ip: IpAddr, change: impl FnOnce(&mut Vec<ServiceKey>)) {
+        let mut users = self.users.get(&ip).map(|users| users.to_vec()).unwrap_or_default();
+        change(&mut users);
+        if users.is_empty() {
+            self.users.remove(&ip);
+        } else {
+            self.users.insert(ip, users.into());
+        }
+    }
+
+    /// Whether a headless Service names the address: then somebody knows it, and names are how clients get to it.
+    fn is_headless_endpoint(&self, ip: IpAddr) -> bool {
+        let service = |key: &ServiceKey| self.services.get(key).map(|entry| &entry.service);
+        self.users.get(&ip).is_some_and(|users| users.iter().filter_map(service).any(|s| s.headless && !s.invalid))
     }
 
     /// Normalises a Service (addresses canonical and once, endpoints by address) and decides its candidates.
@@ -262,18 +301,30 @@ impl Snapshot {
             endpoints.dedup_by_key(|e| e.addr);
             port.endpoints = endpoints.into();
         }
-        // One allocation per pod, not one per link: the snapshot's own.
-        let shared = |link: &Arc<Workload>| {
-            self.workload(&link.uid).filter(|own| own == &link && !Arc::ptr_eq(own, link)).cloned()
+        // Every link is to the snapshot's own allocation of the pod.
+        let link = |endpoint: &Endpoint| match (self.workload_by_ip(endpoint.addr.ip()), &endpoint.workload) {
+            (Some(owner), _) => Some(Arc::clone(owner)),
+            (None, Some(given)) if given.host_network => {
+                Some(self.workload(&given.uid).filter(|own| *own == given).unwrap_or(given).clone())
+            }
+            (None, _) => None,
         };
-        if let Some(endpoints) = Arc::get_mut(&mut port.endpoints) {
-            for endpoint in endpoints {
-                if let Some(own) = endpoint.workload.as_ref().and_then(shared) {
-                    endpoint.workload = Some(own);
-                }
+        let linked = |endpoint: &Endpoint| match (&endpoint.workload, link(endpoint)) {
+            (Some(is), Some(should)) => Arc::ptr_eq(is, &should),
+            (is, should) => is.is_none() && should.is_none(),
+        };
+        if !port.endpoints.iter().all(linked) {
+            for endpoint in Arc::make_mut(&mut port.endpoints) {
+                endpoint.workload = link(endpoint);
             }
         }
     }
+}
+
+fn in_order(mut reports: Vec<InvalidObject>) -> Arc<[InvalidObject]> {
+    let place = |r: &InvalidObject| (Arc::clone(&r.origin), r.line, Arc::clone(&r.field), Arc::clone(&r.message));
+    reports.sort_by_cached_key(place);
+    reports.into()
 }
 
 fn resolve_vip(claims: &Claims<VipClaim>, dst: OriginalDst) -> Resolution {
@@ -313,11 +364,8 @@ fn owned(workload: &Workload) -> impl Iterator<Item = IpAddr> {
     addresses.iter().map(IpAddr::to_canonical)
 }
 
-fn headless_strangers(service: &Service) -> impl Iterator<Item = IpAddr> {
-    let ports = if service.headless { service.ports.as_slice() } else { &[] };
-    let strangers = ports.iter().flat_map(|p| p.endpoints.iter());
-    let strangers = strangers.filter(|e| e.workload.as_ref().is_none_or(|pod| !pod.owns_addresses()));
-    strangers.map(|e| e.addr.ip().to_canonical())
+fn endpoint_addresses(service: &Service) -> BTreeSet<IpAddr> {
+    service.ports.iter().flat_map(|p| p.endpoints.iter()).map(|e| e.addr.ip().to_canonical()).collect()
 }
 
 fn stake<T: Claim>(index: &mut Sharded<IpAddr, Claims<T>>, ip: IpAddr, claim: T) {

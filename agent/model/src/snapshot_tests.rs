@@ -223,17 +223,42 @@ fn dual_stack_answers_in_the_family_of_the_call() {
 
 #[test]
 fn endpoints_share_the_snapshots_workloads_and_are_put_in_order() {
-    let web_0 = pod("web-0", "10.1.0.1", None);
-    let mut web = cluster_ip("web", "10.96.0.1", &[]);
-    let linked =
-        Endpoint { workload: Some(Arc::new(web_0.clone())), ..Endpoint::ready("10.1.0.1:80".parse().unwrap()) };
-    let other = Endpoint::ready("10.1.0.0:80".parse().unwrap());
-    web.ports[0].endpoints = vec![linked.clone(), other, linked].into();
-    let state = snapshot(vec![web_0], vec![web]);
+    let host = Workload { host_network: true, ..pod("host", "172.18.0.2", None) };
+    let mut web = cluster_ip("web", "10.96.0.1", &["172.18.0.2:80", "10.1.0.1:80", "10.1.0.0:80", "10.1.0.1:80"]);
+    let mut endpoints = web.ports[0].endpoints.to_vec();
+    endpoints[0].workload = Some(Arc::new(host.clone()));
+    // Not the owner of its address, so the link does not count.
+    endpoints[2].workload = Some(Arc::new(pod("stranger", "10.9.9.9", None)));
+    web.ports[0].endpoints = endpoints.into();
+    let state = snapshot(vec![pod("web-0", "10.1.0.1", None), host], vec![web]);
     let endpoints = &state.service("shop", "web").unwrap().ports[0].endpoints;
-    assert_eq!(endpoints.iter().map(|e| e.addr.to_string()).collect::<Vec<_>>(), ["10.1.0.0:80", "10.1.0.1:80"]);
-    let own = state.workload(&PodUid::new("uid-web-0")).unwrap();
-    assert!(Arc::ptr_eq(endpoints[1].workload.as_ref().unwrap(), own));
+    let addresses: Vec<String> = endpoints.iter().map(|e| e.addr.to_string()).collect();
+    assert_eq!(addresses, ["10.1.0.0:80", "10.1.0.1:80", "172.18.0.2:80"]);
+    let own = |uid| state.workload(&PodUid::new(uid)).unwrap();
+    assert_eq!(endpoints[0].workload, None);
+    assert!(Arc::ptr_eq(endpoints[1].workload.as_ref().unwrap(), own("uid-web-0")));
+    assert!(Arc::ptr_eq(endpoints[2].workload.as_ref().unwrap(), own("uid-host")));
+}
+
+#[test]
+fn links_follow_the_owner_of_an_address() {
+    let state = snapshot(vec![pod("old", "10.1.0.1", Some(1))], vec![cluster_ip("web", "10.96.0.1", &["10.1.0.1:80"])]);
+    let link = |state: &Snapshot| {
+        let web = state.service("shop", "web").unwrap();
+        let link = web.ports[0].endpoints[0].workload.as_ref();
+        assert!(link.is_none_or(|pod| Arc::ptr_eq(pod, state.workload(&pod.uid).unwrap())));
+        link.map(|pod| pod.name.to_string())
+    };
+    assert_eq!(link(&state).as_deref(), Some("old"));
+    let set = |state: &Snapshot, uid: &str, pod: Option<Workload>| {
+        state.apply(Delta { workloads: vec![(PodUid::new(uid), pod)], ..Delta::default() })
+    };
+    let state = set(&state, "uid-new", Some(pod("new", "10.1.0.1", Some(2))));
+    assert_eq!(link(&state).as_deref(), Some("new"));
+    let state = set(&state, "uid-new", Some(Workload { finished: true, ..pod("new", "10.1.0.1", Some(2)) }));
+    assert_eq!(link(&state).as_deref(), Some("old"));
+    let state = set(&state, "uid-old", None);
+    assert_eq!(link(&state), None);
 }
 
 #[test]

@@ -1,0 +1,312 @@
+//! `v1 Pod`: a workload, and how it asks to be captured.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use heddle_model::workload::{Capture, Membership, NotInMesh, StandalonePaths};
+use heddle_model::{PodUid, Workload};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::meta::{self, ObjectMeta};
+use crate::namespace::{MeshLabel, Namespace};
+use crate::node::{Node, shortened};
+use crate::problem::{Problem, Problems};
+
+/// A Pod, the fields we read.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodFields {
+    /// `metadata`.
+    pub metadata: ObjectMeta,
+    /// `spec`.
+    pub spec: PodSpec,
+    /// `status`.
+    pub status: PodStatus,
+}
+
+/// `spec` of a Pod.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// `nodeName`.
+    pub node_name: String,
+    /// `serviceAccountName`.
+    pub service_account_name: String,
+    /// `hostNetwork`.
+    pub host_network: bool,
+}
+
+/// `status` of a Pod.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodStatus {
+    /// `phase`.
+    pub phase: String,
+    /// `podIP`.
+    #[serde(rename = "podIP")]
+    pub pod_ip: String,
+    /// `podIPs`.
+    #[serde(rename = "podIPs")]
+    pub pod_ips: Vec<PodIp>,
+}
+
+/// An item of `status.podIPs`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodIp {
+    /// `ip`.
+    pub ip: String,
+}
+
+/// A Pod before its namespace has had its say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Everything the Pod alone decides; `membership` is not decided yet, `capture` is what it asks for.
+    workload: Workload,
+    /// Its own label.
+    mesh: MeshLabel,
+    /// The object was rejected; what could be read is in `workload`.
+    invalid: bool,
+}
+
+impl Pod {
+    /// The pod's uid.
+    #[must_use]
+    pub const fn uid(&self) -> &PodUid {
+        &self.workload.uid
+    }
+
+    /// What the Pod alone decides: everything but membership and capture.
+    #[must_use]
+    pub const fn workload(&self) -> &Workload {
+        &self.workload
+    }
+
+    /// The workload under its namespace (FEATURES A1, A6), and what it asked for that has no effect.
+    #[must_use]
+    pub fn in_namespace(&self, namespace: Option<&Namespace>) -> (Workload, Vec<Problem>) {
+        let absent;
+        let namespace = match namespace {
+            Some(namespace) => namespace,
+            None => {
+                absent = Namespace::absent(&self.workload.namespace);
+                &absent
+            }
+        };
+        let mut workload = self.workload.clone();
+        workload.membership = self.membership(namespace);
+        let asked = std::mem::take(&mut workload.capture);
+        let mut warnings = Vec::new();
+        if workload.membership == Membership::Enabled {
+            if namespace.allow_exclusions {
+                workload.capture = asked;
+            } else {
+                warnings.extend(refused(&asked));
+            }
+            workload.capture.failure_policy = namespace.failure_policy;
+        }
+        (workload, warnings)
+    }
+
+    fn membership(&self, namespace: &Namespace) -> Membership {
+        let enabled = match (self.mesh, namespace.mesh) {
+            (MeshLabel::Disabled, _) => return Membership::Disabled(NotInMesh::PodOptedOut),
+            (MeshLabel::Invalid, _) | (MeshLabel::Unset, MeshLabel::Invalid) => {
+                return Membership::Disabled(NotInMesh::InvalidLabel);
+            }
+            (MeshLabel::Enabled, _) | (MeshLabel::Unset, MeshLabel::Enabled) => true,
+            (MeshLabel::Unset, MeshLabel::Unset | MeshLabel::Disabled) => false,
+        };
+        if !enabled {
+            Membership::Disabled(NotInMesh::NotLabelled)
+        } else if self.invalid {
+            Membership::Disabled(NotInMesh::InvalidObject)
+        } else if self.workload.host_network {
+            Membership::Disabled(NotInMesh::HostNetwork)
+        } else {
+            Membership::Enabled
+        }
+    }
+
+    pub(crate) fn convert(namespace: &str, fields: &PodFields, problems: &mut Problems) -> Self {
+        let PodFields { metadata: meta, spec, status } = fields;
+        meta.check_labels(problems);
+        let uid = meta.uid.as_deref().filter(|uid| !uid.is_empty());
+        let uid = uid.map_or_else(|| format!("{namespace}/{}", meta.name), str::to_owned);
+        let mut workload = Workload::new(&uid, namespace, &meta.name);
+        workload.workload_name = owner(meta);
+        workload.app = meta.first_label(&["app.kubernetes.io/name", "app"]);
+        workload.version = meta.first_label(&["app.kubernetes.io/version", "version"]);
+        workload.zone = meta.first_label(&["topology.kubernetes.io/zone"]);
+        workload.created = meta.created(problems);
+        workload.terminating = meta.deletion_timestamp.is_some();
+        workload.node = spec.node_name.as_str().into();
+        workload.host_network = spec.host_network;
+        workload.finished = matches!(status.phase.as_str(), "Succeeded" | "Failed");
+        if !spec.service_account_name.is_empty() {
+            if !meta::is_dns_subdomain(&spec.service_account_name) {
+                let message = format!("`{}` is no name of a ServiceAccount", shortened(&spec.service_account_name));
+                problems.error("spec.serviceAccountName", message);
+            }
+            workload.service_account = spec.service_account_name.as_str().into();
+        }
+        let mut addresses = BTreeSet::new();
+        let listed = status.pod_ips.iter().enumerate().map(|(i, p)| (format!("status.podIPs[{i}].ip"), p.ip.as_str()));
+        let single = std::iter::once(("status.podIP".to_owned(), status.pod_ip.as_str()));
+        for (field, text) in listed.chain(single).filter(|(_, text)| !text.is_empty()) {
+            if let Some(ip) = meta::address(problems, field, text)
+                && addresses.insert(ip)
+            {
+                workload.addresses.push(ip);
+            }
+        }
+        workload.capture = asked(meta, problems);
+        workload.standalone = standalone(meta, problems);
+        let mesh = MeshLabel::read(meta, problems);
+        Self { workload, mesh, invalid: !problems.errors.is_empty() }
+    }
+
+    /// What can be known of a Pod that was rejected before its fields were: enough to list it and its addresses.
+    pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> Self {
+        let text = |path: &[&str]| root.at(path).and_then(Node::text).unwrap_or_default();
+        let uid = Some(text(&["metadata", "uid"])).filter(|uid| !uid.is_empty());
+        let uid = uid.map_or_else(|| format!("{namespace}/{name}"), str::to_owned);
+        let mut workload = Workload::new(&uid, namespace, name);
+        workload.node = text(&["spec", "nodeName"]).into();
+        workload.host_network =
+            root.at(&["spec", "hostNetwork"]).is_some_and(|n| n.value == crate::node::Value::Bool(true));
+        workload.finished = matches!(text(&["status", "phase"]), "Succeeded" | "Failed");
+        let listed = root.at(&["status", "podIPs"]).map_or(&[][..], Node::items);
+        let listed = listed.iter().filter_map(|item| item.get("ip")).filter_map(Node::text);
+        for text in listed.chain([text(&["status", "podIP"])]) {
+            if let Some(ip) = meta::address(&mut Problems::default(), "", text)
+                && !workload.addresses.contains(&ip)
+            {
+                workload.addresses.push(ip);
+            }
+        }
+        let mesh = match root.at(&["metadata", "labels"]).map(|labels| labels.get(meta::MESH_LABEL)) {
+            Some(Some(label)) => match label.text() {
+                Some("enabled") => MeshLabel::Enabled,
+                Some("disabled") => MeshLabel::Disabled,
+                _ => MeshLabel::Invalid,
+            },
+            _ => MeshLabel::Unset,
+        };
+        Self { workload, mesh, invalid: true }
+    }
+}
+
+/// The exclusion annotations. A bad value is a warning: the pod stays captured, without that exclusion.
+fn asked(meta: &ObjectMeta, problems: &mut Problems) -> Capture {
+    let cidr = |item: &str| {
+        let cidr: Option<IpNet> = item.parse().ok().or_else(|| item.parse::<IpAddr>().ok().map(IpNet::from));
+        cidr.map(|cidr| cidr.trunc()).ok_or("no CIDR such as `10.0.0.0/8`")
+    };
+    let port = |item: &str| {
+        let port: Option<u16> = item.parse().ok().filter(|port| *port > 0);
+        port.ok_or("no port: 1 to 65535")
+    };
+    Capture {
+        exclude_outbound_cidrs: list(meta, meta::EXCLUDE_OUTBOUND_CIDRS, problems, cidr),
+        exclude_outbound_ports: list(meta, meta::EXCLUDE_OUTBOUND_PORTS, problems, port),
+        exclude_inbound_ports: list(meta, meta::EXCLUDE_INBOUND_PORTS, problems, port),
+        opaque_ports: list(meta, meta::OPAQUE_PORTS, problems, port),
+        ..Capture::default()
+    }
+}
+
+/// A comma-separated annotation, sorted and each value once; the bad values of it are left out and warned of.
+fn list<T: Ord>(
+    meta: &ObjectMeta,
+    key: &str,
+    problems: &mut Problems,
+    parse: impl Fn(&str) -> Result<T, &'static str>,
+) -> Vec<T> {
+    let text = meta.annotations.get(key).map_or("", String::as_str);
+    let mut values = BTreeSet::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        match parse(item) {
+            Ok(value) => drop(values.insert(value)),
+            Err(why) => {
+                let message = format!("`{}` is {why}; it is not excluded", shortened(item));
+                problems.warn(meta::annotation_path(key), message);
+            }
+        }
+    }
+    values.into_iter().collect()
+}
+
+fn refused(asked: &Capture) -> impl Iterator<Item = Problem> {
+    let asked = [
+        (!asked.exclude_outbound_cidrs.is_empty(), meta::EXCLUDE_OUTBOUND_CIDRS),
+        (!asked.exclude_outbound_ports.is_empty(), meta::EXCLUDE_OUTBOUND_PORTS),
+        (!asked.exclude_inbound_ports.is_empty(), meta::EXCLUDE_INBOUND_PORTS),
+        (!asked.opaque_ports.is_empty(), meta::OPAQUE_PORTS),
+    ];
+    asked.into_iter().filter(|(asked, _)| *asked).map(|(_, key)| {
+        let message = format!(
+            "has no effect: the namespace does not allow it (annotate the Namespace with {}: \"true\")",
+            meta::ALLOW_EXCLUSIONS
+        );
+        Problem::new(meta::annotation_path(key), message)
+    })
+}
+
+fn standalone(meta: &ObjectMeta, problems: &mut Problems) -> Option<StandalonePaths> {
+    let mut path = |key: &str| {
+        let text = meta.annotations.get(key)?;
+        if !text.starts_with('/') || text.contains('\0') || text.split('/').any(|part| part == "..") {
+            let message = format!("`{}` is no absolute path without `..`", shortened(text));
+            problems.error(meta::annotation_path(key), message);
+            return None;
+        }
+        Some(Arc::<str>::from(text.as_str()))
+    };
+    let (netns, cgroup) = (path(meta::STANDALONE_NETNS), path(meta::STANDALONE_CGROUP));
+    match (netns, cgroup) {
+        (Some(netns), cgroup) => Some(StandalonePaths { netns, cgroup }),
+        (None, Some(_)) => {
+            let message = format!("needs {} beside it", meta::STANDALONE_NETNS);
+            problems.error(meta::annotation_path(meta::STANDALONE_CGROUP), message);
+            None
+        }
+        (None, None) => None,
+    }
+}
+
+/// Name of the owning workload, as people know it: see `Workload::workload_name`.
+fn owner(meta: &ObjectMeta) -> Arc<str> {
+    let explicit = meta.label("heddle.dev/workload-name");
+    if !explicit.is_empty() {
+        return explicit.into();
+    }
+    let hash = meta.label("pod-template-hash");
+    let without_hash = |name: &str| -> Option<Arc<str>> {
+        let rest = name.strip_suffix(hash)?.strip_suffix('-')?;
+        (!hash.is_empty() && !rest.is_empty()).then(|| rest.into())
+    };
+    if let Some(owner) = meta.owner_references.iter().find(|o| o.controller && !o.name.is_empty()) {
+        let deployment = (owner.kind == "ReplicaSet").then(|| without_hash(&owner.name)).flatten();
+        return deployment.unwrap_or_else(|| owner.name.as_str().into());
+    }
+    let generated = meta.name.rsplit_once('-').map(|(rest, _suffix)| rest);
+    if let Some(deployment) = generated.and_then(without_hash) {
+        return deployment;
+    }
+    let job = meta.first_label(&["batch.kubernetes.io/job-name", "job-name"]);
+    if !job.is_empty() {
+        return job;
+    }
+    let stateful = !meta.label("statefulset.kubernetes.io/pod-name").is_empty();
+    match generated {
+        Some(set) if stateful => set.into(),
+        _ => meta.name.as_str().into(),
+    }
+}
+
+#[cfg(test)]
+#[path = "pod_tests.rs"]
+mod tests;

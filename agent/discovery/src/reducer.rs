@@ -1,0 +1,286 @@
+//! Objects in, delta out: joins pods with their namespaces and Services with their EndpointSlices.
+//!
+//! Pure and incremental: a slice recomputes its Service, a namespace its pods, a pod itself. What comes out depends on
+//! the objects that are set, not on the order in which they were (but for the Mesh: a rejected one leaves the former in
+//! force, DESIGN §7).
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use heddle_api::pod::Pod;
+use heddle_api::slice::SliceEndpoint;
+use heddle_api::{EndpointSlice, Key, Kind, Namespace, Object, Problem};
+use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, Workload};
+
+/// The desired objects, and what of them has not been given out yet.
+#[derive(Debug, Default)]
+pub struct Reducer {
+    objects: HashMap<Key, Arc<Object>>,
+    /// Names of pods by namespace.
+    pods_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Pods by uid: one each, unless a file says otherwise.
+    pods_by_uid: HashMap<PodUid, BTreeSet<Key>>,
+    /// Names of slices by Service.
+    slices_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
+    /// Services by the pods their slices name; followed for host-network pods, which own no address.
+    services_of_target: HashMap<ServiceKey, BTreeSet<ServiceKey>>,
+    dirty: Dirty,
+    mesh_in_force: MeshConfig,
+    reports: BTreeMap<Key, Vec<Report>>,
+}
+
+/// What a join found wrong with an object that was right by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What and where.
+    pub problem: Problem,
+    /// The object is in force, but for the part told of.
+    pub warning: bool,
+}
+
+#[derive(Debug, Default)]
+struct Dirty {
+    uids: BTreeSet<PodUid>,
+    services: BTreeSet<ServiceKey>,
+    mesh: bool,
+}
+
+impl Reducer {
+    /// Nothing desired yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets what is desired under a key; `None` removes it. An object equal to the present one changes nothing.
+    pub fn set(&mut self, key: &Key, object: Option<Arc<Object>>) {
+        let old = self.objects.get(key).cloned();
+        if old == object {
+            return;
+        }
+        match key.kind {
+            Kind::Namespace => {
+                for name in self.pods_of.get(&key.name).cloned().unwrap_or_default() {
+                    let pod = Key { kind: Kind::Pod, namespace: Arc::clone(&key.name), name };
+                    if let Some(Object::Pod(pod)) = self.objects.get(&pod).cloned().as_deref() {
+                        self.touch_pod(pod);
+                    }
+                }
+            }
+            Kind::Pod => self.set_pod(key, old.as_deref(), object.as_deref()),
+            Kind::Service => drop(self.dirty.services.insert((Arc::clone(&key.namespace), Arc::clone(&key.name)))),
+            Kind::EndpointSlice => {
+                self.set_slice(key, old.as_deref(), false);
+                self.set_slice(key, object.as_deref(), true);
+            }
+            Kind::Mesh => self.dirty.mesh = true,
+        }
+        match object {
+            None => self.objects.remove(key),
+            Some(object) => self.objects.insert(key.clone(), object),
+        };
+    }
+
+    /// What follows from everything set since the last call.
+    #[must_use]
+    pub fn delta(&mut self) -> Delta {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut delta = Delta::default();
+        for uid in dirty.uids {
+            let workload = self.join_pod(&uid);
+            delta.workloads.push((uid, workload));
+        }
+        for key in dirty.services {
+            let service = self.join_service(&key);
+            delta.services.push((key, service));
+        }
+        if dirty.mesh {
+            delta.mesh = self.next_mesh();
+        }
+        delta
+    }
+
+    /// Number of objects set.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+    }
+
+    /// The object under a key.
+    #[must_use]
+    pub fn get(&self, key: &Key) -> Option<&Arc<Object>> {
+        self.objects.get(key)
+    }
+
+    /// Everything the joins found wrong, by object.
+    pub fn reports(&self) -> impl Iterator<Item = (&Key, &Report)> {
+        self.reports.iter().flat_map(|(key, list)| list.iter().map(move |report| (key, report)))
+    }
+
+    fn set_pod(&mut self, key: &Key, old: Option<&Object>, new: Option<&Object>) {
+        let names = self.pods_of.entry(Arc::clone(&key.namespace)).or_default();
+        if new.is_some() {
+            names.insert(Arc::clone(&key.name));
+        } else {
+            names.remove(&key.name);
+        }
+        if names.is_empty() {
+            self.pods_of.remove(&key.namespace);
+        }
+        for (object, present) in [(old, false), (new, true)] {
+            let Some(Object::Pod(pod)) = object else { continue };
+            change_set(&mut self.pods_by_uid, pod.uid().clone(), key.clone(), present);
+            self.touch_pod(pod);
+        }
+        if new.is_none() {
+            self.report(key, Vec::new());
+        }
+    }
+
+    fn touch_pod(&mut self, pod: &Pod) {
+        let workload = pod.workload();
+        self.dirty.uids.insert(workload.uid.clone());
+        if workload.host_network {
+            let target = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
+            self.dirty.services.extend(self.services_of_target.get(&target).into_iter().flatten().cloned());
+        }
+    }
+
+    fn set_slice(&mut self, key: &Key, object: Option<&Object>, present: bool) {
+        let Some(Object::EndpointSlice(slice)) = object else { return };
+        let service = (Arc::clone(&slice.namespace), Arc::clone(&slice.service));
+        self.dirty.services.insert(service.clone());
+        change_set(&mut self.slices_of, service.clone(), Arc::clone(&key.name), present);
+        for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.clone()) {
+            // Another slice of the Service may name the pod too: the entry then stays until that one goes.
+            let elsewhere = !present
+                && self.slices(&service).any(|other| {
+                    other.name != key.name && other.endpoints.iter().any(|e| e.pod.as_ref() == Some(&target))
+                });
+            if !elsewhere {
+                change_set(&mut self.services_of_target, target, service.clone(), present);
+            }
+        }
+    }
+
+    /// The workload with a uid: of several pods that claim it, the first by namespace and name.
+    fn join_pod(&mut self, uid: &PodUid) -> Option<Workload> {
+        let mut claimants = self.pods_by_uid.get(uid).cloned().unwrap_or_default().into_iter();
+        let first = claimants.next()?;
+        for loser in claimants {
+            let message = format!("`{uid}` is already the uid of Pod {}: this one is not used", first.object());
+            let problem = Problem { field: "metadata.uid".to_owned(), line: 0, message };
+            self.report(&loser, vec![Report { problem, warning: false }]);
+        }
+        let (workload, warnings) = self.pod(&first)?.in_namespace(self.namespace(&first.namespace));
+        let reports = warnings.into_iter().map(|problem| Report { problem, warning: true }).collect();
+        self.report(&first, reports);
+        Some(workload)
+    }
+
+    fn join_service(&self, key: &ServiceKey) -> Option<Service> {
+        let object = Key { kind: Kind::Service, namespace: Arc::clone(&key.0), name: Arc::clone(&key.1) };
+        let Object::Service(service) = self.objects.get(&object)?.as_ref() else { return None };
+        let mut service = service.clone();
+        if service.invalid {
+            return Some(service);
+        }
+        for port in &mut service.ports {
+            let mut endpoints: Vec<Endpoint> = Vec::new();
+            for slice in self.slices(key) {
+                let Some((_, target)) = slice.ports.iter().find(|(name, _)| *name == port.name) else { continue };
+                endpoints.extend(slice.endpoints.iter().map(|endpoint| Endpoint {
+                    workload: self.host_network_pod(endpoint),
+                    ..endpoint.on_port(*target)
+                }));
+            }
+            // Slices may overlap while they are rewritten: the better word on an address counts, then the first slice's.
+            endpoints.sort_by_key(|e| (e.addr, !e.ready, !e.serving));
+            endpoints.dedup_by_key(|e| e.addr);
+            port.endpoints = endpoints.into();
+        }
+        Some(service)
+    }
+
+    /// The host-network pod an endpoint names, if the address is its. All other links are made by address.
+    fn host_network_pod(&self, endpoint: &SliceEndpoint) -> Option<Arc<Workload>> {
+        let (namespace, name) = endpoint.pod.as_ref()?;
+        let key = Key { kind: Kind::Pod, namespace: Arc::clone(namespace), name: Arc::clone(name) };
+        let pod = self.pod(&key).filter(|pod| pod.workload().host_network)?;
+        let holds = pod.workload().addresses.contains(&endpoint.ip) && !pod.workload().finished;
+        holds.then(|| Arc::new(pod.in_namespace(self.namespace(namespace)).0))
+    }
+
+    fn next_mesh(&mut self) -> Option<MeshConfig> {
+        let key = Key { kind: Kind::Mesh, namespace: Arc::default(), name: heddle_api::mesh::NAME.into() };
+        let next = match self.objects.get(&key).map(Arc::as_ref) {
+            Some(Object::Mesh(Some(config))) => config.clone(),
+            // Rejected: the former stays in force, and the report says so.
+            Some(_) => {
+                let message = "the Mesh is rejected: the settings before it stay in force".to_owned();
+                let problem = Problem { field: String::new(), line: 0, message };
+                self.report(&key, vec![Report { problem, warning: false }]);
+                return None;
+            }
+            None => MeshConfig::default(),
+        };
+        self.report(&key, Vec::new());
+        let changed = next != self.mesh_in_force;
+        self.mesh_in_force.clone_from(&next);
+        changed.then_some(next)
+    }
+
+    fn pod(&self, key: &Key) -> Option<&Pod> {
+        match self.objects.get(key)?.as_ref() {
+            Object::Pod(pod) => Some(pod),
+            _ => None,
+        }
+    }
+
+    fn namespace(&self, name: &Arc<str>) -> Option<&Namespace> {
+        let key = Key { kind: Kind::Namespace, namespace: Arc::default(), name: Arc::clone(name) };
+        match self.objects.get(&key)?.as_ref() {
+            Object::Namespace(namespace) => Some(namespace),
+            _ => None,
+        }
+    }
+
+    fn slices(&self, service: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| {
+            let key = Key { kind: Kind::EndpointSlice, namespace: Arc::clone(&service.0), name: Arc::clone(name) };
+            match self.objects.get(&key)?.as_ref() {
+                Object::EndpointSlice(slice) => Some(slice),
+                _ => None,
+            }
+        })
+    }
+
+    fn report(&mut self, key: &Key, reports: Vec<Report>) {
+        if reports.is_empty() {
+            self.reports.remove(key);
+        } else {
+            self.reports.insert(key.clone(), reports);
+        }
+    }
+}
+
+fn change_set<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: K, value: V, present: bool) {
+    if present {
+        map.entry(key).or_default().insert(value);
+    } else if let Some(set) = map.get_mut(&key) {
+        set.remove(&value);
+        if set.is_empty() {
+            map.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "reducer_tests.rs"]
+mod tests;
