@@ -99,15 +99,19 @@ mod tests {
     }
 
     #[test]
-    fn expired_entries_go_before_live_ones() {
+    fn a_full_shard_lets_expired_entries_go() {
         let table = AffinityTable::new(SHARDS * 2);
         let start = Instant::now();
-        let endpoint = "10.0.0.1:80".parse().unwrap();
+        let (endpoint, second) = ("10.0.0.1:80".parse().unwrap(), Duration::from_secs(1));
         for n in 0..1000 {
-            table.remember(key(n), endpoint, Duration::from_secs(1), start);
+            table.remember(key(n), endpoint, second, start);
         }
-        let later = start + Duration::from_secs(2);
-        table.remember(key(5000), endpoint, Duration::from_secs(1), later);
-        assert!(table.get(&key(5000), later).is_some());
+        assert_eq!(table.len(), SHARDS * 2);
+        for n in 1000..2000 {
+            table.remember(key(n), endpoint, second * 60, start + second * 2);
+        }
+        // Every shard was full and got a live entry: no expired one is left.
+        let old = (0..1000).filter(|n| table.get(&key(*n), start + second * 2).is_some()).count();
+        assert_eq!((old, table.len()), (0, SHARDS * 2));
     }
 }

@@ -171,11 +171,13 @@ async fn the_record_and_the_series_name_both_sides() {
     let mesh = Mesh::new(1);
     let (mut client, mut server) = pair(&mesh, "web").await;
     passes(&mut client, &mut server, b"12345").await;
-    // Bytes count while the connection lives.
+    // Bytes count while the connection lives. The count follows the write, so the reader may be a moment ahead of it.
     let registry = heddle_telemetry::Registry::new();
     registry.register(mesh.tcp.collector()).unwrap();
     mesh.proxy.register_metrics(&registry).unwrap();
-    let text = heddle_telemetry::encode::encode(&registry.gather(), heddle_telemetry::Format::Text);
+    let scrape = || heddle_telemetry::encode::encode(&registry.gather(), heddle_telemetry::Format::Text);
+    until("the bytes to be counted", || scrape().contains("} 5\n")).await;
+    let text = scrape();
     let line =
         |prefix: &str| text.lines().find(|l| l.starts_with(prefix)).unwrap_or_else(|| panic!("{prefix}:\n{text}"));
     let received = line("istio_tcp_received_bytes_total{");
