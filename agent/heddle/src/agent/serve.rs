@@ -1,5 +1,6 @@
 //! The composition root: rooms meet here as values (snapshots, sockets, events), and the agent lives until something ends it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use heddle_admin::Limits;
 use heddle_discovery::files::FilesSource;
-use heddle_model::{PodUid, Snapshot};
+use heddle_model::{Family, PodUid, Snapshot};
 use heddle_proxy::{Config, Proxy, Telemetry};
 use heddle_telemetry::{AccessLog, ProxyMetrics, Reason, Registry, TcpMetrics};
 use tokio::net::{TcpListener, TcpSocket};
@@ -72,7 +73,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         ended = &mut source_task => return Err(source_error(ended)),
     }
     let (event_sender, mut events) = mpsc::channel(EVENTS_MAX);
-    let link = Arc::new(Link::start(options.paths.run_dir.clone(), sockets, event_sender)?);
+    let link = Arc::new(Link::start(options.paths.run_dir.clone(), Arc::clone(&sockets), event_sender)?);
     link.desire(enrol::desired(&snapshots.borrow_and_update()));
 
     let registry = Registry::new();
@@ -121,6 +122,8 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
                     if let Some(pod) = snapshots.borrow().workload(&uid) {
                         listeners.addresses.clone_from(&pod.addresses);
                     }
+                    let families: BTreeSet<Family> = listeners.addresses.iter().map(|&ip| Family::of(ip)).collect();
+                    sockets.prefill(&uid, families.into_iter());
                     if let Err(error) = proxy.attach(listeners).await {
                         tracing::error!(pod = %uid, %error, "cannot accept for this pod");
                     }

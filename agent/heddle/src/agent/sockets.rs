@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 
 use crate::VERSION;
 
-/// First batch of a pool.
-const BATCH_MIN: u32 = 8;
+/// First batch of a pool, made when its pod is enrolled: what a pod can dial while the keeper restarts.
+const BATCH_MIN: u32 = 16;
 /// Largest batch, and largest pool.
 const BATCH_MAX: u32 = 128;
 /// A pool that ran dry this soon after its last batch gets a larger one.
@@ -93,6 +93,17 @@ impl NetnsSockets {
         self.enrolled().insert(pod.clone());
     }
 
+    /// Fills a pod's pools before its first connection.
+    pub fn prefill(&self, pod: &PodUid, families: impl Iterator<Item = Family>) {
+        for family in families {
+            for worker in 0..self.pools.len() {
+                let request = Request { worker, key: (pod.clone(), family), asked: Instant::now(), reply: None };
+                // A full queue is filled on demand instead.
+                let _ = self.ask(request);
+            }
+        }
+    }
+
     /// Drops a released pod's sockets: they would keep its namespace alive.
     pub fn forget(&self, pod: &PodUid) {
         self.enrolled().remove(pod);
@@ -138,7 +149,7 @@ impl SocketSource for NetnsSockets {
         let key = (pod.clone(), family);
         let pool = pools.get_mut(&key)?;
         let socket = pool.sockets.pop();
-        let low = pool.sockets.len() * 4 <= usize::try_from(pool.batch).unwrap_or(usize::MAX);
+        let low = pool.sockets.len() * 2 <= usize::try_from(pool.batch).unwrap_or(usize::MAX);
         if low && !pool.asked {
             pool.asked = true;
             drop(pools);
