@@ -226,8 +226,11 @@ fn fill(
                 Ok(made) => store(&sockets, request.worker, &request.key, made),
                 Err(error) => {
                     tracing::debug!(pod = %request.key.0, %error, "no sockets");
-                    if let Some(mut pools) = sockets.pools(request.worker) {
-                        pools.remove(&request.key);
+                    if let Some(mut pools) = sockets.pools(request.worker)
+                        && let Some(pool) = pools.get_mut(&request.key)
+                    {
+                        // What is in stock is all there is until the keeper is back; the next one taken asks again.
+                        pool.asked = false;
                     }
                 }
             }
