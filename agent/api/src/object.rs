@@ -268,7 +268,12 @@ impl Reader {
             (true, _) if problems.errors.is_empty() => convert(kind, namespace, root, &mut problems),
             (true, _) => salvage(kind, namespace, id.name, root),
             // Its addresses are refused under a name that no Service can have.
-            (false, Kind::Service) => salvage(kind, namespace, &format!("{}:{line}", self.origin), root),
+            (false, Kind::Service) => {
+                let namespace =
+                    Some(namespace).filter(|text| meta::is_dns_label(text)).unwrap_or(meta::DEFAULT_NAMESPACE);
+                let unnamed = service::salvage(namespace, &format!("{}:{line}", self.origin), root);
+                (!unnamed.vips.is_empty()).then_some(Object::Service(unnamed))
+            }
             (false, _) => None,
         };
         problems.locate(root);

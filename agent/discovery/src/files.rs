@@ -109,12 +109,24 @@ impl FilesSource {
         Ok(Self { dir, watch, state: State::new(node), status })
     }
 
+    /// Sets how long the directory must be quiet before changes are read (default [`QUIET`]), and how long one that is
+    /// never quiet is waited for (default [`QUIET_WAIT_MAX`]).
+    #[must_use]
+    pub const fn with_quiet(mut self, quiet: Duration, wait_max: Duration) -> Self {
+        self.watch.quiet = quiet;
+        self.watch.quiet_wait_max = wait_max;
+        self
+    }
+
     /// Reads everything that changed since the last time; everything, the first time.
     ///
     /// # Errors
     /// If the directory cannot be read: the state is then what it was.
     pub fn load(&mut self) -> Result<Arc<Snapshot>, FilesError> {
-        self.refresh(&Changes::All).map_err(|source| FilesError::Unreadable { dir: self.dir.clone(), source })?;
+        let started = Instant::now();
+        let unreadable = |source| FilesError::Unreadable { dir: self.dir.clone(), source };
+        let batch = self.gather(&Changes::All).map_err(unreadable)?;
+        self.take_in(batch, started);
         Ok(self.snapshot())
     }
 
@@ -157,17 +169,26 @@ impl FilesSource {
 
     fn follow(mut self, snapshots: &latest::Sender<Arc<Snapshot>>, stop: &UnixStream) -> io::Result<()> {
         let mut changes = Changes::All;
+        let mut started = Instant::now();
         loop {
-            let alarm = self.refresh(&changes).err();
-            self.set_alarm(alarm);
-            let snapshot = self.snapshot();
-            let news = snapshots.borrow().generation != snapshot.generation;
-            if news {
-                snapshots.send_replace(snapshot);
+            let gathered = self.gather(&changes);
+            // Something changed while it was read: half of it may be old and half new. Read again, but not for ever.
+            let settled = !self.watch.is_pending()? || started.elapsed() >= self.watch.quiet_wait_max;
+            if settled {
+                let outcome = gathered.map(|batch| self.take_in(batch, started));
+                self.set_alarm(outcome.err());
+                let snapshot = self.snapshot();
+                let news = snapshots.borrow().generation != snapshot.generation;
+                if news {
+                    snapshots.send_replace(snapshot);
+                }
             }
-            match self.watch.next(&self.dir, stop.as_fd())? {
-                Some(next) => changes = next,
-                None => return Ok(()),
+            let Some(next) = self.watch.next(&self.dir, stop.as_fd(), !settled)? else { return Ok(()) };
+            if settled {
+                started = Instant::now();
+                changes = next;
+            } else {
+                changes = changes.and(next);
             }
         }
     }
@@ -187,33 +208,27 @@ impl FilesSource {
         });
     }
 
-    fn refresh(&mut self, changes: &Changes) -> io::Result<()> {
-        let started = Instant::now();
-        let names = match changes {
+    /// Reads what changed, and takes in nothing yet.
+    fn gather(&self, changes: &Changes) -> io::Result<Vec<(Arc<str>, Change)>> {
+        let names: Vec<Arc<str>> = match changes {
             Changes::All => {
                 let present = list(&self.dir)?;
                 // What was known and is no more is a change too.
-                let gone = self.state.files().filter(|name| !present.contains(*name)).cloned();
-                let gone: Vec<Arc<str>> = gone.collect();
+                let gone: Vec<Arc<str>> = self.state.files().filter(|name| !present.contains(*name)).cloned().collect();
                 present.into_iter().chain(gone).collect()
             }
-            Changes::Names(names) => {
-                // A name that is gone means something only while its directory is there.
-                fs::metadata(&self.dir)?;
-                names.iter().filter(|name| is_ours(name)).cloned().collect::<Vec<_>>()
-            }
+            Changes::Names(names) => names.iter().cloned().collect(),
         };
-        let mut batch = Vec::new();
-        for name in names {
-            if let Some(change) = read(&self.dir, &name, self.state.stamp(&name)) {
-                batch.push((name, change));
-            }
-        }
-        // The directory went away while it was read: nothing that was missing in it proves anything.
-        fs::metadata(&self.dir)?;
-        let first = self.state.snapshot().generation == 0;
-        if batch.is_empty() && !first {
-            return Ok(());
+        let read = |name: Arc<str>| read(&self.dir, &name, self.state.stamp(&name)).map(|change| (name, change));
+        let batch = names.into_iter().filter_map(read).collect();
+        // If the directory went away meanwhile, nothing that was missing in it proves anything.
+        fs::read_dir(&self.dir)?;
+        Ok(batch)
+    }
+
+    fn take_in(&mut self, batch: Vec<(Arc<str>, Change)>, started: Instant) {
+        if batch.is_empty() && self.state.snapshot().generation > 0 {
+            return;
         }
         self.state.apply(batch);
         let snapshot = self.state.snapshot();
@@ -231,7 +246,6 @@ impl FilesSource {
         };
         tracing::debug!(target: "discovery", generation = status.generation, objects = status.objects, "loaded");
         self.status.send_replace(status);
-        Ok(())
     }
 }
 

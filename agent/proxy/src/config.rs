@@ -49,6 +49,10 @@ pub(crate) const ACCEPT_BURST_MAX: usize = 16;
 pub(crate) const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// Bytes one connection may move before its task goes to the back of the worker's queue.
 pub(crate) const COPY_BURST_BYTES_MAX: usize = 512 << 10;
+/// The same on a worker with many connections.
+pub(crate) const COPY_BURST_BYTES_MIN: usize = 16 << 10;
+/// Bytes all connections of a worker together may move in one round, about: a few milliseconds of copying.
+pub(crate) const COPY_ROUND_BYTES: usize = 4 << 20;
 /// Commands waiting for one worker.
 pub(crate) const COMMANDS_MAX: usize = 64;
 /// TCP keepalive of both legs: a vanished peer is found after about idle + 9 × interval, so it does not hold budget for ever.

@@ -21,7 +21,7 @@ use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::buffers::{Lent, SIZES};
-use crate::config::COPY_BURST_BYTES_MAX;
+use crate::config::{COPY_BURST_BYTES_MAX, COPY_BURST_BYTES_MIN, COPY_ROUND_BYTES};
 use crate::registry::{Conn, State};
 use crate::task::Ended;
 
@@ -33,13 +33,19 @@ pub(crate) async fn run(conn: &Rc<Conn>, downstream: TcpStream, upstream: TcpStr
     Ended { reason, downstream: Some(downstream), upstream: Some(upstream) }
 }
 
+/// Bytes one connection may move in its turn: with many open, less, so that a round over all of them stays short and a
+/// quiet connection does not wait behind a flood.
+fn burst(open: usize) -> usize {
+    (COPY_ROUND_BYTES / open.max(1)).clamp(COPY_BURST_BYTES_MIN, COPY_BURST_BYTES_MAX)
+}
+
 async fn carry(conn: &Conn, downstream: &TcpStream, upstream: &TcpStream) -> Reason {
     let mut to_upstream = Pipe::new(Side::Downstream);
     let mut to_downstream = Pipe::new(Side::Upstream);
     let mut downstream_broke = pin!(watch(downstream));
     let mut upstream_broke = pin!(watch(upstream));
     poll_fn(|cx| {
-        let mut allowance = COPY_BURST_BYTES_MAX;
+        let mut allowance = burst(conn.worker.table.len());
         let forward = to_upstream.poll(cx, conn, downstream, upstream, &mut allowance);
         if let Some(reason) = forward.or_else(|| to_downstream.poll(cx, conn, upstream, downstream, &mut allowance)) {
             return Poll::Ready(reason);

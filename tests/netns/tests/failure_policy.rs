@@ -128,8 +128,14 @@ fn release_frees_the_pods_of_a_node_without_an_agent() -> Result<()> {
         let agents = pod.listeners()?.into_iter().filter(|a| heddle_testkit::probe::AGENT_PORTS.contains(&a.port()));
         assert_eq!(agents.count(), 0, "listeners are left in {}", pod.name());
     }
-    // The next agent enrols them again.
+    // The next agent does not undo what an operator did by hand; he does.
     node.start_agent()?;
+    for pod in [client, web] {
+        node.wait_state(pod, "released", Duration::from_secs(5))?;
+    }
+    assert_carried(client, internet, &out, 443, Carried::Direct)?;
+    let answer = node.heddle(&["release", "--node", "--resume"])?;
+    ensure!(answer.status.success(), "{answer:?}");
     for pod in [client, web] {
         node.wait_enrolled(pod, Duration::from_secs(5))?;
     }

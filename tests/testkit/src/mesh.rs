@@ -201,6 +201,11 @@ impl Builder {
         for (number, plan) in (1..).zip(&topology.nodes) {
             nodes.push(self.node(plan, number)?);
         }
+        // A port whose carrier the kernel has not reported yet (it does so once a second) drops the first packets.
+        self.fabric.wait_for_bridge()?;
+        for node in &nodes {
+            node.netns().wait_for_bridge()?;
+        }
         for service in &topology.services {
             let pods = nodes.iter().flat_map(Node::pods);
             let backends: Vec<Endpoint> =

@@ -8,12 +8,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 
+use crate::wait::wait_until;
+
 /// Where `ip netns add` mounts namespaces.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
+
+/// The kernel reports carriers at least once a second.
+const FORWARDING_MAX: Duration = Duration::from_secs(5);
 
 /// A named network namespace.
 #[derive(Debug)]
@@ -94,6 +100,18 @@ impl Netns {
     }
 
     /// Runs a batch of `ip` commands in the namespace.
+    /// Waits until every port of the bridge `br0` forwards.
+    pub(crate) fn wait_for_bridge(&self) -> anyhow::Result<()> {
+        let arguments = ["-n", &self.name, "-j", "-d", "link", "show", "master", "br0"];
+        wait_until(&format!("the bridge of {} forwards", self.name), FORWARDING_MAX, || {
+            let Ok(output) = Command::new("ip").args(arguments).output() else {
+                return false;
+            };
+            let ports: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            ports.iter().all(|port| port["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+        })
+    }
+
     pub(crate) fn ip(&self, commands: &[String]) -> anyhow::Result<()> {
         let mut child = Command::new("ip")
             .args(["-n", &self.name, "-batch", "-"])

@@ -20,6 +20,8 @@ use crate::pod::Pod;
 use crate::probe::{self, AGENT_PORTS, BpfObjects};
 use crate::process::Process;
 use crate::wait::{wait_for, wait_until};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use std::os::fd::AsRawFd;
 
 /// How long an agent may take to be ready, and a pod to be enrolled, at the start of a test.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -204,7 +206,7 @@ impl Node {
             if let Some(status) = keeper.status() {
                 bail!("the keeper has ended: {status}");
             }
-            Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(()))
+            Ok(accepts(&socket).then_some(()))
         })
         .with_context(|| keeper.tail());
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner).replace(keeper);
@@ -410,4 +412,13 @@ pub(crate) fn binary(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
     };
     ensure!(path.is_file(), "{} is missing: build it (cargo build --bin {name}) or set {variable}", path.display());
     Ok(path)
+}
+
+/// Whether something listens at a keeper's socket.
+fn accepts(path: &Path) -> bool {
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
+    let (Ok(socket), Ok(address)) = (socket, UnixAddr::new(path)) else {
+        return false;
+    };
+    connect(socket.as_raw_fd(), &address).is_ok()
 }

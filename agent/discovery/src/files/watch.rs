@@ -33,26 +33,32 @@ pub(super) struct Watch {
     inotify: Inotify,
     /// Device and inode of the directory that is watched; `None` while there is none.
     watched: Option<(u64, u64)>,
+    /// See [`QUIET`].
+    pub(super) quiet: Duration,
+    /// See [`QUIET_WAIT_MAX`].
+    pub(super) quiet_wait_max: Duration,
 }
 
 impl Watch {
     pub(super) fn new(dir: &Path) -> io::Result<Self> {
-        let mut watch = Self { inotify: descriptor()?, watched: None };
+        let inotify = descriptor()?;
+        let mut watch = Self { inotify, watched: None, quiet: QUIET, quiet_wait_max: QUIET_WAIT_MAX };
         watch.attach(dir)?;
         Ok(watch)
     }
 
-    /// Waits for the next changes; `None` once the other end of `stop` is closed.
-    pub(super) fn next(&mut self, dir: &Path, stop: BorrowedFd<'_>) -> io::Result<Option<Changes>> {
+    /// Waits for the next changes; `None` once the other end of `stop` is closed. With `unsettled` changes in hand it
+    /// waits for quiet alone, and returns even if what was pending concerns no file of ours.
+    pub(super) fn next(&mut self, dir: &Path, stop: BorrowedFd<'_>, unsettled: bool) -> io::Result<Option<Changes>> {
         let mut changes = Changes::none();
-        let mut first = None;
+        let mut first = unsettled.then(Instant::now);
         let mut last = Instant::now();
         loop {
             let now = Instant::now();
-            let quiet_at = first.map(|first: Instant| (last + QUIET).min(first + QUIET_WAIT_MAX));
+            let quiet_at = first.map(|first: Instant| (last + self.quiet).min(first + self.quiet_wait_max));
             if quiet_at.is_some_and(|at| at <= now) {
                 first = None;
-                if changes != Changes::none() {
+                if unsettled || changes != Changes::none() {
                     return Ok(Some(changes));
                 }
                 continue;
@@ -81,6 +87,16 @@ impl Watch {
                     return Ok(Some(Changes::All));
                 }
             }
+        }
+    }
+
+    /// Whether something changed since the last [`Self::next`].
+    pub(super) fn is_pending(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::ZERO) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -124,6 +140,17 @@ impl Changes {
         Self::Names(BTreeSet::new())
     }
 
+    /// Both.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Names(mut names), Self::Names(others)) => {
+                names.extend(others);
+                Self::Names(names)
+            }
+            _ => Self::All,
+        }
+    }
+
     /// Adds what events tell; true if the watch is no longer of the directory.
     fn add(&mut self, events: &[InotifyEvent]) -> bool {
         let mut lost = false;
@@ -153,4 +180,29 @@ fn descriptor() -> io::Result<Inotify> {
 /// Which directory a path means.
 fn identity(dir: &Path) -> Option<(u64, u64)> {
     std::fs::metadata(dir).ok().filter(std::fs::Metadata::is_dir).map(|m| (m.dev(), m.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn unsettled_changes_wait_for_quiet_and_no_longer() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (keep, stop) = UnixStream::pair().unwrap();
+        let mut watch = Watch::new(dir.path()).unwrap();
+        assert!(!watch.is_pending().unwrap());
+        std::fs::write(dir.path().join(".ours.yaml.tmp"), "").unwrap();
+        assert!(watch.is_pending().unwrap());
+        let next = watch.next(dir.path(), stop.as_fd(), true).unwrap();
+        assert_eq!(next, Some(Changes::none()), "a file that is not ours holds nothing up");
+        std::fs::write(dir.path().join(".other"), "").unwrap();
+        std::fs::write(dir.path().join("ours.yaml"), "").unwrap();
+        let next = watch.next(dir.path(), stop.as_fd(), false).unwrap();
+        assert_eq!(next, Some(Changes::Names(BTreeSet::from(["ours.yaml".into()]))));
+        drop(keep);
+        assert_eq!(watch.next(dir.path(), stop.as_fd(), false).unwrap(), None);
+    }
 }

@@ -198,8 +198,12 @@ impl Worker {
                         self.send(LinkEvent::Drain("another agent has attached to the keeper"));
                         return;
                     }
-                    tracing::warn!(%error, "keeper lost; captured traffic goes on, trying again");
                     let mut view = lock(&self.view);
+                    if view.attached || view.trouble.is_none() {
+                        tracing::warn!(%error, "keeper lost; captured traffic goes on, trying again");
+                    } else {
+                        tracing::debug!(%error, "keeper still away");
+                    }
                     view.attached = false;
                     view.trouble = Some(error.to_string());
                 }

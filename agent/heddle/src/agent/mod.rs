@@ -11,10 +11,12 @@ mod views;
 
 pub use views::requirement;
 
+use std::fs::OpenOptions;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use heddle_telemetry::AccessLog;
+use heddle_telemetry::access::QUEUE_MAX;
 
 use crate::cli::{AccessLogTarget, AgentOptions};
 use crate::{logging, privileges};
@@ -27,14 +29,20 @@ pub fn run(options: AgentOptions) -> Result<ExitCode> {
     }
     privileges::raise_open_files();
     keeper::ensure(&options)?;
-    let access = match &options.access_log {
-        AccessLogTarget::None => AccessLog::none(),
-        AccessLogTarget::Stdout => AccessLog::stdout().context("access log on stdout")?,
+    // Opened while we may, written by a thread that is started when we may not any more: privileges are per thread.
+    let log_file = match &options.access_log {
         AccessLogTarget::File(path) => {
-            AccessLog::file(path).with_context(|| format!("access log {}", path.display()))?
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            Some(file.with_context(|| format!("--access-log {}", path.display()))?)
         }
+        AccessLogTarget::None | AccessLogTarget::Stdout => None,
     };
     privileges::give_up(options.user)?;
+    let access = match (log_file, &options.access_log) {
+        (Some(file), _) => AccessLog::to(file, QUEUE_MAX).context("access log")?,
+        (None, AccessLogTarget::None) => AccessLog::none(),
+        (None, _) => AccessLog::stdout().context("access log on stdout")?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("control")

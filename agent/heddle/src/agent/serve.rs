@@ -1,5 +1,6 @@
 //! The composition root: rooms meet here as values (snapshots, sockets, events), and the agent lives until something ends it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use heddle_admin::Limits;
 use heddle_discovery::files::FilesSource;
-use heddle_model::Snapshot;
+use heddle_model::{Family, PodUid, Snapshot};
 use heddle_proxy::{Config, Proxy, Telemetry};
-use heddle_telemetry::{AccessLog, ProxyMetrics, Registry, TcpMetrics};
+use heddle_telemetry::{AccessLog, ProxyMetrics, Reason, Registry, TcpMetrics};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -26,6 +27,8 @@ use crate::node::default_workers;
 
 /// Time between two heartbeats: a tenth of the kernel's threshold.
 const BEAT: Duration = Duration::from_millis(500);
+/// A connection outlives a restart of the keeper.
+const SOCKET_WAIT: Duration = Duration::from_secs(3);
 /// Label sets of `istio_tcp_*` per agent.
 const SERIES_MAX: usize = 10_000;
 /// Events from the keeper's thread waiting for this one.
@@ -60,7 +63,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         proxy: ProxyMetrics::new(workers),
         access: access.clone(),
     };
-    let config = Config { workers, node: options.node.as_str().into(), ..Config::default() };
+    let config = Config { workers, node: options.node.as_str().into(), socket_wait: SOCKET_WAIT, ..Config::default() };
     let shared: Arc<dyn heddle_proxy::SocketSource> = sockets.clone();
     let proxy = Arc::new(Proxy::start(config, snapshots.clone(), shared, telemetry.clone()).context("data plane")?);
 
@@ -70,7 +73,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         ended = &mut source_task => return Err(source_error(ended)),
     }
     let (event_sender, mut events) = mpsc::channel(EVENTS_MAX);
-    let link = Arc::new(Link::start(options.paths.run_dir.clone(), sockets, event_sender)?);
+    let link = Arc::new(Link::start(options.paths.run_dir.clone(), Arc::clone(&sockets), event_sender)?);
     link.desire(enrol::desired(&snapshots.borrow_and_update()));
 
     let registry = Registry::new();
@@ -119,11 +122,13 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
                     if let Some(pod) = snapshots.borrow().workload(&uid) {
                         listeners.addresses.clone_from(&pod.addresses);
                     }
+                    let families: BTreeSet<Family> = listeners.addresses.iter().map(|&ip| Family::of(ip)).collect();
+                    sockets.prefill(&uid, families.into_iter());
                     if let Err(error) = proxy.attach(listeners).await {
                         tracing::error!(pod = %uid, %error, "cannot accept for this pod");
                     }
                 }
-                Some(LinkEvent::Released(uid)) => proxy.detach(&uid).await,
+                Some(LinkEvent::Released(uid)) => release(&proxy, &snapshots, &uid).await,
                 Some(LinkEvent::Drain(why)) => break End::Replaced(why),
                 None => break End::Replaced("the keeper's thread has ended"),
             },
@@ -166,6 +171,18 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
     }
     tracing::info!("agent ends");
     Ok(code)
+}
+
+/// Stops accepting for a pod. If it is gone for good, so are its connections: its sockets would keep its network
+/// namespace alive. A pod that only left the mesh keeps its open connections.
+async fn release(proxy: &Proxy, snapshots: &watch::Receiver<Arc<Snapshot>>, uid: &PodUid) {
+    proxy.detach(uid).await;
+    let gone = snapshots.borrow().workload(uid).is_none_or(|pod| pod.finished);
+    if gone {
+        let uid = uid.clone();
+        let closed = proxy.registry().close(Reason::PodReleased, move |connection| connection.pod == uid).await;
+        tracing::debug!(closed, "connections of a deleted pod closed");
+    }
 }
 
 async fn drain(proxy: &Proxy, deadline_seconds: u64) {

@@ -4,8 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,18 @@ use tokio::sync::oneshot;
 
 use crate::VERSION;
 
-/// First batch of a pool.
-const BATCH_MIN: u32 = 8;
+/// First batch of a pool, made when its pod is enrolled: what a pod can dial while the keeper restarts.
+const BATCH_MIN: u32 = 16;
 /// Largest batch, and largest pool.
 const BATCH_MAX: u32 = 128;
 /// A pool that ran dry this soon after its last batch gets a larger one.
 const BUSY: Duration = Duration::from_secs(1);
+/// A pool that was not refilled for so long is cut back to a first batch.
+const IDLE: Duration = Duration::from_secs(2);
+/// How long a request outlives a keeper that is being restarted.
+const KEEPER_MAX: Duration = Duration::from_secs(3);
+/// Pause between two attempts to reach it.
+const KEEPER_PAUSE: Duration = Duration::from_millis(20);
 /// Requests waiting for the filling thread; beyond it a caller is told to try later.
 const REQUESTS_MAX: usize = 4096;
 
@@ -43,6 +49,7 @@ struct Pool {
 struct Request {
     worker: usize,
     key: Key,
+    asked: Instant,
     reply: Option<oneshot::Sender<Result<OwnedFd, SocketError>>>,
 }
 
@@ -86,12 +93,34 @@ impl NetnsSockets {
         self.enrolled().insert(pod.clone());
     }
 
+    /// Fills a pod's pools before its first connection.
+    pub fn prefill(&self, pod: &PodUid, families: impl Iterator<Item = Family>) {
+        for family in families {
+            for worker in 0..self.pools.len() {
+                let request = Request { worker, key: (pod.clone(), family), asked: Instant::now(), reply: None };
+                // A full queue is filled on demand instead.
+                let _ = self.ask(request);
+            }
+        }
+    }
+
     /// Drops a released pod's sockets: they would keep its namespace alive.
     pub fn forget(&self, pod: &PodUid) {
         self.enrolled().remove(pod);
         for worker in 0..self.pools.len() {
             if let Some(mut pools) = self.pools(worker) {
                 pools.retain(|(uid, _), _| uid != pod);
+            }
+        }
+    }
+
+    /// Returns what quiet pods do not need.
+    fn cut_back(&self) {
+        for pools in &self.pools {
+            let mut pools = pools.lock().unwrap_or_else(PoisonError::into_inner);
+            for pool in pools.values_mut().filter(|pool| pool.filled.is_none_or(|at| at.elapsed() > IDLE)) {
+                pool.sockets.truncate(usize::try_from(BATCH_MIN).unwrap_or(usize::MAX));
+                pool.batch = BATCH_MIN;
             }
         }
     }
@@ -120,11 +149,11 @@ impl SocketSource for NetnsSockets {
         let key = (pod.clone(), family);
         let pool = pools.get_mut(&key)?;
         let socket = pool.sockets.pop();
-        let low = pool.sockets.len() * 4 <= usize::try_from(pool.batch).unwrap_or(usize::MAX);
+        let low = pool.sockets.len() * 2 <= usize::try_from(pool.batch).unwrap_or(usize::MAX);
         if low && !pool.asked {
             pool.asked = true;
             drop(pools);
-            let _ = self.ask(Request { worker, key, reply: None });
+            let _ = self.ask(Request { worker, key, asked: Instant::now(), reply: None });
         }
         socket
     }
@@ -132,7 +161,8 @@ impl SocketSource for NetnsSockets {
     fn take<'a>(&'a self, worker: usize, pod: &'a PodUid, family: Family) -> SocketFuture<'a> {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
-            self.ask(Request { worker, key: (pod.clone(), family), reply: Some(reply) })?;
+            let key = (pod.clone(), family);
+            self.ask(Request { worker, key, asked: Instant::now(), reply: Some(reply) })?;
             answer.await.unwrap_or_else(|_| Err(SocketError::Keeper("the filling thread has ended".into())))
         })
     }
@@ -148,46 +178,69 @@ impl SocketSource for NetnsSockets {
 /// The filling thread: ends when the pools are gone.
 fn fill(
     queue: &Receiver<Request>,
-    run_dir: &std::path::Path,
+    run_dir: &Path,
     keeper: &mut Option<KeeperClient>,
     sockets: &dyn Fn() -> Option<Arc<NetnsSockets>>,
 ) {
-    while let Ok(request) = queue.recv() {
+    loop {
+        let request = match queue.recv_timeout(IDLE) {
+            Ok(request) => request,
+            Err(RecvTimeoutError::Timeout) => {
+                let Some(sockets) = sockets() else {
+                    return;
+                };
+                sockets.cut_back();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         let Some(sockets) = sockets() else {
             return;
         };
+        if request.reply.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            continue;
+        }
         let Some(mut pools) = sockets.pools(request.worker) else {
             continue;
         };
         let pool = pools.entry(request.key.clone()).or_default();
         // An earlier request may have filled the pool meanwhile.
-        if let Some(reply) = request.reply {
+        if request.reply.is_some() {
             if let Some(socket) = pool.sockets.pop() {
-                let _ = reply.send(Ok(socket));
+                answer(request, Ok(socket));
                 continue;
             }
             let batch = next_batch(pool);
             drop(pools);
-            let outcome = make(keeper, run_dir, &request.key, batch);
+            let outcome = make(keeper, run_dir, &request, batch);
             let outcome = outcome.and_then(|mut made| {
                 let first = made.pop().ok_or_else(|| SocketError::Keeper("an empty batch".into()))?;
                 store(&sockets, request.worker, &request.key, made);
                 Ok(first)
             });
-            let _ = reply.send(outcome);
+            answer(request, outcome);
         } else {
             let batch = next_batch(pool);
             drop(pools);
-            match make(keeper, run_dir, &request.key, batch) {
+            match make(keeper, run_dir, &request, batch) {
                 Ok(made) => store(&sockets, request.worker, &request.key, made),
                 Err(error) => {
                     tracing::debug!(pod = %request.key.0, %error, "no sockets");
-                    if let Some(mut pools) = sockets.pools(request.worker) {
-                        pools.remove(&request.key);
+                    if let Some(mut pools) = sockets.pools(request.worker)
+                        && let Some(pool) = pools.get_mut(&request.key)
+                    {
+                        // What is in stock is all there is until the keeper is back; the next one taken asks again.
+                        pool.asked = false;
                     }
                 }
             }
         }
+    }
+}
+
+fn answer(request: Request, outcome: Result<OwnedFd, SocketError>) {
+    if let Some(reply) = request.reply {
+        let _ = reply.send(outcome);
     }
 }
 
@@ -210,31 +263,37 @@ fn store(sockets: &NetnsSockets, worker: usize, key: &Key, mut made: Vec<OwnedFd
     }
 }
 
-/// Asks the keeper; connects anew once if it went away.
+/// Asks the keeper; a keeper that is being restarted is waited for as long as the caller waits.
 fn make(
     keeper: &mut Option<KeeperClient>,
-    run_dir: &std::path::Path,
-    (pod, family): &Key,
+    run_dir: &Path,
+    request: &Request,
     count: u32,
 ) -> Result<Vec<OwnedFd>, SocketError> {
-    for attempt in 0..2 {
+    let (pod, family) = &request.key;
+    loop {
         let client = match keeper.take() {
-            Some(client) => client,
-            None => KeeperClient::connect(run_dir, Role::Agent, VERSION)
-                .map_err(|error| SocketError::Keeper(error.to_string()))?,
+            Some(client) => Ok(client),
+            None => KeeperClient::connect(run_dir, Role::Agent, VERSION),
         };
-        match client.make_sockets(pod.as_str(), *family == Family::V6, count) {
-            Ok(made) => {
-                *keeper = Some(client);
-                return Ok(made);
-            }
-            Err(DatapathError::Refused { kind, message }) => {
-                *keeper = Some(client);
-                return Err(if kind == Kind::UnknownPod { SocketError::PodGone } else { SocketError::Keeper(message) });
-            }
-            Err(error) if error.is_disconnected() && attempt == 0 => {}
-            Err(error) => return Err(SocketError::Keeper(error.to_string())),
+        let error = match client {
+            Err(error) => error,
+            Ok(client) => match client.make_sockets(pod.as_str(), *family == Family::V6, count) {
+                Ok(made) => {
+                    *keeper = Some(client);
+                    return Ok(made);
+                }
+                Err(DatapathError::Refused { kind: Kind::UnknownPod, .. }) => {
+                    *keeper = Some(client);
+                    return Err(SocketError::PodGone);
+                }
+                Err(error) => error,
+            },
+        };
+        let given_up = request.reply.as_ref().is_none_or(oneshot::Sender::is_closed);
+        if !error.is_disconnected() || given_up || request.asked.elapsed() > KEEPER_MAX {
+            return Err(SocketError::Keeper(error.to_string()));
         }
+        std::thread::sleep(KEEPER_PAUSE);
     }
-    Err(SocketError::Keeper("the keeper closes every connection".into()))
 }
