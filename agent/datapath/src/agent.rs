@@ -103,7 +103,7 @@ impl CounterReader {
             .iter()
             .map(|&counter| {
                 let values = self.0.get(&(counter as u32), 0).map_err(DatapathError::kernel("read the counters"))?;
-                Ok((counter.as_str(), values.iter().sum()))
+                Ok((counter.as_str(), values.iter().fold(0, |sum: u64, value| sum.wrapping_add(*value))))
             })
             .collect()
     }

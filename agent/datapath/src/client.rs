@@ -10,15 +10,16 @@ use heddle_abi::ABI_VERSION;
 use heddle_proto::keeper::v1::{self as wire, Role, error::Kind, reply::Reply, request::Request};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use prost::Message;
 
 use crate::error::DatapathError;
 use crate::keeper::socket_path;
-use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
+use crate::wire::{PACKET_BYTES_MAX, PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
 
 /// No keeper operation takes longer; a keeper that does is stuck.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pods per `SetPods` packet.
-const PODS_PER_PACKET: usize = 64;
+/// Bytes of pods per `SetPods` packet: what is left of a packet without the frame around them.
+const PODS_BYTES_PER_PACKET: usize = PACKET_BYTES_MAX - 1024;
 
 /// One connection to the keeper. Blocking: use it from a thread of its own.
 pub struct KeeperClient {
@@ -91,9 +92,23 @@ impl KeeperClient {
     }
 
     fn call(&self, request: Request, fds: &[BorrowedFd<'_>]) -> Result<(Reply, Vec<OwnedFd>), DatapathError> {
-        send(self.socket.as_fd(), &wire::Request { request: Some(request) }, fds)?;
-        let (reply, fds) = receive::<wire::Reply>(self.socket.as_fd())?
-            .ok_or_else(|| DatapathError::Protocol("the keeper closed the connection".into()))?;
+        let sent = send(self.socket.as_fd(), &wire::Request { request: Some(request) }, fds);
+        if let Err(error @ DatapathError::Protocol(_)) = sent {
+            return Err(error);
+        }
+        // A keeper that serves us not says so and closes, perhaps before we have asked: what it said is still to be read,
+        // behind the error that our request was not.
+        let received = match receive::<wire::Reply>(self.socket.as_fd()) {
+            Err(DatapathError::Io { source, .. }) if source.kind() == std::io::ErrorKind::ConnectionReset => {
+                receive::<wire::Reply>(self.socket.as_fd())
+            }
+            other => other,
+        };
+        let Some((reply, fds)) = received? else {
+            return Err(sent
+                .err()
+                .unwrap_or_else(|| DatapathError::Protocol("the keeper closed the connection".into())));
+        };
         match reply.reply {
             Some(Reply::Error(error)) => Err(DatapathError::Refused { kind: error.kind(), message: error.message }),
             Some(reply) => Ok((reply, fds)),
@@ -148,18 +163,30 @@ impl KeeperClient {
     /// # Errors
     /// Superseded, or too many.
     pub fn set_pods(&self, pods: &[wire::PodSpec]) -> Result<Vec<wire::PodState>, DatapathError> {
-        let mut rest = pods;
-        loop {
-            let (part, tail) = rest.split_at(rest.len().min(PODS_PER_PACKET));
-            rest = tail;
-            let last = rest.is_empty();
-            let request = Request::SetPods(wire::SetPods { pods: part.to_vec(), last });
-            match self.call(request, &[])? {
-                (Reply::SetPods(reply), _) if last => return Ok(reply.pods),
-                (Reply::Done(_), _) if !last => {}
-                (other, _) => return Err(unexpected(&other)),
-            }
+        let (fitting, oversized): (Vec<_>, Vec<_>) =
+            pods.iter().cloned().partition(|pod| pod.encoded_len() <= PODS_BYTES_PER_PACKET);
+        let mut parts = parts(fitting);
+        let last = parts.pop().unwrap_or_default();
+        for pods in parts {
+            self.call_done(Request::SetPods(wire::SetPods { pods, last: false }), &[])?;
         }
+        let mut states = match self.call(Request::SetPods(wire::SetPods { pods: last, last: true }), &[])? {
+            (Reply::SetPods(reply), _) => reply.pods,
+            (other, _) => return Err(unexpected(&other)),
+        };
+        states.extend(oversized.into_iter().map(|pod| wire::PodState {
+            reason: format!(
+                "pod {}/{}: its exclusions take {} bytes, more than {PODS_BYTES_PER_PACKET}: list fewer",
+                pod.namespace,
+                pod.name,
+                pod.encoded_len()
+            ),
+            uid: pod.uid,
+            namespace: pod.namespace,
+            name: pod.name,
+            ..wire::PodState::default()
+        }));
+        Ok(states)
     }
 
     /// The listeners of an enrolled pod.
@@ -284,6 +311,24 @@ impl Watcher {
     }
 }
 
+/// Divides pods, each of which fits, into packets that do. A pod's own tag and length take 4 bytes at most.
+fn parts(pods: Vec<wire::PodSpec>) -> Vec<Vec<wire::PodSpec>> {
+    let mut parts: Vec<Vec<wire::PodSpec>> = Vec::new();
+    let mut room = 0;
+    for pod in pods {
+        let size = pod.encoded_len() + 4;
+        match parts.last_mut().filter(|_| size <= room) {
+            Some(part) => part.push(pod),
+            None => {
+                parts.push(vec![pod]);
+                room = PODS_BYTES_PER_PACKET + 4;
+            }
+        }
+        room = room.saturating_sub(size);
+    }
+    parts
+}
+
 fn unexpected(reply: &Reply) -> DatapathError {
     DatapathError::Protocol(format!("unexpected reply {reply:?}"))
 }
@@ -299,5 +344,31 @@ impl DatapathError {
     #[must_use]
     pub const fn is_disconnected(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Protocol(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(number: usize, exclusions: usize) -> wire::PodSpec {
+        let cidrs = (0..exclusions).map(|n| format!("2001:db8:{number:x}:{n:x}::/64")).collect();
+        wire::PodSpec { uid: format!("uid-{number}"), exclude_outbound_cidrs: cidrs, ..wire::PodSpec::default() }
+    }
+
+    #[test]
+    fn every_part_fits_a_packet_and_none_is_lost() {
+        for exclusions in [0, 10, 256, 4000] {
+            let pods: Vec<_> = (0..200).map(|n| pod(n, exclusions)).collect();
+            assert!(pods.iter().all(|pod| pod.encoded_len() <= PODS_BYTES_PER_PACKET), "as the caller sees to");
+            let parts = parts(pods.clone());
+            for part in &parts {
+                let set = wire::SetPods { pods: part.clone(), last: true };
+                let request = wire::Request { request: Some(Request::SetPods(set)) };
+                assert!(request.encoded_len() <= PACKET_BYTES_MAX, "{} bytes", request.encoded_len());
+            }
+            assert_eq!(parts.concat(), pods);
+        }
+        assert_eq!(parts(Vec::new()), Vec::<Vec<_>>::new());
     }
 }

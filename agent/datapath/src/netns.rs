@@ -122,6 +122,14 @@ pub fn listen(ipv6: bool, port: u16, mark: impl FnOnce(&Socket) -> io::Result<()
     Ok(socket)
 }
 
+/// Whether a socket is what [`listen`] makes.
+#[must_use]
+pub fn listens(socket: &Socket, ipv6: bool, port: u16) -> bool {
+    let ip = if ipv6 { IpAddr::V6(Ipv6Addr::LOCALHOST) } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+    socket.is_listener().unwrap_or(false)
+        && socket.local_addr().ok().and_then(|address| address.as_socket()) == Some(SocketAddr::new(ip, port))
+}
+
 /// Whether a port is free on every address of the namespace: an application that already listens there would go on
 /// getting connections of its own.
 ///

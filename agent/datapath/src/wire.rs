@@ -24,6 +24,23 @@ pub const PROTOCOL_MAX: u32 = 1;
 /// # Errors
 /// Too large, too many descriptors, or the peer is gone.
 pub fn send(socket: BorrowedFd<'_>, message: &impl Message, fds: &[BorrowedFd<'_>]) -> Result<(), DatapathError> {
+    send_with(socket, message, fds, MsgFlags::empty())
+}
+
+/// Sends one message, or fails at once if the other end has not read what it was sent before.
+///
+/// # Errors
+/// As [`send`], or the buffer is full.
+pub fn send_now(socket: BorrowedFd<'_>, message: &impl Message) -> Result<(), DatapathError> {
+    send_with(socket, message, &[], MsgFlags::MSG_DONTWAIT)
+}
+
+fn send_with(
+    socket: BorrowedFd<'_>,
+    message: &impl Message,
+    fds: &[BorrowedFd<'_>],
+    flags: MsgFlags,
+) -> Result<(), DatapathError> {
     let bytes = message.encode_to_vec();
     if bytes.len() > PACKET_BYTES_MAX || fds.len() > FDS_MAX {
         return Err(DatapathError::Protocol(format!(
@@ -39,7 +56,7 @@ pub fn send(socket: BorrowedFd<'_>, message: &impl Message, fds: &[BorrowedFd<'_
     let control = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &control[..0] } else { &control[..] };
     loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL | flags, None) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(DatapathError::errno("send to the keeper socket")(errno)),

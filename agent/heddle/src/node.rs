@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use heddle_datapath::client::KeeperClient;
-use heddle_datapath::keeper::{KeeperConfig, run, socket_path};
+use heddle_datapath::keeper::{KeeperConfig, SHARDS_MAX, run, socket_path};
 use heddle_datapath::kernel::{KernelConfig, cgroup2_mount};
 use heddle_proto::keeper::v1::Role;
 
 use crate::cli::{KeeperOptions, ReleaseOptions, UninstallOptions};
-use crate::{VERSION, logging};
+use crate::{VERSION, logging, privileges};
 
 /// `heddle keeper`
 pub fn keeper(options: KeeperOptions) -> Result<ExitCode> {
@@ -21,6 +21,8 @@ pub fn keeper(options: KeeperOptions) -> Result<ExitCode> {
         // Not the agent's session: a terminal's Ctrl-C, or the agent's end, is not the keeper's.
         nix::unistd::setsid().context("start a session of its own")?;
     }
+    // Listeners of every pod, shard, direction and family.
+    privileges::raise_open_files();
     let cgroup = match options.datapath.cgroup {
         Some(cgroup) => cgroup,
         None => cgroup2_mount()?,
@@ -35,10 +37,10 @@ pub fn keeper(options: KeeperOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// One per CPU this process may use.
+/// One per CPU this process may use, within what a pod's listeners can be handed over in.
 #[must_use]
 pub fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(SHARDS_MAX)
 }
 
 /// `heddle release --node`

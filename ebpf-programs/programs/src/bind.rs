@@ -1,9 +1,11 @@
-//! `bind()`: inside an enrolled pod nobody but the agent binds, or joins, an agent port.
+//! `bind()`: inside an enrolled pod nobody but the agent binds, or joins, an agent port; and a socket that was captured,
+//! was disconnected and is bound anew has its own name again.
 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use heddle_abi::{Counter, is_agent_port};
 
+use crate::connect::forget;
 use crate::context::{EADDRINUSE, PASS, SockAddr};
 use crate::maps::{HEDDLE_AGENT_SK, HEDDLE_PODS, count};
 
@@ -20,6 +22,9 @@ pub fn heddle_bind6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn bind(ctx: &SockAddrContext) -> i32 {
     let addr = SockAddr::new(ctx);
+    if addr.is_closed() {
+        forget(&addr);
+    }
     // Not `is_tcp`: an MPTCP listener takes the TCP port as well.
     if !is_agent_port(addr.port() as u16) || !addr.is_stream() {
         return PASS;

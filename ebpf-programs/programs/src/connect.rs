@@ -74,6 +74,8 @@ fn decide(ctx: &SockAddrContext, addr: &SockAddr, destination: SocketAddress, v4
     let cookie = addr.netns_cookie();
     // SAFETY: pods are replaced whole and freed after a grace period; this program reads only.
     let Some(pod) = (unsafe { HEDDLE_PODS.get(&cookie) }) else {
+        // The pod may have left the mesh since this socket was captured.
+        forget(addr);
         return Verdict::Return(PASS);
     };
     let sk = addr.socket();
@@ -182,10 +184,17 @@ fn remember(addr: &SockAddr, destination: SocketAddress, own: Ip) -> bool {
     true
 }
 
-/// A socket that was captured once and now goes elsewhere must not keep its former peer.
+/// A socket that was captured once and now goes elsewhere must not keep its former peer. Nor must the MPTCP socket above it.
 #[inline(always)]
-fn forget(addr: &SockAddr) {
+pub fn forget(addr: &SockAddr) {
     if let Some(slot) = HEDDLE_APP_SK.get(addr.socket()) {
         slot.kind = app_kind::NONE;
+        // SAFETY: the helper answers null for a socket that is no MPTCP subflow.
+        let mptcp = unsafe { bpf_skc_to_mptcp_sock(addr.socket()) };
+        if !mptcp.is_null()
+            && let Some(slot) = HEDDLE_APP_SK.get(mptcp.cast())
+        {
+            slot.kind = app_kind::NONE;
+        }
     }
 }

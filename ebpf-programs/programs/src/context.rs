@@ -18,6 +18,7 @@ pub const ECONNREFUSED: i32 = 111;
 pub const EADDRINUSE: i32 = 98;
 pub const ENOMEM: i32 = 12;
 
+const TCP_CLOSE: u32 = 7;
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 
@@ -57,6 +58,14 @@ impl SockAddr {
     pub fn bound_interface(&self) -> u32 {
         // SAFETY: as above; the verifier knows `sk` as a socket.
         unsafe { read_volatile(addr_of!((*read_volatile(addr_of!((*self.0).__bindgen_anon_1.sk))).bound_dev_if)) }
+    }
+
+    /// Neither connected nor listening: new, or disconnected.
+    #[inline(always)]
+    pub fn is_closed(&self) -> bool {
+        // SAFETY: as above.
+        let state = unsafe { read_volatile(addr_of!((*read_volatile(addr_of!((*self.0).__bindgen_anon_1.sk))).state)) };
+        state == TCP_CLOSE
     }
 
     #[inline(always)]

@@ -250,6 +250,11 @@ impl Steps for Kernel {
             result.map_err(|source| {
                 let what = if source.kind() == std::io::ErrorKind::AddrInUse {
                     format!("an application in this pod uses port {port}, which Heddle needs: move it to another port")
+                } else if ipv6 && source.kind() == std::io::ErrorKind::AddrNotAvailable {
+                    format!(
+                        "listen on [::1]:{port} in the pod's network namespace: its loopback has no IPv6 address; set \
+                         net.ipv6.conf.lo.disable_ipv6=0 there, or give the pod IPv4 addresses only"
+                    )
                 } else {
                     format!("listen on port {port} ({family:?}) in the pod's network namespace")
                 };

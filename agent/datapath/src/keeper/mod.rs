@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use heddle_proto::keeper::v1::error::Kind;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -29,6 +30,8 @@ use state::State;
 
 /// Connections to the keeper at a time.
 pub const CONNECTIONS_MAX: usize = 32;
+/// Further ones for root: whatever the agent's user holds open, an operator can still release the node.
+pub const CONNECTIONS_OF_ROOT: usize = 8;
 /// Listener shards, at most: two directions and two families of them travel in one packet.
 pub const SHARDS_MAX: usize = 32;
 const TICK: Duration = Duration::from_millis(200);
@@ -158,23 +161,30 @@ fn accept(listener: &OwnedFd, shared: &Arc<Shared>) {
             return;
         }
     };
-    let session = SessionSlot::take(shared);
+    let Some(peer) = session::Peer::of(fd.as_fd(), shared) else {
+        return;
+    };
+    let Some(place) = Place::take(shared, peer.is_root()) else {
+        session::refuse(fd.as_fd(), Kind::Limit, "too many connections to the keeper: try again");
+        return;
+    };
     let shared = Arc::clone(shared);
     let spawned = std::thread::Builder::new().name("session".into()).stack_size(256 * 1024).spawn(move || {
-        session::serve(&fd, &shared, session.is_some());
-        drop(session);
+        session::serve(&fd, peer, &shared);
+        drop(place);
     });
     if let Err(error) = spawned {
         tracing::error!(%error, "no thread for a keeper session");
     }
 }
 
-/// One of [`CONNECTIONS_MAX`] places; given back on drop.
-struct SessionSlot(Arc<Shared>);
+/// A place among the sessions; given back on drop.
+struct Place(Arc<Shared>);
 
-impl SessionSlot {
-    fn take(shared: &Arc<Shared>) -> Option<Self> {
-        if shared.sessions.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
+impl Place {
+    fn take(shared: &Arc<Shared>, root: bool) -> Option<Self> {
+        let max = CONNECTIONS_MAX + if root { CONNECTIONS_OF_ROOT } else { 0 };
+        if shared.sessions.fetch_add(1, Ordering::AcqRel) >= max {
             shared.sessions.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
@@ -182,10 +192,16 @@ impl SessionSlot {
     }
 }
 
-impl Drop for SessionSlot {
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Whether a keeper runs in this directory, ready or not yet.
+#[must_use]
+pub fn is_running(run_dir: &Path) -> bool {
+    fs::File::open(lock_path(run_dir)).is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_err())
 }
 
 fn lock_path(run_dir: &Path) -> PathBuf {

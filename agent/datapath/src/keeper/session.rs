@@ -9,20 +9,14 @@ use nix::sys::socket::{getsockopt, sockopt};
 use super::Shared;
 use super::state::Refusal;
 use crate::enrol::PodSpec;
+use crate::error::DatapathError;
 use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
 
 /// Pods one `SetPods` sequence may name: as many as the maps hold.
 const PODS_MAX: usize = heddle_abi::PODS_MAX;
 
-/// Serves one connection until it closes. Without a free place it only says so.
-pub fn serve(fd: &OwnedFd, shared: &Shared, has_place: bool) {
-    let Some(peer) = Peer::of(fd.as_fd(), shared) else {
-        return;
-    };
-    if !has_place {
-        answer(fd.as_fd(), Err((Kind::Limit, "too many connections to the keeper: try again".into())));
-        return;
-    }
+/// Serves one connection until it closes.
+pub fn serve(fd: &OwnedFd, peer: Peer, shared: &Shared) {
     let number = shared.lock().session_number();
     let mut session = Session { number, peer, role: Role::Unspecified, pods: Vec::new() };
     loop {
@@ -36,7 +30,7 @@ pub fn serve(fd: &OwnedFd, shared: &Shared, has_place: bool) {
                     && going_on
                     && let Ok(socket) = fd.try_clone()
                 {
-                    shared.lock().watch(session.peer.pid, socket);
+                    shared.lock().watch(number, session.peer.pid, socket);
                 }
             }
             Ok(Some((wire::Request { request: None }, _))) => {
@@ -59,19 +53,34 @@ fn answer(socket: BorrowedFd<'_>, outcome: Outcome) {
     let (reply, fds) = outcome
         .unwrap_or_else(|(kind, message)| (Reply::Error(wire::Error { kind: kind.into(), message }), Vec::new()));
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-    if let Err(error) = send(socket, &wire::Reply { reply: Some(reply) }, &borrowed) {
-        tracing::debug!(%error, "a reply was not delivered");
+    match send(socket, &wire::Reply { reply: Some(reply) }, &borrowed) {
+        Ok(()) => {}
+        // Said, or the client would wait for it until its patience ends.
+        Err(error @ DatapathError::Protocol(_)) => {
+            tracing::error!(%error, "a reply is too large");
+            refuse(socket, Kind::Limit, &format!("the reply is too large: {error}"));
+        }
+        Err(error) => tracing::debug!(%error, "a reply was not delivered"),
+    }
+}
+
+/// Says why a connection is not served. Fits any socket's empty buffer, so it does not block.
+pub fn refuse(socket: BorrowedFd<'_>, kind: Kind, why: &str) {
+    let error = Reply::Error(wire::Error { kind: kind.into(), message: why.to_owned() });
+    if let Err(error) = send(socket, &wire::Reply { reply: Some(error) }, &[]) {
+        tracing::debug!(%error, "a refusal was not delivered");
     }
 }
 
 /// Who is on the other end, from the kernel.
-struct Peer {
+pub struct Peer {
     pid: i32,
     uid: u32,
 }
 
 impl Peer {
-    fn of(socket: BorrowedFd<'_>, shared: &Shared) -> Option<Self> {
+    /// Whoever is on the other end; refuses who may not be.
+    pub fn of(socket: BorrowedFd<'_>, shared: &Shared) -> Option<Self> {
         let credentials = match getsockopt(&socket, sockopt::PeerCredentials) {
             Ok(credentials) => credentials,
             Err(error) => {
@@ -86,10 +95,15 @@ impl Peer {
                 uid = credentials.uid(),
                 "refused: neither root nor the agent's user"
             );
-            answer(socket, Err((Kind::NotAllowed, "only root and the agent's user may talk to the keeper".into())));
+            refuse(socket, Kind::NotAllowed, "only root and the agent's user may talk to the keeper");
             return None;
         }
         Some(Self { pid: credentials.pid(), uid: credentials.uid() })
+    }
+
+    /// Whether it is an operator's tool rather than an agent.
+    pub const fn is_root(&self) -> bool {
+        self.uid == 0
     }
 }
 
@@ -143,6 +157,9 @@ impl Session {
                 }
                 state.ready(self.peer.pid);
                 done()
+            }
+            Request::Watch(_) if shared.lock().is_watching(self.number) => {
+                Err((Kind::Malformed, "this connection is being told events already".into()))
             }
             Request::Watch(_) => done(),
             Request::SetPods(part) => self.set_pods(part, shared),
@@ -236,7 +253,7 @@ impl Session {
     }
 
     fn demand_root(&self) -> Result<(), Refusal> {
-        if self.peer.uid == 0 { Ok(()) } else { Err((Kind::NotAllowed, "only root may ask that".into())) }
+        if self.peer.is_root() { Ok(()) } else { Err((Kind::NotAllowed, "only root may ask that".into())) }
     }
 }
 

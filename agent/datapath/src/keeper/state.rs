@@ -39,8 +39,8 @@ pub struct State {
     keys: Option<OwnedFd>,
     /// The session that attached last.
     agent_session: Option<u64>,
-    /// Connections that want events: (process id, socket).
-    watchers: Vec<(i32, OwnedFd)>,
+    /// Connections that want events, by session, with their process id.
+    watchers: BTreeMap<u64, (i32, OwnedFd)>,
     next_generation: u64,
     next_session: u64,
     started: Instant,
@@ -65,7 +65,7 @@ impl State {
             released: remembered.released,
             keys: None,
             agent_session: None,
-            watchers: Vec::new(),
+            watchers: BTreeMap::new(),
             next_generation,
             next_session: 0,
             started: Instant::now(),
@@ -138,6 +138,7 @@ impl State {
 
     /// The session has ended.
     pub fn session_ended(&mut self, session: u64) {
+        self.watchers.remove(&session);
         if self.is_agent(session) {
             self.agent_session = None;
             tracing::info!(session, "agent gone; its listeners are kept");
@@ -152,17 +153,24 @@ impl State {
     }
 
     /// Adds a connection that wants events.
-    pub fn watch(&mut self, pid: i32, socket: OwnedFd) {
-        self.watchers.push((pid, socket));
+    pub fn watch(&mut self, session: u64, pid: i32, socket: OwnedFd) {
+        self.watchers.insert(session, (pid, socket));
     }
 
+    /// Whether this connection is being told events.
+    #[must_use]
+    pub fn is_watching(&self, session: u64) -> bool {
+        self.watchers.contains_key(&session)
+    }
+
+    /// Never waits: one that does not read what it asked for must not hold up the keeper.
     fn tell(&mut self, event: wire::Event, whom: impl Fn(i32) -> bool) {
-        self.watchers.retain(|(pid, socket)| {
+        self.watchers.retain(|_, (pid, socket)| {
             if !whom(*pid) {
                 return true;
             }
-            if let Err(error) = packets::send(socket.as_fd(), &event, &[]) {
-                tracing::info!(pid, %error, "watcher is gone");
+            if let Err(error) = packets::send_now(socket.as_fd(), &event) {
+                tracing::info!(pid, %error, "watcher is gone, or does not read");
             }
             false
         });
@@ -272,11 +280,15 @@ impl State {
     /// Removes from the kernel what nobody wants: left by a keeper whose state was lost.
     fn sweep(&mut self) {
         let known: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+        let addresses: BTreeSet<(IpAddr, u64)> = self
+            .pods
+            .values()
+            .flat_map(|pod| pod.spec.addresses.iter().map(|&address| (address, pod.netns_cookie)))
+            .collect();
         let mut results = Vec::new();
         for entry in self.kernel.maps.pods() {
             if !known.contains(&entry.netns_cookie) {
                 results.push(self.kernel.maps.remove_pod(entry.netns_cookie));
-                results.push(self.kernel.maps.retain_exclusions(entry.netns_cookie, |_, _| false, |_| false));
             }
         }
         for cookie in self.kernel.lookup_cookies() {
@@ -285,10 +297,12 @@ impl State {
             }
         }
         for (address, cookie) in self.kernel.maps.addresses() {
-            if !known.contains(&cookie) {
+            if !addresses.contains(&(address, cookie)) {
                 results.push(self.kernel.maps.remove_address(address, cookie));
             }
         }
+        results.push(self.kernel.maps.retain_listeners(|address| addresses.iter().any(|(a, _)| *a == address)));
+        results.push(self.kernel.maps.retain_exclusions_of(|cookie| known.contains(&cookie)));
         for error in results.into_iter().filter_map(Result::err) {
             tracing::error!(%error, "sweep");
         }
@@ -350,24 +364,34 @@ impl State {
         let mut sockets = fds.into_iter().map(Socket::from);
         let cookie = pod.netns_cookie;
         let kernel = &self.kernel;
-        let mut direction = |role: u32| -> Result<Vec<Socket>, Refusal> {
+        let mut direction = |ipv6: bool, role: u32, port: u16| -> Result<Vec<Socket>, Refusal> {
             let group: Vec<Socket> = sockets.by_ref().take(shards).collect();
-            let genuine = |s: &Socket| kernel.maps.role(s) == Some(role) && sys::netns_cookie(s).ok() == Some(cookie);
+            // A connection accepted from a listener has its role and namespace, but does not listen.
+            let genuine = |s: &Socket| {
+                kernel.maps.role(s) == Some(role)
+                    && sys::netns_cookie(s).ok() == Some(cookie)
+                    && netns::listens(s, ipv6, port)
+            };
             if group.iter().all(genuine) {
                 Ok(group)
             } else {
                 Err((Kind::NotAllowed, format!("a descriptor offered for pod {} is not its listener", offer.uid)))
             }
         };
-        let mut family = || -> Result<Listeners, Refusal> {
-            Ok(Listeners { outbound: direction(agent_role::OUTBOUND)?, inbound: direction(agent_role::INBOUND)? })
+        let mut family = |ipv6: bool| -> Result<Listeners, Refusal> {
+            Ok(Listeners {
+                outbound: direction(ipv6, agent_role::OUTBOUND, heddle_abi::OUTBOUND_PORT)?,
+                inbound: direction(ipv6, agent_role::INBOUND, heddle_abi::INBOUND_PORT)?,
+            })
         };
-        let v4 = family()?;
-        let v6 = if offer.ipv6 { Some(family()?) } else { None };
+        let v4 = family(false)?;
+        let v6 = if offer.ipv6 { Some(family(true)?) } else { None };
         if let Some(pod) = self.pods.get_mut(&offer.uid) {
             tracing::info!(pod = pod.spec.display(), "listeners given back");
             pod.v4 = Some(v4);
             pod.v6 = v6;
+            // What the former keeper left in the maps is made what was told, whatever it is.
+            Self::executor(&mut self.kernel, shards).install(pod).map_err(kernel_refusal)?;
         }
         Ok(())
     }

@@ -283,6 +283,37 @@ impl Maps {
         Ok(())
     }
 
+    /// Forgets the exclusions of all namespaces but those given.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn retain_exclusions_of(&mut self, keep: impl Fn(u64) -> bool) -> Result<(), DatapathError> {
+        let ports: Vec<_> = self.excluded_ports.keys().filter_map(Result::ok).collect();
+        for key in ports.iter().filter(|key| !keep(key.0.netns_cookie)) {
+            absent_is_fine(self.excluded_ports.remove(key), "forget an excluded port")?;
+        }
+        let cidrs: Vec<_> = self.excluded_cidrs.keys().filter_map(Result::ok).collect();
+        // One that does not say whose it is would be everybody's.
+        let kept =
+            |key: &Key<Kv<ExcludedCidr>>| cidr_of(key).is_some() && keep({ key.data() }.0.netns_cookie);
+        for key in cidrs.iter().filter(|key| !kept(key)) {
+            absent_is_fine(self.excluded_cidrs.remove(key), "forget an excluded CIDR")?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the listeners of all addresses but those given: one in the map lives on without any descriptor.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn retain_listeners(&mut self, keep: impl Fn(IpAddr) -> bool) -> Result<(), DatapathError> {
+        let addresses: Vec<_> = self.listeners.keys().filter_map(Result::ok).collect();
+        for key in addresses.iter().filter(|key| !keep(ip_addr(key.0))) {
+            absent_is_fine(self.listeners.remove(key), "forget a listener")?;
+        }
+        Ok(())
+    }
+
     /// How full the maps are.
     #[must_use]
     pub fn usage(&self) -> Vec<MapInfo> {

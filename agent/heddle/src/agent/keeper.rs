@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use heddle_datapath::DatapathError;
 use heddle_datapath::client::KeeperClient;
+use heddle_datapath::keeper::is_running;
 use heddle_proto::keeper::v1::Role;
 
 use crate::VERSION;
@@ -61,11 +62,14 @@ pub fn ensure(options: &AgentOptions) -> Result<()> {
             Err(_) => {}
         }
         if let Some(status) = child.try_wait().context("wait for the keeper")? {
-            // Two agents at once start two keepers; one of them finds the directory taken and ends.
+            // Two agents at once start two keepers; one of them finds the directory taken and ends, perhaps before the
+            // other is ready.
             if connect().is_ok() {
                 return Ok(());
             }
-            bail!("the keeper ended at once ({status}); see its log above");
+            if !is_running(&options.paths.run_dir) {
+                bail!("the keeper ended at once ({status}); see its log above");
+            }
         }
         std::thread::sleep(Duration::from_millis(10));
     }

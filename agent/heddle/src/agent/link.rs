@@ -23,6 +23,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Enrolment is told again this often, so that a pod refused for a passing reason gets in.
 const RESYNC: Duration = Duration::from_secs(2);
+/// Enrolment is told again this soon when our own listeners, closing now, were in its way.
+const LET_GO: Duration = Duration::from_millis(100);
 
 /// Time between the first beats of an agent that finds the kernel without one.
 const FIRST_BEATS: Duration = Duration::from_millis(200);
@@ -260,8 +262,11 @@ impl Worker {
                 wishes.changed = false;
                 wishes.desired.clone()
             };
+            let mut pause = RESYNC;
             if let Some(desired) = desired {
-                self.reconcile(&keeper, &desired)?;
+                if self.reconcile(&keeper, &desired)? {
+                    pause = LET_GO;
+                }
                 if !told {
                     keeper.ready()?;
                     told = true;
@@ -272,7 +277,7 @@ impl Worker {
                 inspected = Some(Instant::now());
                 lock(&self.view).maps = keeper.inspect()?.maps;
             }
-            if self.wait(Some(RESYNC), |wishes| wishes.stop || wishes.changed || wishes.lost) {
+            if self.wait(Some(pause), |wishes| wishes.stop || wishes.changed || wishes.lost) {
                 let wishes = lock(&self.wishes.0);
                 if wishes.stop {
                     return Err(End::Stop);
@@ -296,12 +301,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Sets the desired pods; takes listeners of new ones, lets go of released ones.
-    fn reconcile(&mut self, keeper: &KeeperClient, desired: &[PodSpec]) -> Result<(), End> {
+    /// Sets the desired pods; takes listeners of new ones, lets go of released ones. Says whether one that is wanted had
+    /// to be let go: our old listeners were in the way of its new ones.
+    fn reconcile(&mut self, keeper: &KeeperClient, desired: &[PodSpec]) -> Result<bool, End> {
         let states = keeper.set_pods(desired)?;
         let states: BTreeMap<String, PodState> = states.into_iter().map(|s| (s.uid.clone(), s)).collect();
         let gone: Vec<String> =
             self.held.keys().filter(|uid| !states.get(*uid).is_some_and(|s| s.enrolled)).cloned().collect();
+        let let_go = gone.iter().any(|uid| desired.iter().any(|pod| pod.uid == *uid));
         for uid in gone {
             self.held.remove(&uid);
             let uid = PodUid::new(&uid);
@@ -324,7 +331,7 @@ impl Worker {
         }
         view.released = states.is_empty() && !desired.is_empty();
         view.pods = states;
-        Ok(())
+        Ok(let_go)
     }
 
     fn take(&mut self, keeper: &KeeperClient, pod: &PodState) -> Result<(), End> {
