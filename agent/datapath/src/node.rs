@@ -74,7 +74,11 @@ fn jit() -> Requirement {
     Requirement {
         name: "bpf-jit",
         ok: value != "0",
-        detail: format!("net.core.bpf_jit_enable = {value}"),
+        detail: if value.is_empty() {
+            "net.core.bpf_jit_enable is not shown outside the host's network namespace".into()
+        } else {
+            format!("net.core.bpf_jit_enable = {value}")
+        },
         fix: "sysctl -w net.core.bpf_jit_enable=1",
     }
 }

@@ -294,8 +294,7 @@ impl Maps {
         }
         let cidrs: Vec<_> = self.excluded_cidrs.keys().filter_map(Result::ok).collect();
         // One that does not say whose it is would be everybody's.
-        let kept =
-            |key: &Key<Kv<ExcludedCidr>>| cidr_of(key).is_some() && keep({ key.data() }.0.netns_cookie);
+        let kept = |key: &Key<Kv<ExcludedCidr>>| cidr_of(key).is_some() && keep({ key.data() }.0.netns_cookie);
         for key in cidrs.iter().filter(|key| !kept(key)) {
             absent_is_fine(self.excluded_cidrs.remove(key), "forget an excluded CIDR")?;
         }
