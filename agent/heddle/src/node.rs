@@ -49,7 +49,7 @@ pub fn release(options: &ReleaseOptions) -> Result<ExitCode> {
     if let Some(keeper) = reachable_keeper(&options.paths.run_dir)? {
         let released = keeper.release(options.resume)?;
         if options.resume {
-            println!("Enrolment resumes: the agent enrols its pods again within a second.");
+            println!("Enrolment resumes: the agent enrols its pods again within two seconds.");
         } else {
             println!("Released {released} pods. They stay out until `heddle release --node --resume`.");
         }
