@@ -1,7 +1,7 @@
 //! Everything a keeper knows, and the operations sessions ask for. Each operation is whole: kernel, then books, then disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -199,6 +199,7 @@ impl State {
             .iter()
             .map(|(uid, pod)| (uid.clone(), Actual { spec: pod.spec.clone(), netns_cookie: pod.netns_cookie }))
             .collect();
+        let wanted: BTreeSet<u64> = desired.iter().filter_map(|d| d.netns_cookie.as_ref().ok().copied()).collect();
         self.refused.clear();
         for action in plan(&desired, &actual) {
             match action {
@@ -217,7 +218,7 @@ impl State {
                 }
             }
         }
-        self.sweep();
+        self.sweep(&wanted);
         self.save();
         let mut states = compact(self.pod_states());
         states.extend(unparsable.into_iter().map(|(pod, reason)| wire::PodState {
@@ -274,12 +275,21 @@ impl State {
         for error in Self::executor(&mut self.kernel, self.config.listener_shards).release(&pod) {
             tracing::error!(pod = pod.spec.display(), %error, "release");
         }
+        // The agent has the same sockets and may be slow to let go; until then the pod could not be enrolled again.
+        for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
+            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        }
         tracing::info!(pod = pod.spec.display(), "released");
     }
 
-    /// Removes from the kernel what nobody wants: left by a keeper whose state was lost.
-    fn sweep(&mut self) {
-        let known: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+    /// Removes from the kernel what nobody wants: left by a keeper whose state was lost. A pod that is wanted, was
+    /// captured and could not be enrolled again stays captured: its connections are refused, not let through.
+    fn sweep(&mut self, wanted: &BTreeSet<u64>) {
+        let enrolled = self.pods.values().map(|pod| pod.netns_cookie);
+        let known: BTreeSet<u64> = enrolled.clone().chain(wanted.iter().copied()).collect();
+        let in_limbo: BTreeSet<u64> = known.difference(&enrolled.collect()).copied().collect();
         let addresses: BTreeSet<(IpAddr, u64)> = self
             .pods
             .values()
@@ -297,7 +307,7 @@ impl State {
             }
         }
         for (address, cookie) in self.kernel.maps.addresses() {
-            if !addresses.contains(&(address, cookie)) {
+            if !addresses.contains(&(address, cookie)) && !in_limbo.contains(&cookie) {
                 results.push(self.kernel.maps.remove_address(address, cookie));
             }
         }
@@ -454,7 +464,7 @@ impl State {
             self.release(uid);
         }
         if !resume {
-            self.sweep();
+            self.sweep(&BTreeSet::new());
         }
         self.save();
         u32::try_from(uids.len()).unwrap_or(u32::MAX)
