@@ -59,6 +59,15 @@ pub struct PodListeners {
     pub ipv6: bool,
 }
 
+impl PodListeners {
+    /// Ends them, whoever has copies: their ports are free when this returns.
+    pub fn shut_down(&self) {
+        for socket in self.outbound.iter().chain(&self.inbound).flatten() {
+            let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
 impl KeeperClient {
     /// Connects and agrees on a version.
     ///

@@ -16,7 +16,7 @@ use crate::task::{ConnectionTask, refuse};
 use crate::worker::Worker;
 use crate::{inbound, outbound};
 
-/// Accepts until the task is aborted.
+/// Accepts until the task is aborted or the listener is shut down.
 pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, direction: Direction, listener: TcpListener) {
     let mut backoff = ACCEPT_BACKOFF.0;
     let mut burst = 0;
@@ -31,6 +31,8 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, direction: Direction, 
                     tokio::task::yield_now().await;
                 }
             }
+            // EINVAL: it does not listen any more, because the pod is being released.
+            Err(error) if error.raw_os_error() == Some(22) => return,
             Err(error) => {
                 let kind = classify(&error);
                 worker.metrics().count_accept_error(kind);
@@ -98,7 +100,7 @@ mod tests {
             (23, AcceptError::Exhausted),
             (105, AcceptError::Exhausted),
             (103, AcceptError::Aborted),
-            (22, AcceptError::Other),
+            (1, AcceptError::Other),
         ] {
             assert_eq!(classify(&io::Error::from_raw_os_error(errno)), kind, "errno {errno}");
         }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::place::events;
+use crate::place::{events, names};
 use crate::process::Process;
-use crate::report::{Connection, End, Event, Summary};
+use crate::report::{Connection, End, Event, Named, Summary};
 use crate::wait::wait_for;
 
 /// Added to what a client's own limits allow.
@@ -331,6 +331,14 @@ impl Held {
         self.process.send_line("ping")?;
         wait_for("held connections answer a ping", EVENT_TIMEOUT, || Ok(all()?.into_iter().nth(before)))
             .with_context(|| self.process.tail())
+    }
+
+    /// What the kernel calls its open connections now.
+    ///
+    /// # Errors
+    /// The program does not answer.
+    pub fn names(&self) -> anyhow::Result<Vec<Named>> {
+        names(&self.process)
     }
 
     /// Closes them in order.

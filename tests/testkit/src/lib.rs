@@ -31,9 +31,9 @@ pub mod prelude {
     pub use crate::control::refused_but;
     pub use crate::mesh::Mesh;
     pub use crate::node::Node;
-    pub use crate::place::Place;
+    pub use crate::place::{Again, Place};
     pub use crate::pod::Pod;
-    pub use crate::report::{Accepted, Connection, End, Event, Summary};
+    pub use crate::report::{Accepted, Connection, End, Event, Named, Summary};
     pub use crate::server::{Serve, Server, tcp};
     pub use crate::topology::{Declare, Families};
     pub use crate::wait::{wait_for, wait_until};

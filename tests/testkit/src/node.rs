@@ -114,15 +114,19 @@ impl Node {
         command
     }
 
-    fn common_arguments(&self, command: &mut Command) {
+    fn common_arguments(&self, command: &mut Command, cgroup: &Path) {
         command.arg("--run-dir").arg(&self.paths.run).arg("--pin-dir").arg(&self.paths.pins);
-        command.arg("--cgroup").arg(self.cgroup.path());
+        command.arg("--cgroup").arg(cgroup);
     }
 
-    fn spawn_agent(&self) -> anyhow::Result<Process> {
+    /// Starts an agent beside whatever runs, and returns at once; it is the caller's.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_agent(&self) -> anyhow::Result<Process> {
         let mut command = self.heddle_command(&["agent", "--node", &self.host.name]);
         command.arg("--source").arg(format!("files:{}", self.paths.source.display()));
-        self.common_arguments(&mut command);
+        self.common_arguments(&mut command, self.cgroup.path());
         command.arg("--metrics-address").arg(format!("0.0.0.0:{METRICS_PORT}"));
         command.arg("--health-address").arg(format!("0.0.0.0:{HEALTH_PORT}"));
         command.args(["--workers", "2", "--access-log", "stdout", "--drain-deadline-seconds", "5"]);
@@ -198,9 +202,25 @@ impl Node {
     /// # Errors
     /// It does not come up.
     pub fn start_keeper(&self) -> anyhow::Result<()> {
+        self.start_keeper_on(self.cgroup.path())
+    }
+
+    /// Starts a keeper and returns at once; it is the caller's.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn_keeper(&self, cgroup: &Path) -> anyhow::Result<Process> {
         let mut command = self.heddle_command(&["keeper"]);
-        self.common_arguments(&mut command);
-        let keeper = self.heddle_place.spawn("keeper", command)?;
+        self.common_arguments(&mut command, cgroup);
+        self.heddle_place.spawn("keeper", command)
+    }
+
+    /// As [`start_keeper`](Self::start_keeper), with another attach point.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub fn start_keeper_on(&self, cgroup: &Path) -> anyhow::Result<()> {
+        let keeper = self.spawn_keeper(cgroup)?;
         let socket = self.paths.run.join("keeper.sock");
         let up = wait_for("the keeper answers", START_TIMEOUT, || {
             if let Some(status) = keeper.status() {
@@ -286,6 +306,23 @@ impl Node {
         let maps = answer["maps"].as_array().context("no maps in the answer")?;
         let entry = |m: &Value| Some((m["name"].as_str()?.to_owned(), m["entries"].as_u64()?));
         Ok(maps.iter().filter_map(entry).collect())
+    }
+
+    /// A counter of the eBPF programs, by its words: `record_missing`, `outbound captured ipv4`.
+    ///
+    /// # Errors
+    /// The agent does not answer, or there is no such counter.
+    pub fn counter(&self, words: &str) -> anyhow::Result<u64> {
+        let answer = self.json(&["bpf"])?;
+        let all = answer["counters"].as_array().context("no counters in the answer")?;
+        let name = |c: &Value| Some(format!("{} {}", c["verdict"].as_str()?, c["reason"].as_str()?).trim().to_owned());
+        let found = all.iter().find(|c| name(c).as_deref() == Some(words));
+        found.and_then(|c| c["count"].as_u64()).with_context(|| format!("no counter {words:?} in {answer}"))
+    }
+
+    /// Takes an agent for the node's own, in place of the former, which is returned.
+    pub fn adopt_agent(&self, agent: Process) -> Option<Process> {
+        self.agent_slot().replace(agent)
     }
 
     /// Runs a debug command with `-o json`.

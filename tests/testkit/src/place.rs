@@ -13,7 +13,7 @@ use crate::client::{Client, Dial, Held, Outcome, SLACK};
 use crate::netns::Netns;
 use crate::probe::{TcpSocket, tcp_sockets};
 use crate::process::Process;
-use crate::report::Event;
+use crate::report::{Event, Named};
 use crate::server::{Serve, Server, listen_error};
 use crate::wait::wait_for;
 
@@ -145,6 +145,27 @@ impl Place {
         Ok(held)
     }
 
+    /// Connects to `first`, disconnects the socket, and uses it again: connects to `then`, or listens there. Starts it;
+    /// see [`Reused`].
+    ///
+    /// # Errors
+    /// It cannot be started, or the first connection does not come up.
+    pub fn reuse(&self, first: &Dial, then: Again, mptcp: bool) -> anyhow::Result<Reused> {
+        let (word, address) = match then {
+            Again::Connects(address) => ("--then", address),
+            Again::Listens(address) => ("--then-listen", address),
+        };
+        let mut arguments = vec!["--to".to_owned(), first.target().to_string(), "--pause".to_owned()];
+        arguments.extend([word.to_owned(), address.to_string()]);
+        arguments.extend(mptcp.then(|| "--mptcp".to_owned()));
+        let reused = Reused { process: self.podapp("reuse", &arguments)? };
+        wait_for("a socket's first connection", EVENT_TIMEOUT, || {
+            Ok((!named(&reused.process)?.is_empty()).then_some(()))
+        })
+        .with_context(|| reused.process.tail())?;
+        Ok(reused)
+    }
+
     /// Starts a flood: up to `connections` open at once, written into and never read.
     ///
     /// # Errors
@@ -171,6 +192,55 @@ impl Place {
     pub fn tcp_sockets(&self) -> anyhow::Result<Vec<TcpSocket>> {
         tcp_sockets(&self.netns)
     }
+}
+
+/// What a disconnected socket does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Again {
+    /// Connects here.
+    Connects(SocketAddr),
+    /// Listens here, and accepts a connection of its own.
+    Listens(SocketAddr),
+}
+
+/// A socket between its two uses.
+#[derive(Debug)]
+pub struct Reused {
+    process: Process,
+}
+
+impl Reused {
+    /// Goes on; returns its names: while first connected, used again, and (if it listened) what it accepted.
+    ///
+    /// # Errors
+    /// The second use failed.
+    pub fn finish(self) -> anyhow::Result<Vec<Named>> {
+        self.process.send_line("go on")?;
+        let status = self.process.wait(EVENT_TIMEOUT)?;
+        ensure!(status.success(), "{status}\n{}", self.process.tail());
+        named(&self.process)
+    }
+}
+
+fn named(process: &Process) -> anyhow::Result<Vec<Named>> {
+    let pick = |event| if let Event::Named(named) = event { Some(named) } else { None };
+    Ok(events(process)?.into_iter().filter_map(pick).collect())
+}
+
+/// Asks a program for the names of its open connections.
+pub(crate) fn names(process: &Process) -> anyhow::Result<Vec<Named>> {
+    let answers = || -> anyhow::Result<Vec<Event>> {
+        let of_names = |e: &Event| matches!(e, Event::Named(_) | Event::NamedAll);
+        Ok(events(process)?.into_iter().filter(of_names).collect())
+    };
+    let before = answers()?.len();
+    process.send_line("names")?;
+    wait_for("names of open connections", EVENT_TIMEOUT, || {
+        let new = answers()?.split_off(before);
+        Ok((new.last() == Some(&Event::NamedAll)).then_some(new))
+    })
+    .with_context(|| process.tail())
+    .map(|new| new.into_iter().filter_map(|e| if let Event::Named(named) = e { Some(named) } else { None }).collect())
 }
 
 /// The whole lines a program has printed so far.

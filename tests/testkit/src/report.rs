@@ -62,6 +62,10 @@ pub enum Event {
         /// Connections that did not.
         bad: u64,
     },
+    /// Answer to the line `names` of `hold` and `serve`, one per open connection; and the steps of `reuse`.
+    Named(Named),
+    /// End of the answer to `names`.
+    NamedAll,
     /// Totals of a client, its last line.
     Summary(Summary),
 }
@@ -74,6 +78,17 @@ pub struct Accepted {
     /// What `accept()` returned.
     pub accept: SocketAddr,
     /// `getpeername()`; absent if the connection was gone by then.
+    pub peer: Option<SocketAddr>,
+    /// `getsockname()`.
+    pub local: Option<SocketAddr>,
+}
+
+/// What one socket is called, long after it was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Which one.
+    pub index: u64,
+    /// `getpeername()`; absent if it fails.
     pub peer: Option<SocketAddr>,
     /// `getsockname()`.
     pub local: Option<SocketAddr>,

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::place::{Place, events};
+use crate::place::{Place, events, names};
 use crate::process::Process;
-use crate::report::{Accepted, End, Event};
+use crate::report::{Accepted, End, Event, Named};
 use crate::wait::wait_for;
 
 /// How long an event may take to be printed.
@@ -210,6 +210,14 @@ impl Server {
             Ok(Some(self.ends()?).filter(|e| e.len() >= count))
         })
         .with_context(|| self.process.tail())
+    }
+
+    /// What the kernel calls its open connections now.
+    ///
+    /// # Errors
+    /// The program does not answer.
+    pub fn names(&self) -> anyhow::Result<Vec<Named>> {
+        names(&self.process)
     }
 
     /// Connections accepted and open, also of a quiet server.

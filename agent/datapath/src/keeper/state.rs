@@ -1,7 +1,7 @@
 //! Everything a keeper knows, and the operations sessions ask for. Each operation is whole: kernel, then books, then disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
@@ -226,6 +226,8 @@ impl State {
             .map(|(uid, pod)| (uid.clone(), Actual { spec: pod.spec.clone(), netns_cookie: pod.netns_cookie }))
             .collect();
         let kept: BTreeSet<String> = if self.released { BTreeSet::new() } else { unreadable.keys().cloned().collect() };
+        let found = |d: &Desired| if let Namespace::Found(cookie) = d.namespace { Some(cookie) } else { None };
+        let wanted: BTreeSet<u64> = desired.iter().filter_map(found).collect();
         let told = std::mem::take(&mut self.refused);
         let mut changed = false;
         for action in plan(&desired, &kept, &actual) {
@@ -255,8 +257,7 @@ impl State {
             }
         }
         if changed || !self.swept {
-            self.swept = true;
-            self.sweep();
+            self.swept = self.sweep(&wanted);
             if let Err(error) = self.save() {
                 tracing::error!(%error, "a restarted keeper will not know the enrolled pods");
             }
@@ -318,12 +319,22 @@ impl State {
         for error in Self::executor(&mut self.kernel, self.config.listener_shards).release(&pod) {
             tracing::error!(pod = pod.spec.display(), %error, "release");
         }
+        // The agent has the same sockets and may be slow to let go; until then the pod could not be enrolled again.
+        for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
+            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        }
         tracing::info!(pod = pod.spec.display(), "released");
     }
 
-    /// Removes from the kernel what nobody wants: left by a keeper whose state was lost.
-    fn sweep(&mut self) {
-        let known: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+    /// Removes from the kernel what nobody wants: left by a keeper whose state was lost. A pod that is wanted, was
+    /// captured and could not be enrolled again stays captured: its connections are refused, not let through. Says
+    /// whether there was none of those.
+    fn sweep(&mut self, wanted: &BTreeSet<u64>) -> bool {
+        let enrolled: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+        let known: BTreeSet<u64> = enrolled.union(wanted).copied().collect();
+        let in_limbo: BTreeSet<u64> = known.difference(&enrolled).copied().collect();
         let addresses: BTreeSet<(IpAddr, u64)> =
             self.pods.values().flat_map(|pod| pod.addresses().map(|address| (address, pod.netns_cookie))).collect();
         let mut results = Vec::new();
@@ -338,7 +349,7 @@ impl State {
             }
         }
         for (address, cookie) in self.kernel.maps.addresses() {
-            if !addresses.contains(&(address, cookie)) {
+            if !addresses.contains(&(address, cookie)) && !in_limbo.contains(&cookie) {
                 results.push(self.kernel.maps.remove_address(address, cookie));
             }
         }
@@ -347,6 +358,7 @@ impl State {
         for error in results.into_iter().filter_map(Result::err) {
             tracing::error!(%error, "sweep");
         }
+        in_limbo.is_empty()
     }
 
     fn save(&self) -> Result<(), DatapathError> {
@@ -501,7 +513,7 @@ impl State {
             self.release(uid);
         }
         if !resume {
-            self.sweep();
+            self.swept = self.sweep(&BTreeSet::new());
         }
         remembered.and_then(|()| self.save()).map_err(|error| {
             (Kind::Kernel, format!("{} pods released, but a restarted keeper will not know: {error}", uids.len()))

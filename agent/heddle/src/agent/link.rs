@@ -23,9 +23,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Enrolment is told again this often, so that a pod refused for a passing reason gets in.
 const RESYNC: Duration = Duration::from_secs(2);
-/// Enrolment is told again this soon when our own listeners, closing now, were in its way.
-const LET_GO: Duration = Duration::from_millis(100);
-
 /// Time between the first beats of an agent that finds the kernel without one.
 const FIRST_BEATS: Duration = Duration::from_millis(200);
 /// How often the use of the maps is asked for.
@@ -246,6 +243,12 @@ impl Worker {
         }
         self.send(LinkEvent::Attached(attached.debug));
         tracing::info!(keeper = keeper.hello().binary_version, pods = attached.pods.len(), "attached to the keeper");
+        // A keeper that has lost its memory enrols its pods anew: what is left of the last time would be in the way.
+        let forgotten = |uid: &String| !attached.pods.iter().any(|pod| pod.enrolled && pod.uid == *uid);
+        let forgotten: Vec<String> = self.held.keys().filter(|uid| forgotten(uid)).cloned().collect();
+        for uid in &forgotten {
+            self.let_go(uid);
+        }
         for pod in attached.pods.iter().filter(|pod| pod.enrolled) {
             if let Some((_, held)) = self.held.get(&pod.uid)
                 && let Err(error) = keeper.offer_listeners(&pod.uid, held)
@@ -269,18 +272,15 @@ impl Worker {
                 wishes.changed = false;
                 wishes.desired.clone()
             };
-            let mut pause = RESYNC;
             if let Some(desired) = desired {
-                if self.reconcile(&keeper, &desired)? {
-                    pause = LET_GO;
-                }
+                self.reconcile(&keeper, &desired)?;
                 lock(&self.view).settled = true;
             }
             if inspected.is_none_or(|at| at.elapsed() > INSPECT) {
                 inspected = Some(Instant::now());
                 lock(&self.view).maps = keeper.inspect()?.maps;
             }
-            if self.wait(Some(pause), |wishes| wishes.stop || wishes.changed || wishes.lost == connection) {
+            if self.wait(Some(RESYNC), |wishes| wishes.stop || wishes.changed || wishes.lost == connection) {
                 let wishes = lock(&self.wishes.0);
                 if wishes.stop {
                     return Err(End::Stop);
@@ -304,21 +304,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Sets the desired pods; takes listeners of new ones, lets go of released ones. Says whether one that is wanted had
-    /// to be let go: our old listeners were in the way of its new ones.
-    fn reconcile(&mut self, keeper: &KeeperClient, desired: &[PodSpec]) -> Result<bool, End> {
+    /// Sets the desired pods; takes listeners of new ones, lets go of released ones.
+    fn reconcile(&mut self, keeper: &KeeperClient, desired: &[PodSpec]) -> Result<(), End> {
         let states = keeper.set_pods(desired)?;
         let states: BTreeMap<String, PodState> = states.into_iter().map(|s| (s.uid.clone(), s)).collect();
         // Out, or in again in another namespace: what we hold of the old one would keep it alive, and be taken for the new.
         let same = |uid: &String, cookie: u64| states.get(uid).is_some_and(|s| s.enrolled && s.netns_cookie == cookie);
         let gone: Vec<String> =
             self.held.iter().filter(|(uid, (cookie, _))| !same(uid, *cookie)).map(|(uid, _)| uid.clone()).collect();
-        let let_go = gone.iter().any(|uid| desired.iter().any(|pod| pod.uid == *uid));
-        for uid in gone {
-            self.held.remove(&uid);
-            let uid = PodUid::new(&uid);
-            self.sockets.forget(&uid);
-            self.send(LinkEvent::Released(uid));
+        for uid in &gone {
+            self.let_go(uid);
         }
         for state in states.values().filter(|state| state.enrolled) {
             // Generation 0: a restarted keeper that has the listeners we gave back.
@@ -337,7 +332,17 @@ impl Worker {
         }
         view.released = states.is_empty() && !desired.is_empty();
         view.pods = states;
-        Ok(let_go)
+        Ok(())
+    }
+
+    /// Stops accepting for a pod, at once.
+    fn let_go(&mut self, uid: &str) {
+        if let Some((_, held)) = self.held.remove(uid) {
+            held.shut_down();
+        }
+        let uid = PodUid::new(uid);
+        self.sockets.forget(&uid);
+        self.send(LinkEvent::Released(uid));
     }
 
     fn take(&mut self, keeper: &KeeperClient, pod: &PodState) -> Result<(), End> {

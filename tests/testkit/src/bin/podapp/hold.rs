@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use heddle_testkit::report::{End, Event};
+use heddle_testkit::report::{End, Event, Named};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 
@@ -146,6 +146,13 @@ fn obey(command: &str, held: &mut Vec<Held>) -> anyhow::Result<()> {
             let ok = (held.iter().filter(|h| h.owed == 0).count() as u64).saturating_sub(bad);
             emit(&Event::Pong { ok, bad: before - ok });
         }
+        "names" => {
+            for one in held.iter() {
+                let (peer, local) = socket::names(&one.socket);
+                emit(&Event::Named(Named { index: one.index, peer, local }));
+            }
+            emit(&Event::NamedAll);
+        }
         "half-close" => {
             for one in held.iter() {
                 let _ = one.socket.shutdown(Shutdown::Write);
@@ -153,7 +160,7 @@ fn obey(command: &str, held: &mut Vec<Held>) -> anyhow::Result<()> {
         }
         "rst" => held.drain(..).for_each(|one| socket::reset(one.socket)),
         "close" => held.clear(),
-        other => anyhow::bail!("unknown command {other:?}; known: ping, half-close, rst, close"),
+        other => anyhow::bail!("unknown command {other:?}; known: ping, names, half-close, rst, close"),
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 mod connect;
 mod flood;
 mod hold;
+mod reuse;
 mod serve;
 mod socket;
 mod tally;
@@ -29,8 +30,10 @@ enum Mode {
     Serve(serve::Options),
     /// Open connections, exchange bytes, report.
     Connect(connect::Options),
-    /// Open connections and keep them, driven by lines on standard input: `ping`, `half-close`, `rst`, `close`.
+    /// Open connections and keep them, driven by lines on standard input: `ping`, `names`, `half-close`, `rst`, `close`.
     Hold(hold::Options),
+    /// Connect, disconnect with AF_UNSPEC, and use the same socket for something else.
+    Reuse(reuse::Options),
     /// Open connections without end and write into them without reading.
     Flood(flood::Options),
 }
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         Mode::Serve(options) => serve::run(&options),
         Mode::Connect(options) => connect::run(&options),
         Mode::Hold(options) => hold::run(&options),
+        Mode::Reuse(options) => reuse::run(&options),
         Mode::Flood(options) => flood::run(&options),
     }
 }

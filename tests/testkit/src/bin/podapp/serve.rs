@@ -1,14 +1,15 @@
 //! Servers: for each connection they print the addresses the kernel named, and how it ended.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use heddle_testkit::report::{Accepted, End, Event};
+use heddle_testkit::report::{Accepted, End, Event, Named};
 use socket2::Socket;
 
 use crate::emit;
@@ -75,6 +76,14 @@ struct Counts {
     accepted: AtomicU64,
     open: AtomicU64,
     bytes: AtomicU64,
+    /// Open connections by id, unless quiet.
+    sockets: Mutex<BTreeMap<u64, Arc<Socket>>>,
+}
+
+impl Counts {
+    fn sockets(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Socket>>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Serves until standard input ends. Exit code 1 if no listener came up.
@@ -98,12 +107,20 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         bail!("no listener came up");
     }
     for line in std::io::stdin().lock().lines() {
-        if line? == "stats" {
-            emit(&Event::Stats {
+        match line?.as_str() {
+            "stats" => emit(&Event::Stats {
                 accepted: counts.accepted.load(Ordering::Relaxed),
                 open: counts.open.load(Ordering::Relaxed),
                 bytes: counts.bytes.load(Ordering::Relaxed),
-            });
+            }),
+            "names" => {
+                for (&index, socket) in counts.sockets().iter() {
+                    let (peer, local) = socket::names(socket);
+                    emit(&Event::Named(Named { index, peer, local }));
+                }
+                emit(&Event::NamedAll);
+            }
+            other => bail!("unknown command {other:?}; known: stats, names"),
         }
     }
     Ok(())
@@ -128,12 +145,17 @@ fn accept_all(listener: &Socket, options: &Options, counts: &Arc<Counts>) {
             emit(&Event::Accepted(Accepted { id, accept, peer, local }));
         }
         counts.open.fetch_add(1, Ordering::Relaxed);
-        let (options, shared) = (options.clone(), Arc::clone(counts));
+        let (options, shared, socket) = (options.clone(), Arc::clone(counts), Arc::new(socket));
+        if !options.quiet {
+            counts.sockets().insert(id, Arc::clone(&socket));
+        }
         let serve = move || {
             let mut bytes = 0;
             let end = answer(&socket, &options, &mut bytes).unwrap_or_else(|error| socket::end_of(&error));
-            if matches!(options.mode, Mode::RstOnAccept | Mode::RstOnData) {
-                socket::reset(socket);
+            shared.sockets().remove(&id);
+            match Arc::try_unwrap(socket) {
+                Ok(socket) if matches!(options.mode, Mode::RstOnAccept | Mode::RstOnData) => socket::reset(socket),
+                _ => {}
             }
             shared.open.fetch_sub(1, Ordering::Relaxed);
             shared.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -143,6 +165,7 @@ fn accept_all(listener: &Socket, options: &Options, counts: &Arc<Counts>) {
         };
         if thread::Builder::new().stack_size(STACK_BYTES).spawn(serve).is_err() {
             counts.open.fetch_sub(1, Ordering::Relaxed);
+            counts.sockets().remove(&id);
         }
     }
 }

@@ -196,3 +196,9 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let text = text.replacen("localhost", &Ipv4Addr::LOCALHOST.to_string(), 1);
     text.parse().map_err(|e| format!("{text:?} is no ADDRESS:PORT: {e}"))
 }
+
+/// `getpeername()` and `getsockname()`.
+pub fn names(socket: &Socket) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let address = |a: io::Result<SockAddr>| a.ok().and_then(|a| a.as_socket());
+    (address(socket.peer_addr()), address(socket.local_addr()))
+}
