@@ -331,6 +331,7 @@ fn one_pod_with_too_many_exclusions_stops_nobody() -> Result<()> {
     let agent = client(node, Role::Agent)?;
     let enrolled = agent.attach()?.pods.len();
     ensure!(enrolled == 2, "positive control");
+    agent.ready()?;
     let inspected = agent.inspect()?;
     let mut pods: Vec<wire::PodSpec> = inspected
         .pods
@@ -363,6 +364,16 @@ fn one_pod_with_too_many_exclusions_stops_nobody() -> Result<()> {
     let greedy = state("greedy")?;
     ensure!(!greedy.enrolled && greedy.reason.contains("list fewer"), "{greedy:?}");
     ensure!(state("ghost7")?.reason.contains("heddle-test-none"), "{:?}", state("ghost7")?);
+
+    // A pod that is in cannot talk itself out of capture: with a list that is too long it stays as it was.
+    let mut escaping = pods[..2].to_vec();
+    escaping[0].exclude_outbound_cidrs = pods[pods.len() - 1].exclude_outbound_cidrs.clone();
+    escaping[1].exclude_outbound_cidrs = (0..300).map(|n| format!("10.0.{}.{}/32", n / 256, n % 256)).collect();
+    let states = agent.set_pods(&escaping)?;
+    for (pod, why) in escaping.iter().zip(["list fewer", "more than 256"]) {
+        let state = states.iter().find(|s| s.uid == pod.uid).context("a state")?;
+        ensure!(state.enrolled && state.reason.contains(why), "{state:?}");
+    }
     Ok(())
 }
 

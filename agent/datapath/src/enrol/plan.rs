@@ -88,21 +88,24 @@ pub fn plan(desired: &[Desired], unreadable: &BTreeSet<String>, actual: &BTreeMa
         }
     }
 
+    // Those that stay first: an address one of them gives up is free for a newcomer of the same round.
+    let (staying, coming): (Vec<&Desired>, Vec<&Desired>) =
+        desired.iter().partition(|want| actual.get(&want.spec.uid).is_some_and(|is| stays(&want.spec.uid, is)));
     let mut seen = BTreeSet::new();
-    for want in desired {
+    for want in staying.into_iter().chain(coming) {
         let spec = &want.spec;
         let uid = spec.uid.as_str();
         let mut refuse = |reason: String| {
-            rest.push(Action::Refuse { uid: uid.to_owned(), reason: format!("pod {}: {reason}", spec.display()) })
+            let reason = format!("pod {}: {reason}", spec.display());
+            rest.push(Action::Refuse { uid: uid.to_owned(), reason });
         };
         if !seen.insert(uid) {
             refuse("listed twice".into());
             continue;
         }
-        let enrolled = actual.get(uid).filter(|is| stays(uid, is));
-        let cookie = match (&want.namespace, enrolled) {
-            (Namespace::Found(cookie), _) => *cookie,
-            (Namespace::Gone(why) | Namespace::Unknown(why), _) => {
+        let cookie = match &want.namespace {
+            Namespace::Found(cookie) => *cookie,
+            Namespace::Gone(why) | Namespace::Unknown(why) => {
                 refuse(why.clone());
                 continue;
             }
@@ -115,9 +118,10 @@ pub fn plan(desired: &[Desired], unreadable: &BTreeSet<String>, actual: &BTreeMa
         } else if let Some((address, other)) = taken {
             refuse(format!("address {address} is already enrolled as pod {other}"));
         } else {
-            cookies.insert(cookie, uid);
+            addresses.retain(|_, owner| *owner != uid);
             addresses.extend(spec.addresses.iter().map(|&a| (a, uid)));
-            match enrolled {
+            cookies.insert(cookie, uid);
+            match actual.get(uid).filter(|is| stays(uid, is)) {
                 Some(is) if is.spec == *spec => {}
                 Some(_) => rest.push(Action::Update { spec: spec.clone() }),
                 None => rest.push(Action::Enrol { spec: spec.clone() }),

@@ -165,7 +165,7 @@ impl Session {
             }
             Request::Ready(_) => {
                 if !self.attached {
-                    return Err((Kind::Malformed, "Ready before Attach".into()));
+                    return Err((Kind::NotAllowed, "Ready before Attach".into()));
                 }
                 shared.lock().ready(self.number, self.instance);
                 done()

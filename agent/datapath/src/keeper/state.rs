@@ -43,6 +43,8 @@ pub struct State {
     keys: Option<OwnedFd>,
     /// The agent that accepts: the session that said Ready last.
     agent_session: Option<u64>,
+    /// Instances that have been the agent.
+    agents: BTreeSet<u64>,
     /// When an agent attached last: its first beats are waited for.
     attached: Option<Instant>,
     /// Connections that want events, by session, with their agent's instance.
@@ -84,6 +86,7 @@ impl State {
             released: remembered.released,
             keys: None,
             agent_session: None,
+            agents: BTreeSet::new(),
             attached: None,
             watchers: BTreeMap::new(),
             next_generation,
@@ -171,11 +174,13 @@ impl State {
         }
     }
 
-    /// The agent accepts: tells every other instance that it is superseded.
+    /// The agent accepts: tells those that were the agent before that they are superseded. One that is only coming is not
+    /// told: of two that come at once the one that is ready last must stay.
     pub fn ready(&mut self, session: u64, instance: u64) {
         self.agent_session = Some(session);
+        let former = std::mem::replace(&mut self.agents, BTreeSet::from([instance]));
         self.tell(wire::Event { event: Some(wire::event::Event::Superseded(wire::Superseded {})) }, |watcher| {
-            watcher != instance
+            watcher != instance && former.contains(&watcher)
         });
     }
 
