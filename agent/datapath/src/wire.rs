@@ -56,7 +56,8 @@ fn send_with(
     let control = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &control[..0] } else { &control[..] };
     loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL | flags, None) {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], control, MsgFlags::MSG_NOSIGNAL | flags, None)
+        {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(DatapathError::errno("send to the keeper socket")(errno)),

@@ -101,10 +101,8 @@ fn refused_again(keeper: &KeeperClient, uid: &str, offer: &PodListeners) -> Resu
     }
 }
 
-const SEALS: SealFlag = SealFlag::F_SEAL_WRITE
-    .union(SealFlag::F_SEAL_SHRINK)
-    .union(SealFlag::F_SEAL_GROW)
-    .union(SealFlag::F_SEAL_SEAL);
+const SEALS: SealFlag =
+    SealFlag::F_SEAL_WRITE.union(SealFlag::F_SEAL_SHRINK).union(SealFlag::F_SEAL_GROW).union(SealFlag::F_SEAL_SEAL);
 
 fn memfd(bytes: &[u8], seals: SealFlag) -> Result<File> {
     let mut file = File::from(memfd_create(c"keys", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);

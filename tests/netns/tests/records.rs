@@ -9,7 +9,9 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use heddle_abi::{RECORDS_MAX, names};
 use heddle_testkit::prelude::*;
-use heddle_tests_netns::{Carried, INBOUND_PORT, OUTBOUND_PORT, SOON, assert_carried, both_families, wait_logged, wait_reason};
+use heddle_tests_netns::{
+    Carried, INBOUND_PORT, OUTBOUND_PORT, SOON, assert_carried, both_families, wait_logged, wait_reason,
+};
 
 type Key = [u8; 48];
 type Value = [u8; 24];
@@ -91,7 +93,8 @@ fn a_full_map_refuses_and_recovers() -> Result<()> {
         .pod("web")
         .serves(tcp(8080))
         .start()?;
-    let (client, web, node, internet) = (mesh.pod("client"), mesh.pod("web"), mesh.node("a"), mesh.external("internet"));
+    let (client, web, node, internet) =
+        (mesh.pod("client"), mesh.pod("web"), mesh.node("a"), mesh.external("internet"));
     let out = dial(internet.v4(), 443);
     let held = client.hold(&out, 2)?;
     for ip in both_families(web) {
@@ -118,7 +121,9 @@ fn a_full_map_refuses_and_recovers() -> Result<()> {
     let ends = web.server(0).wait_ended(accepted + shown.len())?.split_off(accepted);
     ensure!(ends.iter().all(|end| *end == End::Reset), "ends {ends:?} of {shown:?}");
     assert_eq!(held.ping()?, (2, 0), "open connections need no record");
-    web.connect(&dial("127.0.0.1".parse()?, 8080))?.assert_succeeded().context("what is not captured is not concerned")?;
+    web.connect(&dial("127.0.0.1".parse()?, 8080))?
+        .assert_succeeded()
+        .context("what is not captured is not concerned")?;
 
     records.empty(filled)?;
     for ip in both_families(web) {

@@ -159,8 +159,10 @@ impl Place {
         arguments.extend([word.to_owned(), address.to_string()]);
         arguments.extend(mptcp.then(|| "--mptcp".to_owned()));
         let reused = Reused { process: self.podapp("reuse", &arguments)? };
-        wait_for("a socket's first connection", EVENT_TIMEOUT, || Ok((!named(&reused.process)?.is_empty()).then_some(())))
-            .with_context(|| reused.process.tail())?;
+        wait_for("a socket's first connection", EVENT_TIMEOUT, || {
+            Ok((!named(&reused.process)?.is_empty()).then_some(()))
+        })
+        .with_context(|| reused.process.tail())?;
         Ok(reused)
     }
 

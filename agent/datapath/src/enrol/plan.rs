@@ -55,7 +55,11 @@ pub enum Action {
 pub fn plan(desired: &[Desired], actual: &BTreeMap<String, Actual>) -> Vec<Action> {
     let mut releases = Vec::new();
     let mut rest = Vec::new();
-    let wanted: BTreeMap<&str, &Desired> = desired.iter().map(|d| (d.spec.uid.as_str(), d)).collect();
+    // Of two with one uid the first counts, here as below.
+    let mut wanted: BTreeMap<&str, &Desired> = BTreeMap::new();
+    for want in desired {
+        wanted.entry(want.spec.uid.as_str()).or_insert(want);
+    }
 
     let stays = |uid: &str, is: &Actual| {
         wanted.get(uid).is_some_and(|want| {
@@ -183,6 +187,15 @@ mod tests {
         assert_eq!(words(&actions), ["!thief"]);
         let Action::Refuse { reason, .. } = &actions[0] else { panic!("refused") };
         assert!(reason.contains("shop/thief") && reason.contains("10.0.0.1") && reason.contains("pod a"), "{reason}");
+    }
+
+    #[test]
+    fn of_two_with_one_uid_the_first_counts() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        let moved = want("a", "10.0.0.2", 1);
+        let same = want("a", "10.0.0.1", 1);
+        assert_eq!(words(&plan(&[moved.clone(), same.clone()], &actual)), ["-a", "+a", "!a"]);
+        assert_eq!(words(&plan(&[same, moved], &actual)), ["!a"]);
     }
 
     #[test]

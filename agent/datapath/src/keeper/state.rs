@@ -185,7 +185,8 @@ impl State {
                 let netns_cookie = match Netns::open(&spec.netns_path) {
                     Ok(netns) => {
                         let cookie = netns.cookie();
-                        namespaces.insert(spec.uid.clone(), netns);
+                        // The plan takes the first of two with one uid.
+                        namespaces.entry(spec.uid.clone()).or_insert(netns);
                         Ok(cookie)
                     }
                     Err(error) => Err(error.to_string()),

@@ -294,8 +294,7 @@ impl Maps {
         }
         let cidrs: Vec<_> = self.excluded_cidrs.keys().filter_map(Result::ok).collect();
         // One that does not say whose it is would be everybody's.
-        let kept =
-            |key: &Key<Kv<ExcludedCidr>>| cidr_of(key).is_some() && keep({ key.data() }.0.netns_cookie);
+        let kept = |key: &Key<Kv<ExcludedCidr>>| cidr_of(key).is_some() && keep({ key.data() }.0.netns_cookie);
         for key in cidrs.iter().filter(|key| !kept(key)) {
             absent_is_fine(self.excluded_cidrs.remove(key), "forget an excluded CIDR")?;
         }
@@ -363,8 +362,13 @@ fn cidr_key(netns_cookie: u64, cidr: IpNet) -> Key<Kv<ExcludedCidr>> {
 }
 
 fn cidr_of(key: &Key<Kv<ExcludedCidr>>) -> Option<IpNet> {
-    let bits = u8::try_from(key.prefix_len().checked_sub(EXCLUDED_CIDR_PREFIX_BITS)?).ok()?;
-    let network = key.data().0.network;
+    excluded_cidr(key.prefix_len(), key.data().0.network)
+}
+
+/// The CIDR of an LPM key, if it is one that a pod could have asked for.
+#[must_use]
+pub fn excluded_cidr(prefix_bits: u32, network: [u8; 16]) -> Option<IpNet> {
+    let bits = u8::try_from(prefix_bits.checked_sub(EXCLUDED_CIDR_PREFIX_BITS)?).ok()?;
     match Ipv6Addr::from(network).to_canonical() {
         IpAddr::V4(v4) => IpNet::new(v4.into(), bits.checked_sub(96)?).ok(),
         IpAddr::V6(v6) => IpNet::new(v6.into(), bits).ok(),
