@@ -229,6 +229,15 @@ mod tests {
     }
 
     #[test]
+    fn of_two_with_one_uid_the_first_counts() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        let moved = want("a", "10.0.0.2", 1);
+        let same = want("a", "10.0.0.1", 1);
+        assert_eq!(words(&go(&[moved.clone(), same.clone()], &actual)), ["~a", "!a"]);
+        assert_eq!(words(&go(&[same, moved], &actual)), ["!a"]);
+    }
+
+    #[test]
     fn one_namespace_is_one_pod() {
         let actions = go(&[want("a", "10.0.0.1", 1), want("b", "10.0.0.2", 1)], &BTreeMap::new());
         assert_eq!(words(&actions), ["+a", "!b"]);

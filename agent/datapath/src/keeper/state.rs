@@ -220,7 +220,8 @@ impl State {
         let mut desired = Vec::new();
         for Wanted { spec, namespace, netns } in if self.released { Vec::new() } else { wanted } {
             if let Some(netns) = netns {
-                namespaces.insert(spec.uid.clone(), netns);
+                // The plan takes the first of two with one uid.
+                namespaces.entry(spec.uid.clone()).or_insert(netns);
             }
             desired.push(Desired { spec, namespace });
         }

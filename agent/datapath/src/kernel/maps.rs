@@ -376,10 +376,16 @@ fn cidr_key(netns_cookie: u64, cidr: IpNet) -> Key<Kv<ExcludedCidr>> {
 }
 
 fn cidr_of(key: &Key<Kv<ExcludedCidr>>) -> Option<IpNet> {
-    let bits = u8::try_from(key.prefix_len().checked_sub(EXCLUDED_CIDR_PREFIX_BITS)?).ok()?;
     let data = key.data().0;
-    let network = Ipv6Addr::from(data.network);
-    match data.family {
+    excluded_cidr(key.prefix_len(), data.family, data.network)
+}
+
+/// The CIDR of an LPM key, if it is one that a pod could have asked for.
+#[must_use]
+pub fn excluded_cidr(prefix_bits: u32, family: u32, network: [u8; 16]) -> Option<IpNet> {
+    let bits = u8::try_from(prefix_bits.checked_sub(EXCLUDED_CIDR_PREFIX_BITS)?).ok()?;
+    let network = Ipv6Addr::from(network);
+    match family {
         4 => IpNet::new(network.to_ipv4_mapped()?.into(), bits.checked_sub(96)?).ok(),
         6 => IpNet::new(network.into(), bits).ok(),
         _ => None,

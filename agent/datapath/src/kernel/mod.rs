@@ -4,7 +4,7 @@ mod load;
 mod maps;
 
 pub use load::{ProgramInfo, remove_pins};
-pub use maps::{Entry, INBOUND, Kv, MapInfo, Maps, OUTBOUND, ip, ip_addr, socket_address};
+pub use maps::{Entry, INBOUND, Kv, MapInfo, Maps, OUTBOUND, excluded_cidr, ip, ip_addr, socket_address};
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
