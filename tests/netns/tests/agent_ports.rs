@@ -1,9 +1,13 @@
 //! 15001, 15006 and 15008 are no application's targets, from whatever direction (DESIGN §4, demand 3).
 
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use heddle_testkit::prelude::*;
 use heddle_testkit::probe::AGENT_PORTS;
 use heddle_tests_netns::{Carried, OUTBOUND_PORT, assert_carried, both_families};
+use socket2::{Domain, Socket, Type};
 
 #[test]
 fn nobody_reaches_an_agent_port() -> Result<()> {
@@ -97,5 +101,39 @@ fn a_pod_that_uses_an_agent_port_is_not_enrolled_and_the_reason_is_told() -> Res
     // Undone as a whole: the pod is as it was, and its neighbour is enrolled.
     assert_carried(client, squatter, &dial(squatter.v4(), 8080), 8080, Carried::Outbound)?;
     squatter.server(0).kill();
-    node.wait_enrolled(squatter, std::time::Duration::from_secs(10))
+    node.wait_enrolled(squatter, Duration::from_secs(10))
+}
+
+#[test]
+fn a_socket_that_waits_to_join_the_agents_listeners_keeps_its_pod_out() -> Result<()> {
+    let mesh = Mesh::declare("ambush")
+        .node("a")
+        .pod("outbound")
+        .unmeshed()
+        .pod("inbound")
+        .unmeshed()
+        .pod("hbone")
+        .unmeshed()
+        .start()?;
+    let node = mesh.node("a");
+    for (name, port) in [("outbound", OUTBOUND_PORT), ("inbound", 15006), ("hbone", 15008)] {
+        let pod = mesh.pod(name);
+        // Bound with every option that lets it share, and not listening: no list of listeners shows it.
+        let ambush = pod.netns().inside(|| -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+            Ok(socket)
+        })??;
+        pod.join_mesh()?;
+        node.wait_state(pod, "failed", heddle_tests_netns::SOON)?;
+        let workload = node.workload(pod)?.unwrap_or_default();
+        let reason = workload["capture_error"].as_str().unwrap_or_default();
+        ensure!(reason.contains(&port.to_string()), "the reason names the port: {workload}");
+        // Positive control: it was the socket.
+        drop(ambush);
+        node.wait_enrolled(pod, Duration::from_secs(10))?;
+    }
+    Ok(())
 }
