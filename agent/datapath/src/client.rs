@@ -1,14 +1,18 @@
 //! The other end of the keeper protocol: what the agent and the CLI call.
 
+use std::hash::{BuildHasher, RandomState};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use heddle_abi::ABI_VERSION;
 use heddle_proto::keeper::v1::{self as wire, Role, error::Kind, reply::Reply, request::Request};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, connect, setsockopt, shutdown, socket, sockopt,
+};
 use nix::sys::time::{TimeVal, TimeValLike};
 use prost::Message;
 
@@ -70,15 +74,29 @@ impl KeeperClient {
     /// # Errors
     /// No keeper, or one of another version.
     pub fn connect(run_dir: &Path, role: Role, version: &str) -> Result<Self, DatapathError> {
+        Self::connect_within(run_dir, role, version, REPLY_TIMEOUT)
+    }
+
+    /// The same, with a patience of its own for every call.
+    ///
+    /// # Errors
+    /// No keeper, one of another version, or one that does not answer in time.
+    pub fn connect_within(
+        run_dir: &Path,
+        role: Role,
+        version: &str,
+        patience: Duration,
+    ) -> Result<Self, DatapathError> {
         let path = socket_path(run_dir);
         let what = || format!("connect to the keeper at {}", path.display());
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
             .map_err(DatapathError::errno(what()))?;
         let address = UnixAddr::new(&path).map_err(DatapathError::errno(what()))?;
-        connect(fd.as_raw_fd(), &address).map_err(DatapathError::errno(what()))?;
-        let timeout = TimeVal::seconds(i64::try_from(REPLY_TIMEOUT.as_secs()).unwrap_or(30));
+        let timeout = TimeVal::seconds(i64::try_from(patience.as_secs()).unwrap_or(30));
         setsockopt(&fd, sockopt::ReceiveTimeout, &timeout).map_err(DatapathError::errno(what()))?;
         setsockopt(&fd, sockopt::SendTimeout, &timeout).map_err(DatapathError::errno(what()))?;
+        // After the timeouts: a keeper that does not accept must not hold the caller for ever.
+        connect(fd.as_raw_fd(), &address).map_err(DatapathError::errno(what()))?;
         let mut client = Self { socket: fd, hello: wire::HelloReply::default() };
         let hello = wire::Hello {
             protocol_min: PROTOCOL_MIN,
@@ -86,6 +104,7 @@ impl KeeperClient {
             abi_version: ABI_VERSION,
             binary_version: version.to_owned(),
             role: role.into(),
+            instance: instance(),
         };
         match client.call(Request::Hello(hello), &[])? {
             (Reply::Hello(reply), _) => client.hello = reply,
@@ -132,7 +151,7 @@ impl KeeperClient {
         }
     }
 
-    /// Becomes this node's agent.
+    /// Prepares to become this node's agent: see [`KeeperClient::ready`].
     ///
     /// # Errors
     /// Not allowed, or the kernel refuses.
@@ -174,28 +193,27 @@ impl KeeperClient {
     pub fn set_pods(&self, pods: &[wire::PodSpec]) -> Result<Vec<wire::PodState>, DatapathError> {
         let (fitting, oversized): (Vec<_>, Vec<_>) =
             pods.iter().cloned().partition(|pod| pod.encoded_len() <= PODS_BYTES_PER_PACKET);
+        let unreadable = oversized
+            .into_iter()
+            .map(|pod| wire::Unreadable {
+                reason: format!(
+                    "pod {}/{}: its exclusions take {} bytes, more than {PODS_BYTES_PER_PACKET}: list fewer",
+                    pod.namespace,
+                    pod.name,
+                    pod.encoded_len()
+                ),
+                uid: pod.uid,
+            })
+            .collect();
         let mut parts = parts(fitting);
         let last = parts.pop().unwrap_or_default();
         for pods in parts {
-            self.call_done(Request::SetPods(wire::SetPods { pods, last: false }), &[])?;
+            self.call_done(Request::SetPods(wire::SetPods { pods, last: false, unreadable: Vec::new() }), &[])?;
         }
-        let mut states = match self.call(Request::SetPods(wire::SetPods { pods: last, last: true }), &[])? {
-            (Reply::SetPods(reply), _) => reply.pods,
-            (other, _) => return Err(unexpected(&other)),
-        };
-        states.extend(oversized.into_iter().map(|pod| wire::PodState {
-            reason: format!(
-                "pod {}/{}: its exclusions take {} bytes, more than {PODS_BYTES_PER_PACKET}: list fewer",
-                pod.namespace,
-                pod.name,
-                pod.encoded_len()
-            ),
-            uid: pod.uid,
-            namespace: pod.namespace,
-            name: pod.name,
-            ..wire::PodState::default()
-        }));
-        Ok(states)
+        match self.call(Request::SetPods(wire::SetPods { pods: last, last: true, unreadable }), &[])? {
+            (Reply::SetPods(reply), _) => Ok(reply.pods),
+            (other, _) => Err(unexpected(&other)),
+        }
     }
 
     /// The listeners of an enrolled pod.
@@ -307,10 +325,34 @@ impl KeeperClient {
     }
 }
 
+/// A number for this process, the same in all its connections.
+fn instance() -> u64 {
+    static INSTANCE: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
+    *INSTANCE
+}
+
 /// Events for an agent.
 pub struct Watcher(OwnedFd);
 
+/// Ends a [`Watcher`] on another thread when dropped.
+pub struct WatchGuard(OwnedFd);
+
+impl Drop for WatchGuard {
+    fn drop(&mut self) {
+        // The other end sees it too, and gives the place back.
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+}
+
 impl Watcher {
+    /// What ends the wait from outside.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn guard(&self) -> Result<WatchGuard, DatapathError> {
+        self.0.try_clone().map(WatchGuard).map_err(DatapathError::io("keeper events"))
+    }
+
     /// The next event; `None` when the keeper is gone. Blocks.
     ///
     /// # Errors
@@ -372,7 +414,7 @@ mod tests {
             assert!(pods.iter().all(|pod| pod.encoded_len() <= PODS_BYTES_PER_PACKET), "as the caller sees to");
             let parts = parts(pods.clone());
             for part in &parts {
-                let set = wire::SetPods { pods: part.clone(), last: true };
+                let set = wire::SetPods { pods: part.clone(), last: true, unreadable: Vec::new() };
                 let request = wire::Request { request: Some(Request::SetPods(set)) };
                 assert!(request.encoded_len() <= PACKET_BYTES_MAX, "{} bytes", request.encoded_len());
             }

@@ -1,10 +1,10 @@
 //! A pod's network namespace: opened once, held as an fd, entered by a thread of its own for each piece of work.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{FsType, fstatfs};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::error::DatapathError;
 use crate::sys;
 
 /// `NSFS_MAGIC` of linux/magic.h.
@@ -25,31 +24,115 @@ pub const BACKLOG: i32 = 4096;
 pub struct Netns {
     file: File,
     cookie: u64,
+    identity: Identity,
+}
+
+/// Device and inode of a namespace: its own as long as somebody holds it open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity(u64, u64);
+
+/// Why a namespace could not be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// There is none at the path: the pod is gone.
+    Gone(String),
+    /// It cannot be told: out of descriptors, not a namespace, not ours to take.
+    Other(String),
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Gone(why) | Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+/// A path that was looked at: an open namespace, not entered yet.
+#[derive(Debug)]
+pub struct Found {
+    file: File,
+    identity: Identity,
+    what: String,
+}
+
+impl Found {
+    /// Which namespace it is.
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Enters it once for its cookie.
+    ///
+    /// # Errors
+    /// It cannot be entered.
+    pub fn open(self) -> Result<Netns, OpenError> {
+        let cookie = within(&self.file, || sys::netns_cookie(Socket::new(Domain::IPV4, Type::STREAM, None)?))
+            .map_err(|error| OpenError::Other(format!("{}: {error}", self.what)))?;
+        Ok(Netns { file: self.file, cookie, identity: self.identity })
+    }
 }
 
 impl Netns {
-    /// Opens `path` (`/run/netns/…`, `/proc/<pid>/ns/net`).
+    /// Looks at `path` (`/run/netns/…`, `/proc/<pid>/ns/net`). Opens nothing but namespaces: a path that is something
+    /// else (a device, a pipe that would block) is only looked at.
     ///
     /// # Errors
     /// Not there, not a network namespace, or the node's own one.
-    pub fn open(path: &Path) -> Result<Self, DatapathError> {
-        let what = || format!("network namespace {}", path.display());
-        let file = File::open(path).map_err(DatapathError::io(what()))?;
-        let kind = fstatfs(&file).map_err(DatapathError::errno(what()))?.filesystem_type();
+    pub fn find(path: &Path) -> Result<Found, OpenError> {
+        let what = format!("network namespace {}", path.display());
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => OpenError::Gone(format!("{what}: {error}")),
+            _ => OpenError::Other(format!("{what}: {error}")),
+        };
+        let handle = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).map_err(failed)?;
+        let kind = fstatfs(&handle).map_err(|errno| failed(errno.into()))?.filesystem_type();
         if kind != NSFS_MAGIC {
-            return Err(refused(what(), "not a namespace file"));
+            return Err(OpenError::Other(format!("{what}: not a namespace file")));
         }
-        let own = std::fs::metadata("/proc/self/ns/net").map_err(DatapathError::io("own network namespace"))?;
-        let meta = file.metadata().map_err(DatapathError::io(what()))?;
+        let own = std::fs::metadata("/proc/self/ns/net").map_err(failed)?;
+        let meta = handle.metadata().map_err(failed)?;
         if (meta.dev(), meta.ino()) == (own.dev(), own.ino()) {
-            return Err(refused(
-                what(),
-                "this is the node's own network namespace: host-network pods are not captured",
-            ));
+            return Err(OpenError::Other(format!(
+                "{what}: this is the node's own network namespace: host-network pods are not captured"
+            )));
         }
-        let cookie = within(&file, || sys::netns_cookie(Socket::new(Domain::IPV4, Type::STREAM, None)?))
-            .map_err(DatapathError::io(what()))?;
-        Ok(Self { file, cookie })
+        let file = File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(failed)?;
+        Ok(Found { file, identity: Identity(meta.dev(), meta.ino()), what })
+    }
+
+    /// Finds and opens.
+    ///
+    /// # Errors
+    /// As [`Netns::find`] and [`Found::open`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::find(path)?.open()
+    }
+
+    /// Which namespace it is.
+    #[must_use]
+    pub const fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Addresses of its interfaces, loopback and link-local ones left out.
+    ///
+    /// # Errors
+    /// It cannot be entered.
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        self.within(|| {
+            let usable = |ip: &IpAddr| match ip {
+                IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_unspecified(),
+                IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unspecified() && !v6.is_unicast_link_local(),
+            };
+            let address = |interface: nix::ifaddrs::InterfaceAddress| {
+                let storage = interface.address?;
+                let v4 = storage.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
+            };
+            Ok(nix::ifaddrs::getifaddrs()?.filter_map(address).filter(usable).collect())
+        })
     }
 
     /// The kernel's never-reused number of this namespace.
@@ -71,10 +154,6 @@ impl Netns {
     pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         within(&self.file, work)
     }
-}
-
-fn refused(what: String, why: &str) -> DatapathError {
-    DatapathError::Io { what, source: io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()) }
 }
 
 /// A thread that entered a namespace never leaves it alive: no other work can end up there by mistake.
@@ -130,15 +209,34 @@ pub fn listens(socket: &Socket, ipv6: bool, port: u16) -> bool {
         && socket.local_addr().ok().and_then(|address| address.as_socket()) == Some(SocketAddr::new(ip, port))
 }
 
+/// What to look for before the first listener of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// Any socket bound to the port, listening or not: one that was bound before could join the agent's group later.
+    AnySocket,
+    /// Listening ones: connections of a former enrolment may still be open, and are bound to the port.
+    Listeners,
+    /// Nothing: the pod is enrolled, and nobody but the agent could bind since.
+    Nothing,
+}
+
 /// Whether a port is free on every address of the namespace: an application that already listens there would go on
 /// getting connections of its own.
 ///
 /// # Errors
 /// `AddrInUse` if it is not.
-pub fn probe_port_free(ipv6: bool, port: u16, mark: impl FnOnce(&Socket) -> io::Result<()>) -> io::Result<()> {
+pub fn probe_port_free(
+    probe: Probe,
+    ipv6: bool,
+    port: u16,
+    mark: impl FnOnce(&Socket) -> io::Result<()>,
+) -> io::Result<()> {
+    if probe == Probe::Nothing {
+        return Ok(());
+    }
     let socket = agent_socket(ipv6)?;
     mark(&socket)?;
-    socket.set_reuse_address(true)?;
+    socket.set_reuse_address(probe == Probe::Listeners)?;
     let ip = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
     if ipv6 {
         socket.set_only_v6(true)?;

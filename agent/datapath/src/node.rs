@@ -22,8 +22,8 @@ pub struct Requirement {
     pub fix: &'static str,
 }
 
-/// Oldest kernel with everything used: socket storage in getpeername hooks, cgroup links, netns cookies.
-const KERNEL_MIN: (u32, u32) = (5, 15);
+/// Oldest kernel with everything used: the newest of it are `bpf_set_retval` (5.18) and `bpf_skc_to_mptcp_sock` (5.19).
+const KERNEL_MIN: (u32, u32) = (5, 19);
 
 /// Looks at the node. Reads only.
 #[must_use]
@@ -45,7 +45,7 @@ fn kernel_version() -> Requirement {
         name: "kernel",
         ok: version >= KERNEL_MIN,
         detail: release,
-        fix: "run Linux 5.15 or newer (CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF)",
+        fix: "run Linux 5.19 or newer (CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF)",
     }
 }
 
@@ -74,7 +74,11 @@ fn jit() -> Requirement {
     Requirement {
         name: "bpf-jit",
         ok: value != "0",
-        detail: format!("net.core.bpf_jit_enable = {value}"),
+        detail: if value.is_empty() {
+            "net.core.bpf_jit_enable is not shown outside the host's network namespace".into()
+        } else {
+            format!("net.core.bpf_jit_enable = {value}")
+        },
         fix: "sysctl -w net.core.bpf_jit_enable=1",
     }
 }

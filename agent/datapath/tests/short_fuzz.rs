@@ -1,11 +1,11 @@
 //! Short fuzzing without a fuzzer, for every CI run: what a client sends, and what somebody left in the maps. The long
 //! runs are `tests/fuzz`, with the same claims.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use heddle_abi::{EXCLUDED_CIDR_PREFIX_BITS, Heartbeat, Ip};
-use heddle_datapath::enrol::{Desired, PodSpec, plan};
+use heddle_datapath::enrol::{Desired, Namespace, PodSpec, plan};
 use heddle_datapath::kernel::{excluded_cidr, ip, ip_addr};
 use heddle_proto::keeper::v1::{self as wire, request};
 use proptest::prelude::*;
@@ -19,9 +19,11 @@ fn packet(bytes: &[u8]) -> Vec<PodSpec> {
         return Vec::new();
     };
     let specs: Vec<PodSpec> = set.pods.into_iter().filter_map(|pod| PodSpec::parse(pod).ok()).collect();
-    let desired: Vec<Desired> =
-        (0..).zip(&specs).map(|(cookie, spec)| Desired { spec: spec.clone(), netns_cookie: Ok(cookie) }).collect();
-    assert_eq!(plan(&desired, &BTreeMap::new()).len(), desired.len(), "each wish has an answer");
+    let desired: Vec<Desired> = (0..)
+        .zip(&specs)
+        .map(|(cookie, spec)| Desired { spec: spec.clone(), namespace: Namespace::Found(cookie) })
+        .collect();
+    assert_eq!(plan(&desired, &BTreeSet::new(), &BTreeMap::new()).len(), desired.len(), "each wish has an answer");
     specs
 }
 
@@ -66,7 +68,7 @@ proptest! {
 
     #[test]
     fn what_is_let_in_is_what_the_maps_can_hold(pods in proptest::collection::vec(some_pod(), 1..5)) {
-        let set = wire::SetPods { pods, last: true };
+        let set = wire::SetPods { pods, last: true, ..wire::SetPods::default() };
         for spec in packet(&wire::Request { request: Some(request::Request::SetPods(set)) }.encode_to_vec()) {
             prop_assert!(spec.netns_path.is_absolute() && !spec.uid.is_empty() && spec.addresses.len() <= 16);
             for address in &spec.addresses {
@@ -82,17 +84,21 @@ proptest! {
     }
 
     #[test]
-    fn any_prefix_in_a_map_is_a_cidr_or_none(bits in 0..300_u32, mut network in any::<[u8; 16]>(), mapped in any::<bool>()) {
+    fn any_prefix_in_a_map_is_a_cidr_or_none(
+        bits in 0..300_u32, family in 0..8_u32, mut network in any::<[u8; 16]>(), mapped in any::<bool>(),
+    ) {
         if mapped {
             network[..12].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]);
         }
-        let base = EXCLUDED_CIDR_PREFIX_BITS + if mapped { 96 } else { 0 };
-        match excluded_cidr(bits, network) {
+        let base = EXCLUDED_CIDR_PREFIX_BITS + if family == 4 { 96 } else { 0 };
+        let possible = (base..=EXCLUDED_CIDR_PREFIX_BITS + 128).contains(&bits);
+        match excluded_cidr(bits, family, network) {
             Some(cidr) => {
+                prop_assert!(possible && cidr.addr().is_ipv4() == (family == 4));
                 prop_assert_eq!(u32::from(cidr.prefix_len()) + base, bits);
                 prop_assert_eq!(ip(cidr.addr()).octets(), network);
             }
-            None => prop_assert!(bits < base || bits > EXCLUDED_CIDR_PREFIX_BITS + 128),
+            None => prop_assert!(!possible || !(family == 6 || family == 4 && mapped)),
         }
     }
 

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -58,12 +58,18 @@ pub fn set(target: &str, level: &str) -> Result<(), String> {
     handle.modify(change).map_err(|error| error.to_string())
 }
 
+/// `Targets` alone would take a misspelt level for the name of a target: every part is checked first.
 fn parse(levels: &str) -> Result<Targets> {
-    Targets::from_str(levels).map_err(|error| {
-        anyhow!(
-            "log level `{levels}`: {error}; write [TARGET=]LEVEL[,…] with LEVEL error, warn, info, debug, trace or off"
-        )
-    })
+    for part in levels.split(',') {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        if LevelFilter::from_str(level).is_err() {
+            bail!(
+                "log level `{levels}`: `{level}` is not a level; write [TARGET=]LEVEL[,…] with LEVEL error, warn, info, \
+                 debug, trace or off"
+            );
+        }
+    }
+    Targets::from_str(levels).map_err(|error| anyhow!("log level `{levels}`: {error}"))
 }
 
 #[cfg(test)]

@@ -4,14 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use heddle_datapath::DatapathError;
 use heddle_datapath::client::KeeperClient;
-use heddle_datapath::keeper::{KeeperConfig, SHARDS_MAX, run, socket_path};
-use heddle_datapath::kernel::{KernelConfig, cgroup2_mount};
+use heddle_datapath::keeper::{KeeperConfig, KeeperLock, SHARDS_MAX, run, socket_path};
+use heddle_datapath::kernel::{KernelConfig, cgroup2_mount, remove_pins};
+use heddle_datapath::node::remove_without_keeper;
 use heddle_proto::keeper::v1::Role;
 
 use crate::cli::{KeeperOptions, ReleaseOptions, UninstallOptions};
 use crate::{VERSION, logging, privileges};
+
+/// A keeper answers a command line within this time, or it hangs.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// `heddle keeper`
 pub fn keeper(options: KeeperOptions) -> Result<ExitCode> {
@@ -46,20 +51,35 @@ pub fn default_workers() -> usize {
 /// `heddle release --node`
 pub fn release(options: &ReleaseOptions) -> Result<ExitCode> {
     demand_root("release")?;
-    if let Some(keeper) = reachable_keeper(&options.paths.run_dir)? {
-        let released = keeper.release(options.resume)?;
-        if options.resume {
-            println!("Enrolment resumes: the agent enrols its pods again within two seconds.");
-        } else {
-            println!("Released {released} pods. They stay out until `heddle release --node --resume`.");
+    let paths = &options.paths;
+    match reach_keeper(&paths.run_dir)? {
+        Reachable::Keeper(keeper) => {
+            let released = keeper.release(options.resume)?;
+            if options.resume {
+                println!("Enrolment resumes: the agent enrols its pods again within two seconds.");
+            } else {
+                println!("Released {released} pods. They stay out until `heddle release --node --resume`.");
+            }
         }
-        return Ok(ExitCode::SUCCESS);
+        Reachable::None(_) if options.resume => {
+            bail!("no keeper answers at {}: start the agent", socket_path(&paths.run_dir).display())
+        }
+        Reachable::Wedged(error) if options.resume => return Err(error.into()),
+        Reachable::None(lock) => {
+            let removed = remove_without_keeper(&paths.run_dir, &paths.pin_dir)?;
+            drop(lock);
+            println!(
+                "No keeper runs: removed the datapath instead ({removed} pins). No pod of this node is captured now."
+            );
+        }
+        Reachable::Wedged(error) => {
+            let removed = remove_pins(&paths.pin_dir)?;
+            println!(
+                "The keeper hangs ({error}): removed the datapath instead ({removed} pins). No pod of this node is \
+                 captured now. Kill the keeper; the next one starts anew."
+            );
+        }
     }
-    if options.resume {
-        bail!("no keeper answers at {}: start the agent", socket_path(&options.paths.run_dir).display());
-    }
-    let removed = heddle_datapath::node::remove_without_keeper(&options.paths.run_dir, &options.paths.pin_dir)?;
-    println!("No keeper answers: removed the datapath instead ({removed} pins). No pod of this node is captured now.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -67,33 +87,55 @@ pub fn release(options: &ReleaseOptions) -> Result<ExitCode> {
 pub fn uninstall(options: &UninstallOptions) -> Result<ExitCode> {
     demand_root("uninstall")?;
     let pins = &options.paths.pin_dir;
-    if let Some(keeper) = reachable_keeper(&options.paths.run_dir)? {
-        keeper.uninstall()?;
-        let socket = socket_path(&options.paths.run_dir);
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while socket.exists() || pins.exists() {
-            if Instant::now() > deadline {
-                bail!("the keeper has not removed {} in 10 s: see its log", pins.display());
+    match reach_keeper(&options.paths.run_dir)? {
+        Reachable::Keeper(keeper) => {
+            keeper.uninstall()?;
+            let socket = socket_path(&options.paths.run_dir);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while socket.exists() || pins.exists() {
+                if Instant::now() > deadline {
+                    bail!("the keeper has not removed {} in 10 s: see its log", pins.display());
+                }
+                std::thread::sleep(Duration::from_millis(20));
             }
-            std::thread::sleep(Duration::from_millis(20));
         }
-    } else {
-        heddle_datapath::node::remove_without_keeper(&options.paths.run_dir, pins)?;
+        Reachable::None(lock) => {
+            remove_without_keeper(&options.paths.run_dir, pins)?;
+            drop(lock);
+        }
+        Reachable::Wedged(error) => {
+            return Err(anyhow!(error).context("the keeper hangs: kill it, then run this again"));
+        }
     }
     println!("Uninstalled from this node: programs, links, maps and pins under {} are gone.", pins.display());
     Ok(ExitCode::SUCCESS)
 }
 
-/// The keeper, or `None` if none answers. A keeper that answers but refuses is an error.
-fn reachable_keeper(run_dir: &Path) -> Result<Option<KeeperClient>> {
-    match KeeperClient::connect(run_dir, Role::Cli, VERSION) {
-        Ok(keeper) => Ok(Some(keeper)),
-        Err(heddle_datapath::DatapathError::Io { source, .. })
-            if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused) =>
-        {
-            Ok(None)
+/// What there is to talk to on this node.
+enum Reachable {
+    /// One that answers.
+    Keeper(KeeperClient),
+    /// None runs; while this is held, none starts.
+    None(Option<KeeperLock>),
+    /// One runs and does not answer.
+    Wedged(DatapathError),
+}
+
+/// Looks for the keeper. One that is just starting is waited for; one that answers and refuses is an error.
+fn reach_keeper(run_dir: &Path) -> Result<Reachable> {
+    let deadline = Instant::now() + ANSWER_MAX;
+    loop {
+        let error = match KeeperClient::connect_within(run_dir, Role::Cli, VERSION, ANSWER_MAX) {
+            Ok(keeper) => return Ok(Reachable::Keeper(keeper)),
+            Err(error @ DatapathError::Io { .. }) => error,
+            Err(error) => return Err(error.into()),
+        };
+        match KeeperLock::take(run_dir) {
+            Ok(lock) => return Ok(Reachable::None(lock)),
+            // Somebody holds it: a keeper that starts, ends, or hangs.
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(100)),
+            Err(_) => return Ok(Reachable::Wedged(error)),
         }
-        Err(error) => Err(error.into()),
     }
 }
 

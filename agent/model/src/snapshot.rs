@@ -4,7 +4,7 @@
 //! function of the objects in it: conflicts over an address are settled by the objects' own fields, never by arrival.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::addr::{Family, OriginalDst};
@@ -156,6 +156,18 @@ impl Snapshot {
     /// All services, in no particular order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values().map(|entry| &entry.service)
+    }
+
+    /// The Service an endpoint stands behind, with its service port, for telemetry at the called side: of several the
+    /// first by namespace and name, as nothing on the wire says which was meant.
+    #[must_use]
+    pub fn service_of_endpoint(&self, addr: SocketAddr) -> Option<(&Arc<Service>, u16)> {
+        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        self.users.get(&addr.ip())?.iter().filter_map(|key| self.services.get(key)).find_map(|entry| {
+            let stands_behind = |port: &&ServicePort| port.endpoints.binary_search_by_key(&addr, |e| e.addr).is_ok();
+            let port = entry.service.ports.iter().find(stands_behind)?;
+            Some((&entry.service, port.port))
+        })
     }
 
     /// Number of services.

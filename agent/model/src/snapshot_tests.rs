@@ -52,6 +52,28 @@ fn deny(snapshot: &Snapshot) -> Snapshot {
     snapshot.apply(Delta { mesh: Some(mesh), ..Delta::default() })
 }
 
+#[test]
+fn the_called_side_knows_which_service_it_stands_behind() {
+    let mut unready = cluster_ip("cart", "10.96.0.2", &["10.1.0.2:8080"]);
+    Arc::make_mut(&mut unready.ports[0].endpoints)[0].ready = false;
+    let services = vec![
+        cluster_ip("web", "10.96.0.1", &["10.1.0.1:8080", "10.1.0.3:8080"]),
+        unready,
+        cluster_ip("also", "10.96.0.3", &["10.1.0.1:8080"]),
+    ];
+    let mut snapshot = snapshot(vec![pod("web-1", "10.1.0.1", None)], services);
+    let told = |snapshot: &Snapshot, addr: &str| {
+        snapshot.service_of_endpoint(addr.parse().unwrap()).map(|(service, port)| format!("{}:{port}", service.name))
+    };
+    assert_eq!(told(&snapshot, "10.1.0.1:8080").as_deref(), Some("also:80"), "of two the first by name");
+    assert_eq!(told(&snapshot, "[::ffff:10.1.0.3]:8080").as_deref(), Some("web:80"), "v4-mapped is IPv4");
+    assert_eq!(told(&snapshot, "10.1.0.2:8080").as_deref(), Some("cart:80"), "ready or not, it was called");
+    assert_eq!(told(&snapshot, "10.1.0.1:9090"), None, "another port of the pod");
+    assert_eq!(told(&snapshot, "10.96.0.1:80"), None, "a ClusterIP is no endpoint");
+    snapshot = snapshot.apply(Delta { services: vec![(("shop".into(), "also".into()), None)], ..Delta::default() });
+    assert_eq!(told(&snapshot, "10.1.0.1:8080").as_deref(), Some("web:80"));
+}
+
 /// The resolution in a few words.
 fn told(resolution: &Resolution) -> String {
     match resolution {

@@ -16,8 +16,9 @@ use crate::worker::Current;
 /// Carries one inbound connection from accept to end.
 pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Current>, downstream: TcpStream) -> Ended {
     let workload = conn.pod.workload(&snapshot);
+    let service = snapshot.service_of_endpoint(original.get()).map(|(service, port)| (service.clone(), port));
     drop(snapshot);
-    conn.set_target(Target { workload, ..Target::default() });
+    conn.set_target(Target { service, workload, ..Target::default() });
     if AGENT_PORTS.contains(&original.port()) {
         return Ended::refused(Reason::AgentPort, downstream);
     }

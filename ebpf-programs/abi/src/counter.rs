@@ -39,7 +39,9 @@ counters! {
     OutboundRefusedAgentPort = "outbound_refused_agent_port",
     /// No agent, failure policy Closed.
     OutboundRefusedAgentDown = "outbound_refused_agent_down",
-    /// Native IPv6 in a pod without an IPv6 listener.
+    /// Native IPv6 in a pod without an IPv6 listener, failure policy Open.
+    OutboundPassedNoListener = "outbound_passed_no_listener",
+    /// Native IPv6 in a pod without an IPv6 listener, failure policy Closed.
     OutboundRefusedNoListener = "outbound_refused_no_listener",
     /// Socket storage could not be had.
     OutboundRefusedNoStorage = "outbound_refused_no_storage",
@@ -57,6 +59,8 @@ counters! {
     InboundRefusedAgentPort = "inbound_refused_agent_port",
     /// No agent, failure policy Closed.
     InboundRefusedAgentDown = "inbound_refused_agent_down",
+    /// To an address of the namespace that is not known as the pod's (link-local, or added after enrolment).
+    InboundRefusedUnknownAddress = "inbound_refused_unknown_address",
     /// The listener's slot is empty or does not fit.
     InboundRefusedNoListener = "inbound_refused_no_listener",
     /// Records written.
@@ -65,6 +69,8 @@ counters! {
     RecordConsumed = "record_consumed",
     /// Records that did not fit.
     RecordRefusedMapFull = "record_refused_map_full",
+    /// True clients that could not be kept for want of memory: the application sees the pod's own address.
+    RecordNotKept = "record_not_kept",
     /// Connections to the outbound listener without a record.
     RecordMissing = "record_missing",
 }

@@ -35,6 +35,8 @@ pub const fn is_agent_port(port: u16) -> bool {
 pub const PODS_MAX: usize = 1024;
 /// Addresses of enrolled pods on one node, at most.
 pub const POD_ADDRESSES_MAX: usize = 4096;
+/// Inbound listeners of them, at most.
+pub const LISTENERS_MAX: usize = 32_768;
 /// Connections between "established on the connecting side" and "established on the accepting side", at most.
 pub const RECORDS_MAX: usize = 65_536;
 /// Excluded `(pod, port)` pairs on one node, at most.
@@ -50,7 +52,7 @@ pub mod names {
     pub const PODS: &str = "HEDDLE_PODS";
     /// Hash: [`super::Ip`] → [`super::PodAddress`].
     pub const ADDRESSES: &str = "HEDDLE_ADDRS";
-    /// Socket hash: [`super::Ip`] → inbound listener (one member of its SO_REUSEPORT group).
+    /// Socket hash: [`super::ListenerKey`] → inbound listener.
     pub const LISTENERS: &str = "HEDDLE_LISTEN";
     /// Hash: [`super::RecordKey`] → [`super::Record`].
     pub const RECORDS: &str = "HEDDLE_RECORDS";
@@ -116,8 +118,6 @@ pub mod pod_flags {
     pub const EXCLUDES_INBOUND_PORTS: u32 = 1 << 3;
     /// There is no IPv6 listener in this pod (no `::1`): native IPv6 connects are refused, or pass if [`FAIL_OPEN`].
     pub const NO_IPV6_LISTENER: u32 = 1 << 4;
-    /// Capture is being taken away: nothing new is captured.
-    pub const RELEASED: u32 = 1 << 5;
 }
 
 /// One address of an enrolled pod.
@@ -128,8 +128,18 @@ pub struct PodAddress {
     pub netns_cookie: u64,
     /// Bits of [`pod_flags`].
     pub flags: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Inbound listeners to choose from, at least 1: one per worker shard.
+    pub shards: u32,
+}
+
+/// One inbound listener of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ListenerKey {
+    /// The pod's address that is called.
+    pub ip: Ip,
+    /// Less than [`PodAddress::shards`].
+    pub shard: u32,
 }
 
 /// A connection as its connecting side sees it, inside one network namespace.
@@ -239,18 +249,21 @@ pub mod direction {
     pub const INBOUND: u32 = 2;
 }
 
-/// Data of an LPM key: the first 64 bits (always matched whole) say whose exclusion it is.
+/// Data of an LPM key: the first 96 bits (always matched whole) say whose exclusion it is, and of which family: `::/0`
+/// must not cover IPv4, whose addresses are v4-mapped here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, packed)]
 pub struct ExcludedCidr {
     /// Cookie of the pod's network namespace.
     pub netns_cookie: u64,
+    /// 4 or 6.
+    pub family: u32,
     /// Network address, v4-mapped for IPv4 (add 96 to its prefix length).
     pub network: [u8; 16],
 }
 
 /// Bits of [`ExcludedCidr`] before the address.
-pub const EXCLUDED_CIDR_PREFIX_BITS: u32 = 64;
+pub const EXCLUDED_CIDR_PREFIX_BITS: u32 = 96;
 
 const _: () = {
     assert!(size_of::<Ip>() == 16 && align_of::<Ip>() == 4);
@@ -258,12 +271,13 @@ const _: () = {
     assert!(size_of::<Meta>() == 8);
     assert!(size_of::<Pod>() == 24 && align_of::<Pod>() == 4);
     assert!(size_of::<PodAddress>() == 16 && align_of::<PodAddress>() == 8);
+    assert!(size_of::<ListenerKey>() == 20 && align_of::<ListenerKey>() == 4);
     assert!(size_of::<RecordKey>() == 48 && align_of::<RecordKey>() == 8);
     assert!(core::mem::offset_of!(RecordKey, source) == 8 && core::mem::offset_of!(RecordKey, destination) == 28);
     assert!(size_of::<Record>() == 24 && core::mem::offset_of!(Record, kind) == 20);
     assert!(size_of::<AgentSocket>() == 28 && core::mem::offset_of!(AgentSocket, address) == 8);
     assert!(size_of::<AppSocket>() == 40 && core::mem::offset_of!(AppSocket, peer) == 4);
     assert!(size_of::<ExcludedPort>() == 16);
-    assert!(size_of::<ExcludedCidr>() == 24 && align_of::<ExcludedCidr>() == 1);
+    assert!(size_of::<ExcludedCidr>() == 28 && align_of::<ExcludedCidr>() == 1);
     assert!(size_of::<Heartbeat>() == 16 && align_of::<Heartbeat>() == 8);
 };

@@ -103,6 +103,7 @@ fn decide(ctx: &SockAddrContext, addr: &SockAddr, destination: SocketAddress, v4
     }
     if !v4 && pod.flags & pod_flags::NO_IPV6_LISTENER != 0 {
         if open {
+            count(Counter::OutboundPassedNoListener);
             forget(addr);
             return Verdict::Return(PASS);
         }
@@ -127,9 +128,6 @@ fn decide(ctx: &SockAddrContext, addr: &SockAddr, destination: SocketAddress, v4
 /// Why a destination is not captured, if it is not.
 #[inline(always)]
 fn passes(pod: &Pod, cookie: u64, destination: SocketAddress) -> Option<Counter> {
-    if pod.flags & pod_flags::RELEASED != 0 {
-        return Some(Counter::OutboundPassedExcluded);
-    }
     if destination.ip.is_loopback() || destination.ip.is_unspecified() {
         return Some(Counter::OutboundPassedLoopback);
     }
@@ -150,7 +148,8 @@ fn passes(pod: &Pod, cookie: u64, destination: SocketAddress) -> Option<Counter>
         }
     }
     if pod.flags & pod_flags::EXCLUDES_CIDRS != 0 {
-        let data = ExcludedCidr { netns_cookie: cookie, network: octets(destination.ip) };
+        let family = if destination.ip.is_v4() { 4 } else { 6 };
+        let data = ExcludedCidr { netns_cookie: cookie, family, network: octets(destination.ip) };
         let key = Key::new(EXCLUDED_CIDR_PREFIX_BITS + 128, data);
         if HEDDLE_XCIDRS.get(&key).is_some() {
             return Some(Counter::OutboundPassedExcluded);

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use core::ptr::{addr_of, read_volatile};
-use heddle_abi::{Counter, ExcludedPort, Ip, direction, is_agent_port, pod_flags};
+use heddle_abi::{Counter, ExcludedPort, Ip, ListenerKey, direction, is_agent_port, pod_flags};
 
 use crate::maps::{HEDDLE_ADDRS, HEDDLE_LISTEN, HEDDLE_XPORTS, agent_is_alive, count};
 
@@ -13,6 +13,7 @@ const PASS: u32 = sk_action::SK_PASS;
 const REFUSE: u32 = sk_action::SK_DROP;
 const IPPROTO_TCP: u32 = 6;
 const AF_INET: u32 = 2;
+const BPF_SK_LOOKUP_F_NO_REUSEPORT: u64 = 2;
 
 #[sk_lookup]
 pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
@@ -20,11 +21,12 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     // Both families are read before one is chosen: a load behind a choice of field would go through a modified context
     // pointer, which the verifier refuses.
     // SAFETY: the context is valid while the program runs; each field is read alone, with the width it has.
-    let (protocol, family, port, local4, remote4, local6, remote6) = unsafe {
+    let (protocol, family, port, remote_port, local4, remote4, local6, remote6) = unsafe {
         (
             read_volatile(addr_of!((*lookup).protocol)),
             read_volatile(addr_of!((*lookup).family)),
             read_volatile(addr_of!((*lookup).local_port)),
+            u32::from(u16::from_be(read_volatile(addr_of!((*lookup).remote_port)))),
             read_volatile(addr_of!((*lookup).local_ip4)),
             read_volatile(addr_of!((*lookup).remote_ip4)),
             local_v6(lookup),
@@ -33,14 +35,16 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     };
     let (local, remote) =
         if family == AF_INET { (Ip::from_v4(local4), Ip::from_v4(remote4)) } else { (local6, remote6) };
-    if protocol != IPPROTO_TCP || local.is_loopback() || local == remote {
+    // Own traffic: by way of loopback, or between the pod's own addresses.
+    if protocol != IPPROTO_TCP || local.is_loopback() || remote.is_loopback() || local == remote {
         return PASS;
     }
     // SAFETY: addresses are replaced whole and freed after a grace period; this program reads only.
     let Some(pod) = (unsafe { HEDDLE_ADDRS.get(&local) }) else {
-        return PASS;
+        // Attached in enrolled namespaces only: what reaches one by an address nobody told must not go round the agent.
+        count(Counter::InboundRefusedUnknownAddress);
+        return REFUSE;
     };
-    // One of the pod's own addresses calling another: own traffic too.
     // SAFETY: as above.
     if let Some(own) = unsafe { HEDDLE_ADDRS.get(&remote) }
         && own.netns_cookie == pod.netns_cookie
@@ -50,9 +54,6 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     if is_agent_port(port as u16) {
         count(Counter::InboundRefusedAgentPort);
         return REFUSE;
-    }
-    if pod.flags & pod_flags::RELEASED != 0 {
-        return PASS;
     }
     if pod.flags & pod_flags::EXCLUDES_INBOUND_PORTS != 0 {
         let key = ExcludedPort { netns_cookie: pod.netns_cookie, direction: direction::INBOUND, port };
@@ -70,13 +71,22 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         count(Counter::InboundRefusedAgentDown);
         return REFUSE;
     }
-    // Flags 0: the kernel spreads over the listener's SO_REUSEPORT group, one member per worker.
-    if HEDDLE_LISTEN.redirect_sk_lookup(&ctx, local, 0).is_err() {
+    // One listener by its own key, not "the group of this one": an application that got into the SO_REUSEPORT group
+    // would be given a share.
+    let key = ListenerKey { ip: local, shard: spread(remote, remote_port) % pod.shards.max(1) };
+    if HEDDLE_LISTEN.redirect_sk_lookup(&ctx, key, BPF_SK_LOOKUP_F_NO_REUSEPORT).is_err() {
         count(Counter::InboundRefusedNoListener);
         return REFUSE;
     }
     count(if local.is_v4() { Counter::InboundCapturedV4 } else { Counter::InboundCapturedV6 });
     PASS
+}
+
+/// Spreads clients over shards: one client's successive ports, and many clients' equal ports.
+#[inline(always)]
+fn spread(remote: Ip, port: u32) -> u32 {
+    let mixed = (remote.0[3] ^ remote.0[2] ^ remote.0[1] ^ remote.0[0]).wrapping_add(port).wrapping_mul(0x9e37_79b1);
+    mixed ^ (mixed >> 15)
 }
 
 #[inline(always)]

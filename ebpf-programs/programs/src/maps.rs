@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use core::ffi::c_void;
 use heddle_abi::{
-    AgentSocket, AppSocket, Counter, ExcludedCidr, ExcludedPort, Heartbeat, Ip, Meta, Pod, PodAddress, Record,
+    AgentSocket, AppSocket, Counter, ExcludedCidr, ExcludedPort, Heartbeat, Ip, ListenerKey, Meta, Pod, PodAddress, Record,
     RecordKey,
 };
 
@@ -17,7 +17,7 @@ pub static HEDDLE_PODS: HashMap<u64, Pod, { heddle_abi::PODS_MAX }> = HashMap::n
 #[btf_map]
 pub static HEDDLE_ADDRS: HashMap<Ip, PodAddress, { heddle_abi::POD_ADDRESSES_MAX }> = HashMap::new();
 #[btf_map]
-pub static HEDDLE_LISTEN: SockHash<Ip, { heddle_abi::POD_ADDRESSES_MAX }> = SockHash::new();
+pub static HEDDLE_LISTEN: SockHash<ListenerKey, { heddle_abi::LISTENERS_MAX }> = SockHash::new();
 #[btf_map]
 pub static HEDDLE_RECORDS: HashMap<RecordKey, Record, { heddle_abi::RECORDS_MAX }> = HashMap::new();
 #[btf_map]

@@ -99,11 +99,15 @@ fn accepting_side(ctx: &SockOpsContext) {
     if unsafe { HEDDLE_PODS.get(&key.netns_cookie) }.is_none() {
         return;
     }
-    if let Some(record) = take(&key)
-        && record.kind == record_kind::TRUE_CLIENT
-        && let Some(slot) = HEDDLE_APP_SK.get_or_create(sk)
-    {
-        *slot = AppSocket { kind: app_kind::ACCEPTED, peer: record.address, own: Ip::default() };
+    let Some(record) = take(&key).filter(|record| record.kind == record_kind::TRUE_CLIENT) else {
+        return;
+    };
+    match HEDDLE_APP_SK.get_or_create(sk) {
+        Some(slot) => *slot = AppSocket { kind: app_kind::ACCEPTED, peer: record.address, own: Ip::default() },
+        None => {
+            count(Counter::RecordNotKept);
+            warn!(ctx, "the true client of an accepted connection could not be kept: no memory");
+        }
     }
 }
 

@@ -40,7 +40,9 @@ pub enum Contestant {
     Direct,
     /// Through Envoy in the server's pod, on a node without Heddle.
     Envoy,
-    /// Through HAProxy likewise.
+    /// Through an Envoy in the client's pod and another in the server's.
+    EnvoyPair,
+    /// Through HAProxy in the server's pod.
     Haproxy,
     /// Only the server's pod is in the mesh: one inbound pass.
     HeddleInbound,
@@ -58,6 +60,7 @@ impl Contestant {
         match self {
             Contestant::Direct => "direct over veth",
             Contestant::Envoy => "envoy 1.40 tcp_proxy",
+            Contestant::EnvoyPair => "a pair of envoys 1.40",
             Contestant::Haproxy => "haproxy mode tcp",
             Contestant::HeddleInbound => "heddle inbound pass",
             Contestant::HeddleOutbound => "heddle outbound pass",
@@ -79,6 +82,8 @@ pub struct Arena {
     // Programs end before the mesh does.
     _origins: Vec<Process>,
     envoy: Process,
+    /// In the client's pod, leads to the one in the server's.
+    client_envoy: Process,
     haproxy: Process,
     agent: Process,
     mesh: Mesh,
@@ -125,12 +130,14 @@ impl Arena {
             wait_for_ports(mesh.pod(pod), &origin, &[ECHO_PORT, SINK_PORT])?;
             origins.push(origin);
         }
-        let envoy = start_envoy(server, &binaries.envoy, &directory)?;
+        let client = mesh.pod("bare-client");
+        let envoy = start_envoy(server, &binaries.envoy, &directory, server.v4(), 0)?;
+        let client_envoy = start_envoy(client, &binaries.envoy, &directory, server.v4(), ENVOY_OFFSET)?;
         let haproxy = start_haproxy(server, &binaries.haproxy, &directory)?;
-        for proxy in [&envoy, &haproxy] {
+        for proxy in [&envoy, &client_envoy, &haproxy] {
             cpu::pin(proxy.pid(), PROXY_CORE)?;
         }
-        Ok(Arena { _origins: origins, envoy, haproxy, agent, mesh, bench })
+        Ok(Arena { _origins: origins, envoy, client_envoy, haproxy, agent, mesh, bench })
     }
 
     /// Runs one load through a contestant.
@@ -144,6 +151,8 @@ impl Arena {
     ) -> Result<Seen> {
         let (client, server) = match contestant {
             Contestant::Direct | Contestant::Envoy | Contestant::Haproxy => ("bare-client", "bare-server"),
+            // The load talks to the Envoy in its own pod.
+            Contestant::EnvoyPair => ("bare-client", "bare-client"),
             Contestant::HeddleInbound => ("plain-client", "meshed-server"),
             Contestant::HeddleOutbound => ("meshed-client", "plain-server"),
             Contestant::HeddleBoth => ("meshed-client", "meshed-server"),
@@ -156,6 +165,7 @@ impl Arena {
         let (offset, watch) = match contestant {
             Contestant::Direct | Contestant::Bystander => (0, Vec::new()),
             Contestant::Envoy => (ENVOY_OFFSET, vec![self.envoy.pid()]),
+            Contestant::EnvoyPair => (ENVOY_OFFSET, vec![self.client_envoy.pid(), self.envoy.pid()]),
             Contestant::Haproxy => (HAPROXY_OFFSET, vec![self.haproxy.pid()]),
             Contestant::HeddleInbound | Contestant::HeddleOutbound | Contestant::HeddleBoth => {
                 (0, vec![self.agent.pid(), self.mesh.node("woven").keeper_pid()?])
@@ -219,9 +229,11 @@ fn wait_for_ports(place: &Place, process: &Process, ports: &[u16]) -> Result<()>
     Ok(())
 }
 
-fn start_envoy(place: &Place, binary: &Path, directory: &Path) -> Result<Process> {
-    let path = directory.join("envoy.yaml");
-    fs::write(&path, envoy_configuration(place.v4())).with_context(|| format!("cannot write {}", path.display()))?;
+/// An Envoy that leads from its own ports to those of `server`, shifted by `offset`.
+fn start_envoy(place: &Place, binary: &Path, directory: &Path, server: IpAddr, offset: u16) -> Result<Process> {
+    let path = directory.join(format!("envoy-{}.yaml", place.name()));
+    fs::write(&path, envoy_configuration(server, offset))
+        .with_context(|| format!("cannot write {}", path.display()))?;
     let mut command = Command::new(binary);
     command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error", "--config-path"]).arg(&path);
     let envoy = place.spawn("envoy", command)?;
@@ -229,11 +241,11 @@ fn start_envoy(place: &Place, binary: &Path, directory: &Path) -> Result<Process
     Ok(envoy)
 }
 
-fn envoy_configuration(origin: IpAddr) -> String {
+fn envoy_configuration(server: IpAddr, offset: u16) -> String {
     let mut listeners = String::new();
     let mut clusters = String::new();
     for port in [ECHO_PORT, SINK_PORT] {
-        let listen = port + ENVOY_OFFSET;
+        let (listen, to) = (port + ENVOY_OFFSET, port + offset);
         listeners.push_str(&format!(
             "  - address: {{ socket_address: {{ address: 0.0.0.0, port_value: {listen} }} }}\n    filter_chains:\n    - filters:\n      - name: tcp\n        \
              typed_config:\n          \"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy\n          \
@@ -242,7 +254,7 @@ fn envoy_configuration(origin: IpAddr) -> String {
         clusters.push_str(&format!(
             "  - name: c{port}\n    type: STATIC\n    connect_timeout: 5s\n    \
              circuit_breakers: {{ thresholds: [{{ max_connections: 100000, max_pending_requests: 100000 }}] }}\n    \
-             load_assignment:\n      cluster_name: c{port}\n      endpoints:\n      - lb_endpoints:\n        - endpoint: {{ address: {{ socket_address: {{ address: \"{origin}\", port_value: {port} }} }} }}\n"
+             load_assignment:\n      cluster_name: c{port}\n      endpoints:\n      - lb_endpoints:\n        - endpoint: {{ address: {{ socket_address: {{ address: \"{server}\", port_value: {to} }} }} }}\n"
         ));
     }
     format!("static_resources:\n  listeners:\n{listeners}  clusters:\n{clusters}")

@@ -47,12 +47,18 @@ const IDLE_PODS: usize = 20;
 const IDLE_WORKERS: usize = 2;
 /// Issue 2: agent and keeper together.
 const IDLE_MIB_MAX: f64 = 25.0;
+/// Above this the results deserve a warning.
+const BUSY_SHARE_MAX: f64 = 0.05;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Measures; success means that every bar was met.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     ensure!(cores > PROXY_CORE, "{cores} core: load and proxies need one each, or they measure each other");
+    let busy = busy_share(Duration::from_secs(1))?;
+    if busy > BUSY_SHARE_MAX {
+        eprintln!("warning: others use {:.0} % of this machine: ratios of CPU hold, latencies do not", busy * 100.0);
+    }
     let started = Instant::now();
     let is_wanted = |name: &str| name.contains(&arguments.filter);
 
@@ -87,6 +93,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         started.elapsed().as_secs_f64()
     );
     Ok(if missed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// How much of all cores others use while we do nothing.
+fn busy_share(window: Duration) -> Result<f64> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (before, started) = (cpu::of_machine()?, Instant::now());
+    std::thread::sleep(window);
+    let used = cpu::of_machine()?.saturating_sub(before);
+    Ok(used.as_secs_f64() / started.elapsed().as_secs_f64() / cores as f64)
 }
 
 /// One scenario: in every round each contestant has its turn, in an order that changes with the round.

@@ -81,7 +81,8 @@ const CONNECT_CALL: &[Metric] = &[
 
 const ONE_PASS: &[Contestant] = &[Contestant::HeddleInbound, Contestant::HeddleOutbound];
 const ALL_PASSES: &[Contestant] = &[Contestant::HeddleInbound, Contestant::HeddleOutbound, Contestant::HeddleBoth];
-const PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::Haproxy];
+const PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::EnvoyPair, Contestant::Haproxy];
+const SINGLE_PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::Haproxy];
 
 /// Every scenario in which contestants are compared.
 pub const ALL: &[Scenario] = &[
@@ -110,7 +111,7 @@ pub const ALL: &[Scenario] = &[
         connections: 64,
         metrics: PER_ROUND_TRIP,
         ours: ONE_PASS,
-        baselines: PEERS,
+        baselines: SINGLE_PEERS,
     },
     Scenario {
         name: "tcp-bulk",
@@ -148,13 +149,13 @@ impl Scenario {
         let mut rows = Vec::new();
         for ours in self.ours {
             let name = format!("{} / {}", self.name, ours.name());
-            // Nobody else makes two passes, and those that are not in the mesh have no proxy: no bar for either.
-            let is_one_pass = ONE_PASS.contains(ours);
             for metric in self.metrics {
-                for baseline in
-                    self.baselines.iter().filter(|baseline| !metric.is_proxy_cost || **baseline != Contestant::Direct)
-                {
-                    let bar = metric.bar.filter(|(against, _)| against == baseline && is_one_pass).map(|(_, bar)| bar);
+                for baseline in self.baselines.iter().filter(|baseline| is_comparable(*ours, **baseline, metric)) {
+                    // The bars of issue 2 are for one pass.
+                    let bar = metric
+                        .bar
+                        .filter(|(against, _)| against == baseline && ONE_PASS.contains(ours))
+                        .map(|(_, bar)| bar);
                     let theirs = measured(*baseline, metric);
                     rows.push(Row::against(
                         &name,
@@ -168,6 +169,15 @@ impl Scenario {
             }
         }
         rows
+    }
+}
+
+/// Two passes are compared with two proxies, one with one; a way without a proxy has no cost of one.
+fn is_comparable(ours: Contestant, baseline: Contestant, metric: &Metric) -> bool {
+    match baseline {
+        Contestant::Direct => !metric.is_proxy_cost,
+        Contestant::EnvoyPair => ours == Contestant::HeddleBoth,
+        _ => ours != Contestant::HeddleBoth,
     }
 }
 
@@ -223,6 +233,20 @@ mod tests {
             .into_iter()
             .any(|row| row.metric.starts_with("proxy CPU") && row.baseline.as_deref() == Some("direct over veth"));
         assert!(!odd);
+    }
+
+    #[test]
+    fn two_passes_are_compared_with_two_proxies() {
+        let scenario = &ALL[0];
+        let all: Vec<Vec<Seen>> = scenario.contestants().map(|_| vec![seen(1)]).collect();
+        for row in scenario.rows(&all) {
+            let is_pair = row.baseline.as_deref() == Some(Contestant::EnvoyPair.name());
+            let is_alone = [Contestant::Envoy, Contestant::Haproxy]
+                .iter()
+                .any(|peer| row.baseline.as_deref() == Some(peer.name()));
+            let is_both = row.scenario.ends_with(Contestant::HeddleBoth.name());
+            assert!(!(is_pair && !is_both || is_alone && is_both), "{row:?}");
+        }
     }
 
     #[test]

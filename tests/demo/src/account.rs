@@ -17,10 +17,10 @@ pub struct Edge {
     pub at_destination: u64,
     pub source_node: Option<String>,
     pub destination_node: Option<String>,
-    /// Bytes from the caller to the callee, and back.
-    pub bytes: (u64, u64),
-    /// Reasons of ends, with how often.
-    pub reasons: BTreeMap<String, u64>,
+    /// Bytes from the caller to the callee and back, as the caller's agent counted them.
+    bytes_at_source: (u64, u64),
+    /// Likewise, as the callee's did.
+    bytes_at_destination: (u64, u64),
 }
 
 /// Edges by caller and callee, from the access records of all nodes. A pod that no agent knows is named by `name_of`, from
@@ -38,22 +38,18 @@ pub fn edges(records: &[Value], name_of: impl Fn(&str) -> String) -> BTreeMap<(S
 
         let edge = edges.entry((caller, callee)).or_default();
         let node = Some(text("node").to_owned());
-        if text("reporter") == "source" {
+        let (there, back) = (number("bytes_received"), number("bytes_sent"));
+        let bytes = if text("reporter") == "source" {
             edge.at_source += 1;
             edge.source_node = node;
-            // Each side counts the same bytes: one of them is enough, and the source knows the service.
-            edge.bytes.0 += number("bytes_received");
-            edge.bytes.1 += number("bytes_sent");
             text("destination_service").clone_into(&mut edge.service);
+            &mut edge.bytes_at_source
         } else {
             edge.at_destination += 1;
             edge.destination_node = node;
-            if edge.at_source == 0 {
-                edge.bytes.0 += number("bytes_received");
-                edge.bytes.1 += number("bytes_sent");
-            }
-        }
-        *edge.reasons.entry(text("reason").to_owned()).or_default() += 1;
+            &mut edge.bytes_at_destination
+        };
+        *bytes = (bytes.0 + there, bytes.1 + back);
     }
     edges
 }
@@ -68,6 +64,11 @@ impl Edge {
             (None, Some(to)) => format!("plain, then agent {to}"),
             (None, None) => "no agent".to_owned(),
         }
+    }
+
+    /// Bytes there and back. Both sides count the same ones, so one of them speaks.
+    pub fn bytes(&self) -> (u64, u64) {
+        if self.at_source > 0 { self.bytes_at_source } else { self.bytes_at_destination }
     }
 
     /// How often, whichever side saw more.
@@ -87,19 +88,6 @@ pub fn sum(exposition: &str, metric: &str, labels: &[&str]) -> f64 {
         .filter(|(text, _)| labels.iter().all(|label| text.contains(label)))
         .map(|(_, value)| value)
         .sum()
-}
-
-/// The samples of a metric, with one label's value, largest first.
-pub fn by_label(exposition: &str, metric: &str, label: &str) -> Vec<(String, f64)> {
-    let opening = format!("{label}=\"");
-    let mut sums: BTreeMap<String, f64> = BTreeMap::new();
-    for (labels, value) in samples(exposition, metric) {
-        let named = labels.split(&opening).nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_default();
-        *sums.entry(named.to_owned()).or_default() += value;
-    }
-    let mut list: Vec<(String, f64)> = sums.into_iter().filter(|(_, value)| *value > 0.0).collect();
-    list.sort_by(|a, b| b.1.total_cmp(&a.1));
-    list
 }
 
 fn samples<'a>(exposition: &'a str, metric: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
@@ -128,10 +116,10 @@ mod tests {
 
     #[test]
     fn both_sides_of_a_connection_are_one_edge_counted_once() {
-        let records = [record("source", "a", "frontend", "web-2"), record("destination", "b", "frontend", "web-2")];
+        let records = [record("destination", "b", "frontend", "web-2"), record("source", "a", "frontend", "web-2")];
         let edges = edges(&records, |ip| ip.to_owned());
         let edge = &edges[&("frontend".to_owned(), "web-2".to_owned())];
-        assert_eq!((edge.connections(), edge.bytes), (1, (70, 300)));
+        assert_eq!((edge.connections(), edge.bytes()), (1, (70, 300)));
         assert_eq!(edge.path(), "agent a ─ network ─ agent b");
         assert_eq!(edge.service, "web.boutique.svc.cluster.local:80");
     }
@@ -141,7 +129,7 @@ mod tests {
         let records = [record("destination", "b", "", "web-2")];
         let edges = edges(&records, |ip| format!("laptop {ip}"));
         let edge = &edges[&("laptop 10.77.1.10".to_owned(), "web-2".to_owned())];
-        assert_eq!((edge.path().as_str(), edge.connections(), edge.bytes), ("plain, then agent b", 1, (70, 300)));
+        assert_eq!((edge.path().as_str(), edge.connections(), edge.bytes()), ("plain, then agent b", 1, (70, 300)));
     }
 
     #[test]
@@ -163,6 +151,5 @@ mod tests {
         assert_eq!(sum(text, "m", &[]), 7.0);
         assert_eq!(sum(text, "m", &["a=\"x\""]), 3.0);
         assert_eq!(sum(text, "plain", &[]), 5.0);
-        assert_eq!(by_label(text, "m", "a"), [("y".to_owned(), 4.0), ("x".to_owned(), 3.0)]);
     }
 }

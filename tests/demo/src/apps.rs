@@ -163,21 +163,20 @@ fn told(output: &str) -> Option<Told> {
     Some(Told { client_seen: client.parse().ok()?, server_seen: after("peer: ")?.parse().ok()? })
 }
 
-/// The kernel's own view of a pod's connections to a port: `local → peer`, from socket diagnosis, which no hook changes.
-pub fn kernel_view(place: &Place, of: &[u16]) -> Result<Vec<String>> {
+/// The kernel's own view of a pod's connections to a port, `local → peer`: from socket diagnosis, which no hook changes.
+pub fn kernel_view(place: &Place, port: u16) -> Result<Vec<String>> {
     let mut command = Command::new("ss");
     command.args(["-Htn", "state", "established"]);
     let process = place.spawn("ss", command)?;
     process.wait(CALL_TIMEOUT)?;
-    Ok(established(&process.stdout(), of))
+    Ok(established(&process.stdout(), port))
 }
 
-fn established(output: &str, ports: &[u16]) -> Vec<String> {
+fn established(output: &str, port: u16) -> Vec<String> {
     let line = |line: &str| {
         let mut fields = line.split_whitespace().skip(2);
         let (local, peer) = (fields.next()?, fields.next()?);
-        let is_wanted = ports.iter().any(|port| peer.ends_with(&format!(":{port}")));
-        is_wanted.then(|| format!("{local} → {peer}"))
+        peer.ends_with(&format!(":{port}")).then(|| format!("{local} → {peer}"))
     };
     output.lines().filter_map(line).collect()
 }
@@ -207,6 +206,6 @@ mod tests {
     #[test]
     fn sockets_are_picked_by_their_peers_port() {
         let output = "0      0      10.77.1.10:40000 127.0.0.1:15001\n0 0 10.77.1.10:40001 10.77.1.11:8080\n";
-        assert_eq!(established(output, &[15001]), ["10.77.1.10:40000 → 127.0.0.1:15001"]);
+        assert_eq!(established(output, 15001), ["10.77.1.10:40000 → 127.0.0.1:15001"]);
     }
 }

@@ -28,8 +28,23 @@ const OUTSIDER: &str = "laptop";
 /// An echo server beside the ledger, for the load of the last chapter.
 const ECHO_PORT: u16 = 7000;
 const REQUESTS: usize = 20;
+/// The agent's listener in every captured pod.
+const OUTBOUND_PORT: u16 = 15001;
 const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
 const RECORDS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Metrics shown, with the labels that are summed over.
+const METRICS: [(&str, &str); 9] = [
+    ("heddle_datapath_connections_total", "direction=\"outbound\" verdict=\"captured\""),
+    ("heddle_datapath_connections_total", "direction=\"inbound\" verdict=\"captured\""),
+    ("heddle_datapath_connections_total", "verdict=\"refused\""),
+    ("heddle_datapath_records_total", "event=\"missing\""),
+    ("istio_tcp_connections_opened_total", "reporter=\"source\""),
+    ("istio_tcp_connections_opened_total", "reporter=\"destination\""),
+    ("istio_tcp_sent_bytes_total", "reporter=\"destination\""),
+    ("istio_tcp_received_bytes_total", "reporter=\"destination\""),
+    ("heddle_tcp_connections_ended_total", "reason=\"completed\""),
+];
 
 /// Tells it all; whatever happens, nothing stays behind.
 pub fn tell(keep: bool) -> Result<()> {
@@ -198,7 +213,8 @@ impl Demo {
         // One conversation is held open, so that the kernel's own view of it can be shown.
         let held = apps::call_ledger(frontend, db, Duration::from_secs(2))?;
         let told = held.told()?;
-        let kernel = apps::kernel_view(frontend, &[15001, LEDGER_PORT])?;
+        let (app_socket, agent_socket) =
+            (apps::kernel_view(frontend, OUTBOUND_PORT)?, apps::kernel_view(frontend, LEDGER_PORT)?);
         apps::call_ledger(reports, db, Duration::ZERO)?.finish()?;
         held.finish()?;
         interrupt::check()?;
@@ -207,7 +223,7 @@ impl Demo {
         let edges = self.edges(wanted)?;
         let mut rows = vec![row!["caller", "callee", "asked for", "connections", "bytes there", "back", "carried by"]];
         rows.extend(edges.iter().map(|((caller, callee), edge)| {
-            row![caller, callee, asked_for(edge), edge.connections(), edge.bytes.0, edge.bytes.1, edge.path()]
+            row![caller, callee, asked_for(edge), edge.connections(), edge.bytes().0, edge.bytes().1, edge.path()]
         }));
         page.table(&rows);
         let failed = by_frontend.failed + by_reports.failed + by_laptop.failed;
@@ -237,46 +253,37 @@ impl Demo {
                     &format!("from {name}"),
                     fetched.client_seen,
                     caller,
-                    &format!("{name}'s own address"),
+                    "the caller's own address",
                 );
             }
         }
-        note("ledger on db", "from frontend", told.client_seen, frontend.v4(), "frontend's own address");
+        note("ledger on db", "from frontend", told.client_seen, frontend.v4(), "the caller's own address");
         let seen = by_frontend.fetched.first().context("curl on frontend fetched nothing")?.server_seen;
         note("curl on frontend", "to service web", seen.ip(), web.ip(), "the address it asked for");
         note("Python on frontend", "to service db", told.server_seen, db.ip(), "the address it asked for");
         page.table(&rows);
         page.verdict(is_true, "the same addresses as without a mesh, on every side");
-        for line in &kernel {
-            page.remark(format!(
-                "while the kernel's own socket of frontend's ledger connection was {line} (the agent's listener)"
-            ));
-        }
+        page.remark("behind it, in the kernel's own words, frontend's connection to the ledger was two:");
+        page.remark(format!("  the application's  {}, the agent's listener", app_socket.join(", ")));
+        page.remark(format!("  the agent's        {}, from the pod's own address", agent_socket.join(", ")));
         Ok(())
     }
 
     fn metrics(&self, page: &mut Page) -> Result<()> {
-        page.chapter("What the metrics say");
+        page.chapter("What the metrics say, so far");
+        let pages = self.mesh_nodes().iter().map(|node| node.metrics()).collect::<Result<Vec<String>>>()?;
+        let mut rows = vec![row!["metric", "of which", "node a", "node b"]];
+        for (metric, labels) in METRICS {
+            let labels: Vec<&str> = labels.split(' ').filter(|label| !label.is_empty()).collect();
+            let sums = pages.iter().map(|text| account::sum(text, metric, &labels).to_string());
+            rows.push([metric.to_owned(), labels.join(" ").replace('"', "")].into_iter().chain(sums).collect());
+        }
+        page.table(&rows);
         for node in self.mesh_nodes() {
-            let text = node.metrics()?;
-            let opened = |reporter: &str| {
-                account::sum(&text, "istio_tcp_connections_opened_total", &[&format!("reporter=\"{reporter}\"")])
-            };
-            let bytes = account::sum(&text, "istio_tcp_sent_bytes_total", &[])
-                + account::sum(&text, "istio_tcp_received_bytes_total", &[]);
-            page.say(format!(
-                "node {}: istio_tcp_connections_opened_total {} as source, {} as destination; {bytes} bytes counted; {} metric families",
-                node.name(),
-                opened("source"),
-                opened("destination"),
-                text.lines().filter(|line| line.starts_with("# TYPE")).count(),
-            ));
-            let ends = account::by_label(&text, "heddle_tcp_connections_ended_total", "reason");
-            let ends: Vec<String> = ends.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-            page.remark(format!("        how connections ended: {}", ends.join(", ")));
             let memory = probe::usage(node.agent_pid()?)?.rss_kib + probe::usage(node.keeper_pid()?)?.rss_kib;
             page.remark(format!(
-                "        agent and keeper together: {:.1} MiB resident (a debug build)",
+                "node {}: agent and keeper together hold {:.1} MiB (a debug build)",
+                node.name(),
                 memory as f64 / 1024.0
             ));
         }
@@ -325,11 +332,11 @@ impl Demo {
     fn stay(&self, page: &mut Page) {
         page.chapter("It keeps running: look around from another terminal, end it with Ctrl-C here");
         for node in self.mesh_nodes() {
-            let (heddle, run) = (node.paths().heddle.display(), node.paths().run.display());
-            page.remark(format!("node {}", node.name()));
-            for command in ["status", "workloads", "services", "connections", "bpf", "check"] {
-                page.say(format!("{heddle} {command} --run-dir {run}"));
-            }
+            page.say(format!("export HEDDLE_RUN_DIR={}    # node {}", node.paths().run.display(), node.name()));
+        }
+        let heddle = self.mesh.node("a").paths().heddle.display();
+        page.say(format!("{heddle} status    # or workloads, services, connections, bpf, check; -o json"));
+        for node in self.mesh_nodes() {
             page.say(format!("nsenter --net={} curl -s http://127.0.0.1:15020/metrics", node.netns().path().display()));
         }
         page.remark("in a pod");

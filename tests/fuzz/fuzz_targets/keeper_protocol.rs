@@ -1,9 +1,9 @@
 //! Any packet a client may send: decoded, parsed and planned without a panic.
 #![no_main]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use heddle_datapath::enrol::{Desired, PodSpec, plan};
+use heddle_datapath::enrol::{Desired, Namespace, PodSpec, plan};
 use heddle_proto::keeper::v1::{Reply, Request, request};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
         .into_iter()
         .filter_map(|pod| PodSpec::parse(pod).ok())
         .zip(0..)
-        .map(|(spec, cookie)| Desired { spec, netns_cookie: Ok(cookie) })
+        .map(|(spec, cookie)| Desired { spec, namespace: Namespace::Found(cookie) })
         .collect();
-    let _ = plan(&desired, &BTreeMap::new());
+    let _ = plan(&desired, &BTreeSet::new(), &BTreeMap::new());
 });

@@ -56,6 +56,13 @@ fn a_cluster_address_leads_to_the_target_port() -> Result<()> {
             .any(|r| r["destination_service"] == "web.shop.svc.cluster.local:80" && r["destination_pod"] == "web"),
         "{log:#?}"
     );
+    // The called side names the Service too, from its endpoints.
+    wait_until("node b logs the Service", Duration::from_secs(2), || {
+        mesh.node("b")
+            .access_log()
+            .iter()
+            .any(|r| r["reporter"] == "destination" && r["destination_service"] == "web.shop.svc.cluster.local:80")
+    })?;
     let services = mesh.node("a").json(&["services"])?;
     ensure!(services.to_string().contains("web"), "{services}");
     Ok(())

@@ -11,7 +11,7 @@ use socket2::Socket;
 use super::PodSpec;
 use crate::error::DatapathError;
 use crate::kernel::{INBOUND, Kernel, OUTBOUND, ip};
-use crate::netns::{self, Netns};
+use crate::netns::{self, Netns, Probe};
 
 /// IPv4 or IPv6 sockets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,12 +40,26 @@ pub struct Enrolled<N = Netns, S = Socket> {
     pub netns: N,
     /// Cookie of the namespace.
     pub netns_cookie: u64,
+    /// Addresses of the namespace beside the spec's (a second network, say): captured as well.
+    pub extra: Vec<IpAddr>,
     /// IPv4 listeners; `None` while a restarted keeper waits for the agent to give them back.
     pub v4: Option<Listeners<S>>,
     /// IPv6 listeners, if the namespace has IPv6.
     pub v6: Option<Listeners<S>>,
     /// Changes when listeners are made anew.
     pub listener_generation: u64,
+}
+
+impl<N, S> Enrolled<N, S> {
+    /// Every address under which the pod is captured inbound.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let extra = self.extra.iter().filter(|address| !self.spec.addresses.contains(address));
+        self.spec.addresses.iter().chain(extra).copied()
+    }
+
+    fn listeners(&self, address: IpAddr) -> Option<&Listeners<S>> {
+        if address.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
 }
 
 /// What the executor asks of the kernel.
@@ -55,8 +69,8 @@ pub trait Steps {
     /// A listening socket.
     type Listener;
 
-    /// Makes `shards` listeners of each direction. In a pod that is not enrolled yet (`fresh`) an application may have
-    /// an agent port already: looked for on every address.
+    /// Makes `shards` listeners of each direction. In a pod that is not enrolled yet an application may have an agent
+    /// port already: looked for on every address.
     ///
     /// # Errors
     /// A port is taken, or the family is not there.
@@ -65,13 +79,18 @@ pub trait Steps {
         netns: &Self::Netns,
         family: Family,
         shards: usize,
-        fresh: bool,
+        probe: Probe,
     ) -> Result<Listeners<Self::Listener>, DatapathError>;
-    /// Sets the inbound listener of an address.
+    /// Addresses of the namespace that no other one has.
+    ///
+    /// # Errors
+    /// It cannot be entered.
+    fn local_addresses(&mut self, netns: &Self::Netns, netns_cookie: u64) -> Result<Vec<IpAddr>, DatapathError>;
+    /// Sets one inbound listener of an address.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn set_listener(&mut self, address: IpAddr, listener: &Self::Listener) -> Result<(), DatapathError>;
+    fn set_listener(&mut self, address: IpAddr, shard: u32, listener: &Self::Listener) -> Result<(), DatapathError>;
     /// Makes the exclusions of a namespace those of `spec`; with `None`, none.
     ///
     /// # Errors
@@ -128,25 +147,49 @@ impl<K: Steps> Executor<'_, K> {
         netns: K::Netns,
         netns_cookie: u64,
         listener_generation: u64,
+        probe: Probe,
     ) -> Result<Enrolled<K::Netns, K::Listener>, DatapathError> {
-        let (v4, v6) = self.listen(&spec, &netns, true)?;
-        let enrolled = Enrolled { spec, netns, netns_cookie, v4, v6, listener_generation };
+        let (v4, v6) = self.listen(&spec, &netns, probe)?;
+        let extra = self.kernel.local_addresses(&netns, netns_cookie)?;
+        let enrolled = Enrolled { spec, netns, netns_cookie, extra, v4, v6, listener_generation };
         match self.install(&enrolled) {
             Ok(()) => Ok(enrolled),
             Err(error) => {
-                self.release(&enrolled);
+                for left in self.release(&enrolled) {
+                    tracing::error!(pod = enrolled.spec.display(), error = %left, "undo");
+                }
                 Err(error)
             }
         }
     }
 
-    /// Makes the listeners of an enrolled pod anew (a restarted keeper to which no agent gave them back).
+    /// Changes what a pod is enrolled with. On failure it stays enrolled as it was.
     ///
     /// # Errors
     /// The step that failed.
+    pub fn update(&mut self, pod: &mut Enrolled<K::Netns, K::Listener>, spec: PodSpec) -> Result<(), DatapathError> {
+        let before: Vec<IpAddr> = pod.addresses().collect();
+        let extra = self.kernel.local_addresses(&pod.netns, pod.netns_cookie)?;
+        let old = (std::mem::replace(&mut pod.spec, spec), std::mem::replace(&mut pod.extra, extra));
+        if let Err(error) = self.install(pod) {
+            (pod.spec, pod.extra) = old;
+            self.install(pod)?;
+            return Err(error);
+        }
+        let now: Vec<IpAddr> = pod.addresses().collect();
+        for address in before.into_iter().filter(|address| !now.contains(address)) {
+            self.kernel.remove_address(address, pod.netns_cookie)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the listeners of an enrolled pod anew (a restarted keeper to which no agent gave them back).
+    ///
+    /// # Errors
+    /// The step that failed; the pod is then still without.
     pub fn relisten(&mut self, pod: &mut Enrolled<K::Netns, K::Listener>) -> Result<(), DatapathError> {
-        (pod.v4, pod.v6) = self.listen(&pod.spec, &pod.netns, false)?;
-        self.install(pod)
+        (pod.v4, pod.v6) = self.listen(&pod.spec, &pod.netns, Probe::Nothing)?;
+        self.install(pod).inspect_err(|_| (pod.v4, pod.v6) = (None, None))
     }
 
     /// Listeners of both families; a family the pod has no address of may be missing.
@@ -155,14 +198,14 @@ impl<K: Steps> Executor<'_, K> {
         &mut self,
         spec: &PodSpec,
         netns: &K::Netns,
-        fresh: bool,
+        probe: Probe,
     ) -> Result<(Option<Listeners<K::Listener>>, Option<Listeners<K::Listener>>), DatapathError> {
         let mut both = Vec::with_capacity(2);
         for (family, needed) in [
             (Family::V4, spec.addresses.iter().any(IpAddr::is_ipv4)),
             (Family::V6, spec.addresses.iter().any(IpAddr::is_ipv6)),
         ] {
-            both.push(match self.kernel.listen(netns, family, self.shards, fresh) {
+            both.push(match self.kernel.listen(netns, family, self.shards, probe) {
                 Ok(listeners) => Some(listeners),
                 Err(error) if needed || is_address_in_use(&error) => return Err(error),
                 Err(_) => None,
@@ -181,12 +224,17 @@ impl<K: Steps> Executor<'_, K> {
         let cookie = pod.netns_cookie;
         let flags = flags(&pod.spec, pod.v6.is_some());
         self.kernel.set_exclusions(cookie, Some(&pod.spec))?;
-        for &address in &pod.spec.addresses {
-            let listeners = if address.is_ipv4() { &pod.v4 } else { &pod.v6 };
-            if let Some(listener) = listeners.as_ref().and_then(|l| l.inbound.first()) {
-                self.kernel.set_listener(address, listener)?;
+        for address in pod.addresses() {
+            // While a restarted keeper waits for its listeners, those in the map go on.
+            // An address of a family without a listener is refused by the program, which does not know it.
+            let Some(Listeners { inbound, .. }) = pod.listeners(address) else {
+                continue;
+            };
+            for (shard, listener) in (0..).zip(inbound) {
+                self.kernel.set_listener(address, shard, listener)?;
             }
-            self.kernel.set_address(address, PodAddress { netns_cookie: cookie, flags, reserved: 0 })?;
+            let shards = u32::try_from(inbound.len()).unwrap_or(1);
+            self.kernel.set_address(address, PodAddress { netns_cookie: cookie, flags, shards })?;
         }
         self.kernel.attach_lookup(&pod.netns)?;
         self.kernel.set_pod(cookie, pod_value(&pod.spec, flags))
@@ -197,7 +245,7 @@ impl<K: Steps> Executor<'_, K> {
     pub fn release(&mut self, pod: &Enrolled<K::Netns, K::Listener>) -> Vec<DatapathError> {
         let cookie = pod.netns_cookie;
         let mut results = vec![self.kernel.remove_pod(cookie), self.kernel.detach_lookup(cookie)];
-        for &address in &pod.spec.addresses {
+        for address in pod.addresses() {
             results.push(self.kernel.remove_address(address, cookie));
         }
         results.push(self.kernel.set_exclusions(cookie, None));
@@ -225,6 +273,21 @@ fn pod_value(spec: &PodSpec, flags: u32) -> Pod {
     Pod { flags, ip4: first(true).map_or(0, |ip| ip.0[3]), ip6: first(false).unwrap_or_default() }
 }
 
+/// Why a port could not be had, for the operator.
+fn taken(ipv6: bool, port: u16, source: std::io::Error) -> DatapathError {
+    let what = if source.kind() == std::io::ErrorKind::AddrInUse {
+        format!("an application in this pod uses port {port}, which Heddle needs: move it to another port")
+    } else if ipv6 && source.kind() == std::io::ErrorKind::AddrNotAvailable {
+        format!(
+            "listen on [::1]:{port} in the pod's network namespace: its loopback has no IPv6 address; set \
+             net.ipv6.conf.lo.disable_ipv6=0 there, or give the pod IPv4 addresses only"
+        )
+    } else {
+        format!("listen on port {port} in the pod's network namespace")
+    };
+    DatapathError::Io { what, source }
+}
+
 impl Steps for Kernel {
     type Netns = Netns;
     type Listener = Socket;
@@ -234,32 +297,25 @@ impl Steps for Kernel {
         netns: &Netns,
         family: Family,
         shards: usize,
-        fresh: bool,
+        probe: Probe,
     ) -> Result<Listeners, DatapathError> {
         let ipv6 = family == Family::V6;
         let maps = &mut self.maps;
+        // Nothing listens on the HBONE port yet, but it must be ours to take.
+        netns
+            .within(|| {
+                let mark = |s: &Socket| maps.mark(s, agent_role::INBOUND).map_err(std::io::Error::other);
+                netns::probe_port_free(probe, ipv6, heddle_abi::HBONE_PORT, mark)
+            })
+            .map_err(|source| taken(ipv6, heddle_abi::HBONE_PORT, source))?;
         let mut one_port = |port: u16, role: u32| -> Result<Vec<Socket>, DatapathError> {
             let result = netns.within(|| {
-                if fresh {
-                    netns::probe_port_free(ipv6, port, |s| maps.mark(s, role).map_err(std::io::Error::other))?;
-                }
+                netns::probe_port_free(probe, ipv6, port, |s| maps.mark(s, role).map_err(std::io::Error::other))?;
                 (0..shards)
                     .map(|_| netns::listen(ipv6, port, |s| maps.mark(s, role).map_err(std::io::Error::other)))
                     .collect()
             });
-            result.map_err(|source| {
-                let what = if source.kind() == std::io::ErrorKind::AddrInUse {
-                    format!("an application in this pod uses port {port}, which Heddle needs: move it to another port")
-                } else if ipv6 && source.kind() == std::io::ErrorKind::AddrNotAvailable {
-                    format!(
-                        "listen on [::1]:{port} in the pod's network namespace: its loopback has no IPv6 address; set \
-                         net.ipv6.conf.lo.disable_ipv6=0 there, or give the pod IPv4 addresses only"
-                    )
-                } else {
-                    format!("listen on port {port} ({family:?}) in the pod's network namespace")
-                };
-                DatapathError::Io { what, source }
-            })
+            result.map_err(|source| taken(ipv6, port, source))
         };
         Ok(Listeners {
             outbound: one_port(heddle_abi::OUTBOUND_PORT, agent_role::OUTBOUND)?,
@@ -267,8 +323,15 @@ impl Steps for Kernel {
         })
     }
 
-    fn set_listener(&mut self, address: IpAddr, listener: &Socket) -> Result<(), DatapathError> {
-        self.maps.set_listener(address, listener)
+    fn local_addresses(&mut self, netns: &Netns, netns_cookie: u64) -> Result<Vec<IpAddr>, DatapathError> {
+        let all = netns.addresses().map_err(DatapathError::io("addresses of the pod's network namespace"))?;
+        // An address that another pod is enrolled with stays that pod's: overlapping second networks.
+        let free = |address: &IpAddr| self.maps.address(*address).is_none_or(|a| a.netns_cookie == netns_cookie);
+        Ok(all.into_iter().filter(free).collect())
+    }
+
+    fn set_listener(&mut self, address: IpAddr, shard: u32, listener: &Socket) -> Result<(), DatapathError> {
+        self.maps.set_listener(address, shard, listener)
     }
 
     fn set_exclusions(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
@@ -357,7 +420,7 @@ mod tests {
             _: &u64,
             family: Family,
             shards: usize,
-            _: bool,
+            _: Probe,
         ) -> Result<Listeners<&'static str>, DatapathError> {
             self.steps += 1;
             if self.fail_at == Some(self.steps) {
@@ -365,8 +428,11 @@ mod tests {
             }
             Ok(Listeners { outbound: vec!["out"; shards], inbound: vec!["in"; shards] })
         }
-        fn set_listener(&mut self, address: IpAddr, _: &&'static str) -> Result<(), DatapathError> {
-            self.step(format!("address {address} listener"))
+        fn local_addresses(&mut self, _: &u64, _: u64) -> Result<Vec<IpAddr>, DatapathError> {
+            Ok(vec!["192.168.9.9".parse().expect("a second network")])
+        }
+        fn set_listener(&mut self, address: IpAddr, shard: u32, _: &&'static str) -> Result<(), DatapathError> {
+            self.step(format!("address {address} listener {shard}"))
         }
         fn set_exclusions(&mut self, cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
             match spec {
@@ -417,21 +483,43 @@ mod tests {
     #[test]
     fn a_failure_at_any_step_leaves_nothing() {
         let mut whole = FakeKernel::default();
-        Executor { kernel: &mut whole, shards: 2 }.enrol(spec(), 7, 7, 1).expect("enrols");
+        Executor { kernel: &mut whole, shards: 2 }.enrol(spec(), 7, 7, 1, Probe::AnySocket).expect("enrols");
         assert!(whole.state.contains("pod 7") && whole.state.contains("lookup 7"), "{:?}", whole.state);
         for fail_at in 1..=whole.steps {
             let mut kernel = FakeKernel { fail_at: Some(fail_at), ..FakeKernel::default() };
-            let result = Executor { kernel: &mut kernel, shards: 2 }.enrol(spec(), 7, 7, 1);
+            let result = Executor { kernel: &mut kernel, shards: 2 }.enrol(spec(), 7, 7, 1, Probe::AnySocket);
             assert!(result.is_err(), "step {fail_at} failed unnoticed");
             assert!(kernel.state.is_empty(), "step {fail_at} left {:?}", kernel.state);
         }
     }
 
     #[test]
+    fn an_update_that_fails_leaves_the_pod_as_it_was() {
+        let mut whole = FakeKernel::default();
+        let mut pod =
+            Executor { kernel: &mut whole, shards: 2 }.enrol(spec(), 7, 7, 1, Probe::AnySocket).expect("enrols");
+        let (before, steps) = (whole.state.clone(), whole.steps);
+        let mut moved = spec();
+        moved.addresses = vec!["10.0.0.2".parse().expect("v4"), "fd00::1".parse().expect("v6")];
+        whole.fail_at = Some(steps + 3);
+        Executor { kernel: &mut whole, shards: 2 }.update(&mut pod, moved.clone()).expect_err("planted");
+        assert_eq!(pod.spec, spec(), "a second run must see that there is something to do");
+        whole.fail_at = None;
+        Executor { kernel: &mut whole, shards: 2 }.update(&mut pod, moved).expect("updates");
+        assert!(whole.state.contains("address 10.0.0.2 owner"), "{:?}", whole.state);
+        assert!(
+            !whole.state.iter().any(|entry| entry.contains("10.0.0.1 ")),
+            "the old address is left: {:?}",
+            whole.state
+        );
+        assert!(before.contains("address 192.168.9.9 owner"), "a second network is captured too: {before:?}");
+    }
+
+    #[test]
     fn release_leaves_nothing() {
         let mut kernel = FakeKernel::default();
         let mut executor = Executor { kernel: &mut kernel, shards: 1 };
-        let pod = executor.enrol(spec(), 7, 7, 1).expect("enrols");
+        let pod = executor.enrol(spec(), 7, 7, 1, Probe::AnySocket).expect("enrols");
         assert!(executor.release(&pod).is_empty());
         assert!(kernel.state.is_empty(), "{:?}", kernel.state);
     }
@@ -442,7 +530,8 @@ mod tests {
         only_v4.addresses.truncate(1);
         // Step 2 is the IPv6 listener: it may fail where no address needs it.
         let mut kernel = FakeKernel { fail_at: Some(2), ..FakeKernel::default() };
-        let pod = Executor { kernel: &mut kernel, shards: 1 }.enrol(only_v4, 7, 7, 1).expect("enrols");
+        let pod =
+            Executor { kernel: &mut kernel, shards: 1 }.enrol(only_v4, 7, 7, 1, Probe::AnySocket).expect("enrols");
         assert!(pod.v6.is_none());
         assert_eq!(flags(&pod.spec, false) & pod_flags::NO_IPV6_LISTENER, pod_flags::NO_IPV6_LISTENER);
     }

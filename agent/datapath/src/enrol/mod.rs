@@ -5,5 +5,5 @@ mod plan;
 mod spec;
 
 pub use executor::{Enrolled, Executor, Family, Listeners, Steps};
-pub use plan::{Action, Actual, Desired, plan};
+pub use plan::{Action, Actual, Desired, Namespace, plan};
 pub use spec::PodSpec;

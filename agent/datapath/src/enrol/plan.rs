@@ -9,8 +9,19 @@ use super::PodSpec;
 pub struct Desired {
     /// What the agent asked for.
     pub spec: PodSpec,
-    /// Cookie of the namespace at `netns_path`, or why it could not be opened.
-    pub netns_cookie: Result<u64, String>,
+    /// The namespace at `netns_path`.
+    pub namespace: Namespace,
+}
+
+/// What was found at a pod's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// A namespace, by its cookie.
+    Found(u64),
+    /// Nothing: the pod is gone.
+    Gone(String),
+    /// It could not be told. A pod that is in stays in: no passing trouble may take capture away.
+    Unknown(String),
 }
 
 /// One pod that is enrolled.
@@ -35,12 +46,12 @@ pub enum Action {
         /// With what.
         spec: PodSpec,
     },
-    /// Change exclusions or failure policy of a pod that stays in, without touching its listeners.
+    /// Change exclusions, failure policy or addresses of a pod that stays in, without touching its listeners.
     Update {
         /// To what.
         spec: PodSpec,
     },
-    /// Leave a pod out, and say why.
+    /// Leave a pod as it is, in or out, and say why.
     Refuse {
         /// Pod uid.
         uid: String,
@@ -49,22 +60,22 @@ pub enum Action {
     },
 }
 
-/// The actions that lead from `actual` to `desired`. The first of two pods that claim one namespace or address gets it
-/// (in the order given); one that already has it keeps it.
+/// The actions that lead from `actual` to `desired`. Pods in `unreadable` are wanted, but nobody knows how: they stay as
+/// they are. The first of two pods that claim one namespace or address gets it (in the order given); one that already
+/// has it keeps it.
 #[must_use]
-pub fn plan(desired: &[Desired], actual: &BTreeMap<String, Actual>) -> Vec<Action> {
+pub fn plan(desired: &[Desired], unreadable: &BTreeSet<String>, actual: &BTreeMap<String, Actual>) -> Vec<Action> {
     let mut releases = Vec::new();
     let mut rest = Vec::new();
-    // Of two with one uid the first counts, here as below.
-    let mut wanted: BTreeMap<&str, &Desired> = BTreeMap::new();
-    for want in desired {
-        wanted.entry(want.spec.uid.as_str()).or_insert(want);
-    }
+    let wanted: BTreeMap<&str, &Desired> = desired.iter().rev().map(|d| (d.spec.uid.as_str(), d)).collect();
 
     let stays = |uid: &str, is: &Actual| {
-        wanted.get(uid).is_some_and(|want| {
-            want.netns_cookie.as_ref() == Ok(&is.netns_cookie) && want.spec.addresses == is.spec.addresses
-        })
+        unreadable.contains(uid)
+            || wanted.get(uid).is_some_and(|want| match &want.namespace {
+                Namespace::Found(cookie) => *cookie == is.netns_cookie,
+                Namespace::Unknown(_) => true,
+                Namespace::Gone(_) => false,
+            })
     };
     let mut cookies: BTreeMap<u64, &str> = BTreeMap::new();
     let mut addresses = BTreeMap::new();
@@ -78,41 +89,66 @@ pub fn plan(desired: &[Desired], actual: &BTreeMap<String, Actual>) -> Vec<Actio
     }
 
     let mut seen = BTreeSet::new();
+    let mut moving: Vec<(&Desired, &Actual)> = Vec::new();
+    let mut coming: Vec<(&Desired, u64)> = Vec::new();
     for want in desired {
-        let spec = &want.spec;
-        let uid = spec.uid.as_str();
-        let mut refuse = |reason: String| rest.push(Action::Refuse { uid: uid.to_owned(), reason });
+        let uid = want.spec.uid.as_str();
         if !seen.insert(uid) {
-            refuse(format!("pod {}: listed twice", spec.display()));
+            rest.push(refuse(&want.spec, "listed twice"));
             continue;
         }
-        if let Some(is) = actual.get(uid).filter(|is| stays(uid, is)) {
-            if is.spec != *spec {
-                rest.push(Action::Update { spec: spec.clone() });
+        match (&want.namespace, actual.get(uid).filter(|is| stays(uid, is))) {
+            (Namespace::Gone(why) | Namespace::Unknown(why), _) => rest.push(refuse(&want.spec, why)),
+            (Namespace::Found(_), _) if want.spec.addresses.is_empty() => {
+                rest.push(refuse(&want.spec, "has no address yet"));
             }
-            continue;
+            (Namespace::Found(_), Some(is)) if is.spec == want.spec => {}
+            (Namespace::Found(_), Some(is)) => moving.push((want, is)),
+            (Namespace::Found(cookie), None) => coming.push((want, *cookie)),
         }
-        let cookie = match &want.netns_cookie {
-            Ok(cookie) => *cookie,
-            Err(reason) => {
-                refuse(format!("pod {}: {reason}", spec.display()));
-                continue;
+    }
+    let taken = |addresses: &BTreeMap<_, &str>, spec: &PodSpec| {
+        let other = |a| addresses.get(a).filter(|other| **other != spec.uid).map(ToString::to_string);
+        let (address, other) = spec.addresses.iter().find_map(|a| Some((a, other(a)?)))?;
+        Some(refuse(spec, &format!("address {address} is already enrolled as pod {other}")))
+    };
+    // Pods that are in give their former addresses up before others look for one: whatever their order.
+    loop {
+        let before = moving.len();
+        moving.retain(|(want, is)| {
+            if taken(&addresses, &want.spec).is_some() {
+                return true;
             }
-        };
-        if spec.addresses.is_empty() {
-            refuse(format!("pod {}: has no address yet", spec.display()));
-        } else if let Some(other) = cookies.get(&cookie) {
-            refuse(format!("pod {}: its network namespace is already enrolled as pod {other}", spec.display()));
-        } else if let Some((address, other)) = spec.addresses.iter().find_map(|a| Some((a, addresses.get(a)?))) {
-            refuse(format!("pod {}: address {address} is already enrolled as pod {other}", spec.display()));
+            for address in &is.spec.addresses {
+                addresses.remove(address);
+            }
+            addresses.extend(want.spec.addresses.iter().map(|&a| (a, want.spec.uid.as_str())));
+            rest.push(Action::Update { spec: want.spec.clone() });
+            false
+        });
+        if moving.len() == before {
+            break;
+        }
+    }
+    rest.extend(moving.iter().filter_map(|(want, _)| taken(&addresses, &want.spec)));
+    for (want, cookie) in coming {
+        let spec = &want.spec;
+        if let Some(other) = cookies.get(&cookie) {
+            rest.push(refuse(spec, &format!("its network namespace is already enrolled as pod {other}")));
+        } else if let Some(refused) = taken(&addresses, spec) {
+            rest.push(refused);
         } else {
-            cookies.insert(cookie, uid);
-            addresses.extend(spec.addresses.iter().map(|&a| (a, uid)));
+            cookies.insert(cookie, &spec.uid);
+            addresses.extend(spec.addresses.iter().map(|&a| (a, spec.uid.as_str())));
             rest.push(Action::Enrol { spec: spec.clone() });
         }
     }
     releases.extend(rest);
     releases
+}
+
+fn refuse(spec: &PodSpec, why: &str) -> Action {
+    Action::Refuse { uid: spec.uid.clone(), reason: format!("pod {}: {why}", spec.display()) }
 }
 
 #[cfg(test)]
@@ -135,11 +171,15 @@ mod tests {
     }
 
     fn want(uid: &str, address: &str, cookie: u64) -> Desired {
-        Desired { spec: spec(uid, address), netns_cookie: Ok(cookie) }
+        Desired { spec: spec(uid, address), namespace: Namespace::Found(cookie) }
     }
 
     fn is(uid: &str, address: &str, cookie: u64) -> (String, Actual) {
         (uid.into(), Actual { spec: spec(uid, address), netns_cookie: cookie })
+    }
+
+    fn go(desired: &[Desired], actual: &BTreeMap<String, Actual>) -> Vec<Action> {
+        plan(desired, &BTreeSet::new(), actual)
     }
 
     fn words(actions: &[Action]) -> Vec<String> {
@@ -157,33 +197,51 @@ mod tests {
     #[test]
     fn nothing_to_do_when_all_is_as_desired() {
         let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
-        assert_eq!(words(&plan(&[want("a", "10.0.0.1", 1)], &actual)), Vec::<String>::new());
+        assert_eq!(words(&go(&[want("a", "10.0.0.1", 1)], &actual)), Vec::<String>::new());
     }
 
     #[test]
     fn releases_come_before_the_successor_of_an_address() {
         let actual = BTreeMap::from([is("old", "10.0.0.1", 1)]);
-        assert_eq!(words(&plan(&[want("new", "10.0.0.1", 2)], &actual)), ["-old", "+new"]);
+        assert_eq!(words(&go(&[want("new", "10.0.0.1", 2)], &actual)), ["-old", "+new"]);
     }
 
     #[test]
     fn a_new_sandbox_under_the_same_uid_is_enrolled_anew() {
         let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
-        assert_eq!(words(&plan(&[want("a", "10.0.0.1", 2)], &actual)), ["-a", "+a"]);
+        assert_eq!(words(&go(&[want("a", "10.0.0.1", 2)], &actual)), ["-a", "+a"]);
     }
 
     #[test]
     fn a_vanished_namespace_releases_and_says_so() {
         let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
         let mut gone = want("a", "10.0.0.1", 1);
-        gone.netns_cookie = Err("no such file".into());
-        assert_eq!(words(&plan(&[gone], &actual)), ["-a", "!a"]);
+        gone.namespace = Namespace::Gone("no such file".into());
+        assert_eq!(words(&go(&[gone], &actual)), ["-a", "!a"]);
+    }
+
+    #[test]
+    fn trouble_that_says_nothing_of_the_pod_leaves_it_in() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
+        let mut unknown = want("a", "10.0.0.1", 1);
+        unknown.namespace = Namespace::Unknown("too many open files".into());
+        assert_eq!(words(&go(&[unknown.clone()], &actual)), ["!a"]);
+        assert_eq!(words(&go(&[unknown], &BTreeMap::new())), ["!a"]);
+        let unreadable = BTreeSet::from(["a".to_owned()]);
+        assert_eq!(words(&plan(&[], &unreadable, &actual)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_changed_address_updates_in_place() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1), is("b", "10.0.0.2", 2)]);
+        assert_eq!(words(&go(&[want("a", "10.0.0.9", 1), want("b", "10.0.0.2", 2)], &actual)), ["~a"]);
+        assert_eq!(words(&go(&[want("a", "10.0.0.2", 1), want("b", "10.0.0.2", 2)], &actual)), ["!a"]);
     }
 
     #[test]
     fn who_has_an_address_keeps_it_against_a_newcomer() {
         let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
-        let actions = plan(&[want("thief", "10.0.0.1", 2), want("a", "10.0.0.1", 1)], &actual);
+        let actions = go(&[want("thief", "10.0.0.1", 2), want("a", "10.0.0.1", 1)], &actual);
         assert_eq!(words(&actions), ["!thief"]);
         let Action::Refuse { reason, .. } = &actions[0] else { panic!("refused") };
         assert!(reason.contains("shop/thief") && reason.contains("10.0.0.1") && reason.contains("pod a"), "{reason}");
@@ -194,13 +252,20 @@ mod tests {
         let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
         let moved = want("a", "10.0.0.2", 1);
         let same = want("a", "10.0.0.1", 1);
-        assert_eq!(words(&plan(&[moved.clone(), same.clone()], &actual)), ["-a", "+a", "!a"]);
-        assert_eq!(words(&plan(&[same, moved], &actual)), ["!a"]);
+        assert_eq!(words(&go(&[moved.clone(), same.clone()], &actual)), ["!a", "~a"]);
+        assert_eq!(words(&go(&[same, moved], &actual)), ["!a"]);
+    }
+
+    #[test]
+    fn a_former_address_is_free_at_once_whatever_the_order() {
+        let actual = BTreeMap::from([is("a", "10.0.0.1", 1), is("b", "10.0.0.2", 2)]);
+        let (a, b, new) = (want("a", "10.0.0.2", 1), want("b", "10.0.0.3", 2), want("new", "10.0.0.1", 3));
+        assert_eq!(words(&go(&[new, a, b], &actual)), ["~b", "~a", "+new"]);
     }
 
     #[test]
     fn one_namespace_is_one_pod() {
-        let actions = plan(&[want("a", "10.0.0.1", 1), want("b", "10.0.0.2", 1)], &BTreeMap::new());
+        let actions = go(&[want("a", "10.0.0.1", 1), want("b", "10.0.0.2", 1)], &BTreeMap::new());
         assert_eq!(words(&actions), ["+a", "!b"]);
     }
 
@@ -209,14 +274,14 @@ mod tests {
         let actual = BTreeMap::from([is("a", "10.0.0.1", 1)]);
         let mut changed = want("a", "10.0.0.1", 1);
         changed.spec.exclude_outbound_ports = vec![9000];
-        assert_eq!(words(&plan(&[changed], &actual)), ["~a"]);
+        assert_eq!(words(&go(&[changed], &actual)), ["~a"]);
     }
 
     #[test]
     fn no_address_yet_waits() {
         let mut pending = want("a", "10.0.0.1", 1);
         pending.spec.addresses.clear();
-        assert_eq!(words(&plan(&[pending], &BTreeMap::new())), ["!a"]);
+        assert_eq!(words(&go(&[pending], &BTreeMap::new())), ["!a"]);
     }
 
     /// Carries a plan out on paper.
@@ -232,14 +297,19 @@ mod tests {
                 }
                 Action::Enrol { spec } => {
                     let found = desired.iter().find(|d| d.spec == *spec).expect("desired");
-                    let netns_cookie = *found.netns_cookie.as_ref().expect("a namespace");
+                    let Namespace::Found(netns_cookie) = found.namespace else { panic!("no namespace") };
                     assert!(actual.values().all(|a| a.netns_cookie != netns_cookie), "one namespace twice");
                     let taken = actual.values().flat_map(|a| &a.spec.addresses).any(|a| spec.addresses.contains(a));
                     assert!(!taken, "one address twice");
                     let old = actual.insert(spec.uid.clone(), Actual { spec: spec.clone(), netns_cookie });
                     assert!(old.is_none(), "enrolled twice");
                 }
-                Action::Update { spec } => actual.get_mut(&spec.uid).expect("enrolled").spec = spec.clone(),
+                Action::Update { spec } => {
+                    let others = actual.iter().filter(|(uid, _)| **uid != spec.uid);
+                    let taken = others.flat_map(|(_, a)| &a.spec.addresses).any(|a| spec.addresses.contains(a));
+                    assert!(!taken, "one address twice");
+                    actual.get_mut(&spec.uid).expect("enrolled").spec = spec.clone();
+                }
                 Action::Refuse { uid, .. } => {
                     let _ = uid;
                 }
@@ -257,19 +327,23 @@ mod tests {
             let desired = |rows: &[(u8, u8, u64)]| -> Vec<Desired> {
                 rows.iter().map(|(u, a, c)| {
                     let mut d = want(&format!("p{u}"), &format!("10.0.0.{a}"), *c);
-                    if *c == 5 { d.netns_cookie = Err("gone".into()); }
+                    match *c {
+                        5 => d.namespace = Namespace::Gone("gone".into()),
+                        4 => d.namespace = Namespace::Unknown("who knows".into()),
+                        _ => {}
+                    }
                     d
                 }).collect()
             };
             let (first, second) = (desired(&first), desired(&second));
-            let one = apply(&plan(&first, &BTreeMap::new()), &first, BTreeMap::new());
-            let actions = plan(&second, &one);
+            let one = apply(&go(&first, &BTreeMap::new()), &first, BTreeMap::new());
+            let actions = go(&second, &one);
             let two = apply(&actions, &second, one);
             // Nothing is enrolled that is not desired, and a second run has nothing more to do but say no again.
             for uid in two.keys() {
                 prop_assert!(second.iter().any(|d| d.spec.uid == *uid));
             }
-            for action in plan(&second, &two) {
+            for action in go(&second, &two) {
                 let stable = matches!(action, Action::Refuse { .. } | Action::Update { .. })
                     || second.iter().filter(|d| matches!(&action, Action::Release { uid } | Action::Enrol { spec: PodSpec { uid, .. } } if d.spec.uid == *uid)).count() > 1;
                 prop_assert!(stable, "{action:?}");

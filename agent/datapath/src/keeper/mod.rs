@@ -91,7 +91,7 @@ pub fn run(config: KeeperConfig) -> Result<(), DatapathError> {
     fs::create_dir_all(run_dir).map_err(DatapathError::io(format!("create {}", run_dir.display())))?;
     fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))
         .map_err(DatapathError::io(format!("permissions of {}", run_dir.display())))?;
-    let _lock = only_one(run_dir)?;
+    let _lock = KeeperLock::take(run_dir)?;
     let signals = block_signals()?;
     let listener = control_socket(&socket_path(run_dir), config.agent_uid)?;
     let debug = debug_socket(&debug_socket_path(run_dir))?;
@@ -208,18 +208,31 @@ fn lock_path(run_dir: &Path) -> PathBuf {
     run_dir.join("keeper.lock")
 }
 
-fn only_one(run_dir: &Path) -> Result<Flock<fs::File>, DatapathError> {
-    let path = lock_path(run_dir);
-    let file = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(DatapathError::io(format!("open {}", path.display())))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| DatapathError::Io {
-        what: format!("{}: another keeper runs in this directory", path.display()),
-        source: errno.into(),
-    })
+/// Held by the one keeper of a directory, or by who must be sure that there is none.
+pub struct KeeperLock(#[allow(dead_code, reason = "held, not read")] Flock<fs::File>);
+
+impl KeeperLock {
+    /// Takes it; `None` where there is no directory, and so no keeper.
+    ///
+    /// # Errors
+    /// A keeper holds it.
+    pub fn take(run_dir: &Path) -> Result<Option<Self>, DatapathError> {
+        if !run_dir.exists() {
+            return Ok(None);
+        }
+        let path = lock_path(run_dir);
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(DatapathError::io(format!("open {}", path.display())))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| DatapathError::Io {
+            what: format!("{}: another keeper runs in this directory", path.display()),
+            source: errno.into(),
+        })?;
+        Ok(Some(Self(lock)))
+    }
 }
 
 /// Signals arrive on an fd: blocked here, before the first thread, so that every thread inherits it.

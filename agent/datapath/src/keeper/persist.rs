@@ -17,7 +17,16 @@ pub struct Remembered {
     /// `heddle release --node` is in force.
     pub released: bool,
     /// Enrolled pods.
-    pub pods: Vec<PodSpec>,
+    pub pods: Vec<RememberedPod>,
+}
+
+/// One enrolled pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedPod {
+    /// With what.
+    pub spec: PodSpec,
+    /// Where: its path may lead elsewhere by the time this is read.
+    pub netns_cookie: u64,
 }
 
 const VERSION: u32 = 1;
@@ -30,7 +39,7 @@ fn path(run_dir: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The directory cannot be written.
-pub fn save(run_dir: &Path, released: bool, pods: Vec<PodSpec>) -> Result<(), DatapathError> {
+pub fn save(run_dir: &Path, released: bool, pods: Vec<RememberedPod>) -> Result<(), DatapathError> {
     let path = path(run_dir);
     let temporary = path.with_extension("json.new");
     let what = || format!("write {}", path.display());

@@ -1,5 +1,6 @@
 //! One connection: who is it, what may it ask, one reply per request.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use heddle_abi::ABI_VERSION;
@@ -7,9 +8,10 @@ use heddle_proto::keeper::v1::{self as wire, Role, error::Kind, reply::Reply, re
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::Shared;
-use super::state::Refusal;
-use crate::enrol::PodSpec;
+use super::state::{Refusal, Wanted};
+use crate::enrol::{Namespace, PodSpec};
 use crate::error::DatapathError;
+use crate::netns::{Identity, Netns, OpenError};
 use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
 
 /// Pods one `SetPods` sequence may name: as many as the maps hold.
@@ -18,7 +20,7 @@ const PODS_MAX: usize = heddle_abi::PODS_MAX;
 /// Serves one connection until it closes.
 pub fn serve(fd: &OwnedFd, peer: Peer, shared: &Shared) {
     let number = shared.lock().session_number();
-    let mut session = Session { number, peer, role: Role::Unspecified, pods: Vec::new() };
+    let mut session = Session::new(number, peer);
     loop {
         match receive::<wire::Request>(fd.as_fd()) {
             Ok(Some((wire::Request { request: Some(request) }, fds))) => {
@@ -30,7 +32,7 @@ pub fn serve(fd: &OwnedFd, peer: Peer, shared: &Shared) {
                     && going_on
                     && let Ok(socket) = fd.try_clone()
                 {
-                    shared.lock().watch(number, session.peer.pid, socket);
+                    shared.lock().watch(number, session.instance, socket);
                 }
             }
             Ok(Some((wire::Request { request: None }, _))) => {
@@ -111,11 +113,21 @@ struct Session {
     number: u64,
     peer: Peer,
     role: Role,
+    /// Which agent process it is.
+    instance: u64,
+    attached: bool,
     /// Parts of a `SetPods` so far.
-    pods: Vec<wire::PodSpec>,
+    wanted: Vec<Wanted>,
+    /// The same, of pods that could not be read: uid and why.
+    unreadable: BTreeMap<String, String>,
 }
 
 impl Session {
+    fn new(number: u64, peer: Peer) -> Self {
+        let (wanted, unreadable) = Default::default();
+        Self { number, peer, role: Role::Unspecified, instance: 0, attached: false, wanted, unreadable }
+    }
+
     fn handle(&mut self, request: Request, fds: Vec<OwnedFd>, shared: &Shared) -> Outcome {
         if self.role == Role::Unspecified && !matches!(request, Request::Hello(_)) {
             return Err((Kind::Malformed, "the first request must be Hello".into()));
@@ -126,7 +138,7 @@ impl Session {
             Request::Inspect(_) => Ok((Reply::Inspect(shared.lock().inspect()?), Vec::new())),
             Request::Release(release) => {
                 self.demand_root()?;
-                let released = shared.lock().release_node(release.resume);
+                let released = shared.lock().release_node(release.resume)?;
                 Ok((Reply::Release(wire::ReleaseReply { released }), Vec::new()))
             }
             Request::Uninstall(_) => {
@@ -147,16 +159,15 @@ impl Session {
         let done = || Ok((Reply::Done(wire::Done {}), Vec::new()));
         match request {
             Request::Attach(_) => {
-                let (reply, fds) = shared.lock().attach(self.number)?;
+                let (reply, fds) = shared.lock().attach(self.number, self.instance)?;
+                self.attached = true;
                 Ok((Reply::Attach(reply), fds))
             }
             Request::Ready(_) => {
-                let mut state = shared.lock();
-                if !state.is_agent(self.number) {
-                    return Err(superseded());
+                if !self.attached {
+                    return Err((Kind::Malformed, "Ready before Attach".into()));
                 }
-                state.ready(self.peer.pid);
-                done()
+                if shared.lock().ready(self.number, self.instance) { done() } else { Err(superseded()) }
             }
             Request::Watch(_) if shared.lock().is_watching(self.number) => {
                 Err((Kind::Malformed, "this connection is being told events already".into()))
@@ -218,6 +229,7 @@ impl Session {
             return Err((Kind::Malformed, "Hello without a role".into()));
         }
         self.role = role;
+        self.instance = hello.instance;
         let shards = u32::try_from(shared.lock().config().listener_shards).unwrap_or_default();
         let reply = wire::HelloReply {
             protocol,
@@ -229,26 +241,38 @@ impl Session {
     }
 
     fn set_pods(&mut self, part: wire::SetPods, shared: &Shared) -> Outcome {
-        if !shared.lock().is_agent(self.number) {
-            return Err(superseded());
-        }
-        if self.pods.len() + part.pods.len() > PODS_MAX {
-            self.pods.clear();
+        let held = {
+            let state = shared.lock();
+            if !state.is_agent(self.number) {
+                return Err(superseded());
+            }
+            state.held()
+        };
+        if self.wanted.len() + self.unreadable.len() + part.pods.len() + part.unreadable.len() > PODS_MAX {
+            self.wanted.clear();
+            self.unreadable.clear();
             return Err((Kind::Limit, format!("more than {PODS_MAX} pods")));
         }
-        self.pods.extend(part.pods);
+        // Parsed and looked at part by part, and outside the lock: a path that is slow to look at slows this agent only.
+        for wire::Unreadable { uid, reason } in part.unreadable {
+            self.unreadable.insert(uid, reason);
+        }
+        for pod in part.pods {
+            let uid = pod.uid.clone();
+            match PodSpec::parse(pod) {
+                Ok(spec) => self.wanted.push(look(spec, &held)),
+                Err(reason) => _ = self.unreadable.insert(uid, reason),
+            }
+        }
         if !part.last {
             return Ok((Reply::Done(wire::Done {}), Vec::new()));
         }
-        let mut desired = Vec::with_capacity(self.pods.len());
-        let mut unparsable = Vec::new();
-        for pod in std::mem::take(&mut self.pods) {
-            match PodSpec::parse(pod.clone()) {
-                Ok(spec) => desired.push(spec),
-                Err(reason) => unparsable.push((pod, reason)),
-            }
+        let (wanted, unreadable) = (std::mem::take(&mut self.wanted), std::mem::take(&mut self.unreadable));
+        let mut state = shared.lock();
+        if !state.is_agent(self.number) {
+            return Err(superseded());
         }
-        let pods = shared.lock().set_pods(desired, unparsable);
+        let pods = state.set_pods(wanted, &unreadable);
         Ok((Reply::SetPods(wire::SetPodsReply { pods }), Vec::new()))
     }
 
@@ -257,6 +281,20 @@ impl Session {
     }
 }
 
+/// What is at a pod's path. A namespace that is held open already is known by its identity.
+fn look(spec: PodSpec, held: &BTreeMap<String, (Identity, u64)>) -> Wanted {
+    let outcome = Netns::find(&spec.netns_path).and_then(|found| match held.get(&spec.uid) {
+        Some((identity, cookie)) if *identity == found.identity() => Ok((*cookie, None)),
+        _ => found.open().map(|netns| (netns.cookie(), Some(netns))),
+    });
+    let (namespace, netns) = match outcome {
+        Ok((cookie, netns)) => (Namespace::Found(cookie), netns),
+        Err(OpenError::Gone(why)) => (Namespace::Gone(why), None),
+        Err(OpenError::Other(why)) => (Namespace::Unknown(why), None),
+    };
+    Wanted { spec, namespace, netns }
+}
+
 fn superseded() -> Refusal {
-    (Kind::NotAllowed, "another agent has attached: this one is superseded".into())
+    (Kind::NotAllowed, "another agent accepts, or this one is not ready: it is not the node's agent".into())
 }

@@ -12,14 +12,16 @@ use socket2::Socket;
 
 use super::{KeeperConfig, persist};
 use crate::agent::monotonic_ns;
-use crate::enrol::{Action, Actual, Desired, Enrolled, Executor, Listeners, PodSpec, plan};
+use crate::enrol::{Action, Actual, Desired, Enrolled, Executor, Listeners, Namespace, PodSpec, Steps, plan};
 use crate::error::DatapathError;
 use crate::kernel::Kernel;
-use crate::netns::{self, Netns};
+use crate::netns::{self, Identity, Netns, Probe};
 use crate::{sys, wire as packets};
 
 /// How long a restarted keeper waits for an agent to give the listeners back before it makes new ones.
 const GIVE_BACK: Duration = Duration::from_secs(2);
+/// How long an agent that has attached may take to its first good beats.
+const COMING: Duration = Duration::from_secs(5);
 /// Accepted and reset per listener and tick when no agent came back.
 const FLUSH_MAX: usize = 4096;
 /// Bytes of the key memfd, at most.
@@ -35,17 +37,35 @@ pub struct State {
     debug: UnixListener,
     pods: BTreeMap<String, Enrolled>,
     refused: BTreeMap<String, (PodSpec, String)>,
+    /// Namespaces that were enrolled once: connections from then may still be bound to the agent's ports.
+    enrolled_before: BTreeSet<u64>,
     released: bool,
     keys: Option<OwnedFd>,
-    /// The session that attached last.
+    /// The agent that accepts: the session that said Ready last.
     agent_session: Option<u64>,
-    /// Connections that want events, by session, with their process id.
-    watchers: BTreeMap<u64, (i32, OwnedFd)>,
+    /// Agents that attached and were not told to go, by session, with their instance: each may become the agent.
+    candidates: BTreeMap<u64, u64>,
+    /// When an agent attached last: its first beats are waited for.
+    attached: Option<Instant>,
+    /// Connections that want events, by session, with their agent's instance.
+    watchers: BTreeMap<u64, (u64, OwnedFd)>,
     next_generation: u64,
     next_session: u64,
     started: Instant,
     flushed: bool,
+    /// What nobody wants was removed from the kernel since the start.
+    swept: bool,
     uninstalled: bool,
+}
+
+/// One pod an agent asked for, looked at before the state is locked.
+pub struct Wanted {
+    /// What was asked for.
+    pub spec: PodSpec,
+    /// What is at its path.
+    pub namespace: Namespace,
+    /// Open, if it is not the one already held.
+    pub netns: Option<Netns>,
 }
 
 impl State {
@@ -62,18 +82,22 @@ impl State {
             debug,
             pods: BTreeMap::new(),
             refused: BTreeMap::new(),
+            enrolled_before: BTreeSet::new(),
             released: remembered.released,
             keys: None,
             agent_session: None,
+            candidates: BTreeMap::new(),
+            attached: None,
             watchers: BTreeMap::new(),
             next_generation,
             next_session: 0,
             started: Instant::now(),
             flushed: false,
+            swept: false,
             uninstalled: false,
         };
         let captured: BTreeSet<u64> = state.kernel.maps.pods().into_iter().map(|entry| entry.netns_cookie).collect();
-        for spec in remembered.pods {
+        for persist::RememberedPod { spec, netns_cookie } in remembered.pods {
             let netns = match Netns::open(&spec.netns_path) {
                 Ok(netns) => netns,
                 Err(error) => {
@@ -81,9 +105,14 @@ impl State {
                     continue;
                 }
             };
-            let netns_cookie = netns.cookie();
+            if netns.cookie() != netns_cookie {
+                tracing::info!(pod = spec.display(), "not taken over: another namespace is at its path now");
+                continue;
+            }
             if captured.contains(&netns_cookie) {
-                let pod = Enrolled { spec, netns, netns_cookie, v4: None, v6: None, listener_generation: 0 };
+                let extra = state.kernel.local_addresses(&netns, netns_cookie).unwrap_or_default();
+                let pod = Enrolled { spec, netns, netns_cookie, extra, v4: None, v6: None, listener_generation: 0 };
+                state.enrolled_before.insert(netns_cookie);
                 state.pods.insert(pod.spec.uid.clone(), pod);
             } else {
                 state.enrol(spec, netns);
@@ -118,19 +147,20 @@ impl State {
         self.keys = None;
     }
 
-    /// Makes `session` the agent. Gives the fds it needs.
+    /// Gives a coming agent the fds it needs. The former one stays the agent until this one is ready.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn attach(&mut self, session: u64) -> Result<(wire::AttachReply, Vec<OwnedFd>), Refusal> {
+    pub fn attach(&mut self, session: u64, instance: u64) -> Result<(wire::AttachReply, Vec<OwnedFd>), Refusal> {
         let mut fds = self.kernel.agent_map_fds().map_err(kernel_refusal)?;
         fds.push(self.debug.as_fd().try_clone_to_owned().map_err(|e| (Kind::Kernel, e.to_string()))?);
-        self.agent_session = Some(session);
+        self.attached = Some(Instant::now());
+        self.candidates.insert(session, instance);
         tracing::info!(session, "agent attached");
         Ok((wire::AttachReply { pods: compact(self.pod_states()), released: self.released }, fds))
     }
 
-    /// Whether `session` is the agent that attached last.
+    /// Whether `session` is the agent.
     #[must_use]
     pub fn is_agent(&self, session: u64) -> bool {
         self.agent_session == Some(session)
@@ -139,22 +169,32 @@ impl State {
     /// The session has ended.
     pub fn session_ended(&mut self, session: u64) {
         self.watchers.remove(&session);
+        self.candidates.remove(&session);
         if self.is_agent(session) {
             self.agent_session = None;
             tracing::info!(session, "agent gone; its listeners are kept");
         }
     }
 
-    /// The agent accepts: tells every other process that it is superseded.
-    pub fn ready(&mut self, pid: i32) {
+    /// The agent accepts: tells every other instance that it is superseded. One that was told so itself, while it was on
+    /// its way, is too late: of two that come at once, exactly one stays. Says whether this one does.
+    pub fn ready(&mut self, session: u64, instance: u64) -> bool {
+        if !self.candidates.contains_key(&session) {
+            return false;
+        }
+        self.agent_session = Some(session);
+        let told: BTreeSet<u64> =
+            self.watchers.values().map(|(watcher, _)| *watcher).filter(|w| *w != instance).collect();
+        self.candidates.retain(|_, candidate| !told.contains(candidate));
         self.tell(wire::Event { event: Some(wire::event::Event::Superseded(wire::Superseded {})) }, |watcher| {
-            watcher != pid
+            watcher != instance
         });
+        true
     }
 
     /// Adds a connection that wants events.
-    pub fn watch(&mut self, session: u64, pid: i32, socket: OwnedFd) {
-        self.watchers.insert(session, (pid, socket));
+    pub fn watch(&mut self, session: u64, instance: u64, socket: OwnedFd) {
+        self.watchers.insert(session, (instance, socket));
     }
 
     /// Whether this connection is being told events.
@@ -164,72 +204,85 @@ impl State {
     }
 
     /// Never waits: one that does not read what it asked for must not hold up the keeper.
-    fn tell(&mut self, event: wire::Event, whom: impl Fn(i32) -> bool) {
-        self.watchers.retain(|_, (pid, socket)| {
-            if !whom(*pid) {
+    fn tell(&mut self, event: wire::Event, whom: impl Fn(u64) -> bool) {
+        self.watchers.retain(|_, (instance, socket)| {
+            if !whom(*instance) {
                 return true;
             }
             if let Err(error) = packets::send_now(socket.as_fd(), &event) {
-                tracing::info!(pid, %error, "watcher is gone, or does not read");
+                tracing::info!(instance, %error, "watcher is gone, or does not read");
             }
             false
         });
     }
 
-    /// Makes the enrolled pods those desired.
-    pub fn set_pods(&mut self, desired: Vec<PodSpec>, unparsable: Vec<(wire::PodSpec, String)>) -> Vec<wire::PodState> {
+    /// Which namespace each enrolled pod is in: what is held open needs no second look.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<String, (Identity, u64)> {
+        self.pods.iter().map(|(uid, pod)| (uid.clone(), (pod.netns.identity(), pod.netns_cookie))).collect()
+    }
+
+    /// Makes the enrolled pods those desired. Pods that are wanted but could not be read stay as they are.
+    pub fn set_pods(&mut self, wanted: Vec<Wanted>, unreadable: &BTreeMap<String, String>) -> Vec<wire::PodState> {
         let mut namespaces = BTreeMap::new();
-        let desired: Vec<Desired> = if self.released { Vec::new() } else { desired }
-            .into_iter()
-            .map(|spec| {
-                let netns_cookie = match Netns::open(&spec.netns_path) {
-                    Ok(netns) => {
-                        let cookie = netns.cookie();
-                        // The plan takes the first of two with one uid.
-                        namespaces.entry(spec.uid.clone()).or_insert(netns);
-                        Ok(cookie)
-                    }
-                    Err(error) => Err(error.to_string()),
-                };
-                Desired { spec, netns_cookie }
-            })
-            .collect();
+        let mut desired = Vec::new();
+        for Wanted { spec, namespace, netns } in if self.released { Vec::new() } else { wanted } {
+            if let Some(netns) = netns {
+                // The plan takes the first of two with one uid.
+                namespaces.entry(spec.uid.clone()).or_insert(netns);
+            }
+            desired.push(Desired { spec, namespace });
+        }
         let specs: BTreeMap<String, PodSpec> = desired.iter().map(|d| (d.spec.uid.clone(), d.spec.clone())).collect();
         let actual = self
             .pods
             .iter()
             .map(|(uid, pod)| (uid.clone(), Actual { spec: pod.spec.clone(), netns_cookie: pod.netns_cookie }))
             .collect();
-        let wanted: BTreeSet<u64> = desired.iter().filter_map(|d| d.netns_cookie.as_ref().ok().copied()).collect();
-        self.refused.clear();
-        for action in plan(&desired, &actual) {
+        let cookie = |d: &Desired| if let Namespace::Found(cookie) = d.namespace { Some(cookie) } else { None };
+        let wanted: BTreeSet<u64> = desired.iter().filter_map(cookie).collect();
+        let kept: BTreeSet<String> = if self.released { BTreeSet::new() } else { unreadable.keys().cloned().collect() };
+        let told = std::mem::take(&mut self.refused);
+        let mut changed = false;
+        for action in plan(&desired, &kept, &actual) {
             match action {
-                Action::Release { uid } => self.release(&uid),
+                Action::Release { uid } => {
+                    changed = true;
+                    self.release(&uid);
+                }
                 Action::Enrol { spec } => {
                     if let Some(netns) = namespaces.remove(&spec.uid) {
+                        changed = true;
                         self.enrol(spec, netns);
                     }
                 }
-                Action::Update { spec } => self.update(spec),
+                Action::Update { spec } => {
+                    changed = true;
+                    self.update(spec);
+                }
                 Action::Refuse { uid, reason } => {
-                    tracing::warn!(uid, reason, "pod not enrolled");
+                    if told.get(&uid).map(|(_, before)| before) != Some(&reason) {
+                        tracing::warn!(uid, reason, "pod left as it is");
+                    }
                     if let Some(spec) = specs.get(&uid) {
                         self.refused.insert(uid, (spec.clone(), reason));
                     }
                 }
             }
         }
-        self.sweep(&wanted);
-        self.save();
+        if changed || !self.swept {
+            self.swept = self.sweep(&wanted);
+            if let Err(error) = self.save() {
+                tracing::error!(%error, "a restarted keeper will not know the enrolled pods");
+            }
+        }
         let mut states = compact(self.pod_states());
-        states.extend(unparsable.into_iter().map(|(pod, reason)| wire::PodState {
-            uid: pod.uid,
-            namespace: pod.namespace,
-            name: pod.name,
-            enrolled: false,
-            reason,
-            ..wire::PodState::default()
-        }));
+        for (uid, reason) in unreadable {
+            match states.iter_mut().find(|state| state.uid == *uid) {
+                Some(state) => state.reason.clone_from(reason),
+                None => states.push(wire::PodState { uid: uid.clone(), reason: reason.clone(), ..Default::default() }),
+            }
+        }
         states
     }
 
@@ -242,13 +295,17 @@ impl State {
         let (uid, name, cookie) = (spec.uid.clone(), spec.display(), netns.cookie());
         let refused = spec.clone();
         let mut executor = Self::executor(&mut self.kernel, self.config.listener_shards);
-        match executor.enrol(spec, netns, cookie, self.next_generation) {
+        let probe = if self.enrolled_before.insert(cookie) { Probe::AnySocket } else { Probe::Listeners };
+        match executor.enrol(spec, netns, cookie, self.next_generation, probe) {
             Ok(pod) => {
                 tracing::info!(pod = name, netns_cookie = cookie, "enrolled");
                 self.pods.insert(uid, pod);
             }
             Err(error) => {
                 tracing::error!(pod = name, %error, "not enrolled");
+                if probe == Probe::AnySocket {
+                    self.enrolled_before.remove(&cookie);
+                }
                 self.refused.insert(uid, (refused, format!("pod {name}: {error}")));
             }
         }
@@ -258,14 +315,14 @@ impl State {
         let Some(pod) = self.pods.get_mut(&spec.uid) else {
             return;
         };
-        pod.spec = spec;
-        if let Err(error) = Self::executor(&mut self.kernel, self.config.listener_shards).install(pod) {
-            // What could not be changed fails closed: the pod stays captured under its old exclusions or fewer.
-            let reason = format!("pod {}: {error}", pod.spec.display());
-            tracing::error!(reason, "not updated");
-            self.refused.insert(pod.spec.uid.clone(), (pod.spec.clone(), reason));
-        } else {
-            tracing::info!(pod = pod.spec.display(), "updated");
+        let (uid, name) = (spec.uid.clone(), spec.display());
+        match Self::executor(&mut self.kernel, self.config.listener_shards).update(pod, spec) {
+            Ok(()) => tracing::info!(pod = name, "updated"),
+            Err(error) => {
+                // As it was: the next round finds the difference again and tries again.
+                tracing::error!(pod = name, %error, "not updated");
+                self.refused.insert(uid, (pod.spec.clone(), format!("pod {name}: {error}")));
+            }
         }
     }
 
@@ -286,16 +343,14 @@ impl State {
     }
 
     /// Removes from the kernel what nobody wants: left by a keeper whose state was lost. A pod that is wanted, was
-    /// captured and could not be enrolled again stays captured: its connections are refused, not let through.
-    fn sweep(&mut self, wanted: &BTreeSet<u64>) {
-        let enrolled = self.pods.values().map(|pod| pod.netns_cookie);
-        let known: BTreeSet<u64> = enrolled.clone().chain(wanted.iter().copied()).collect();
-        let in_limbo: BTreeSet<u64> = known.difference(&enrolled.collect()).copied().collect();
-        let addresses: BTreeSet<(IpAddr, u64)> = self
-            .pods
-            .values()
-            .flat_map(|pod| pod.spec.addresses.iter().map(|&address| (address, pod.netns_cookie)))
-            .collect();
+    /// captured and could not be enrolled again stays captured: its connections are refused, not let through. Says
+    /// whether there is no such pod, and so nothing left to come back for.
+    fn sweep(&mut self, wanted: &BTreeSet<u64>) -> bool {
+        let enrolled: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
+        let known: BTreeSet<u64> = enrolled.union(wanted).copied().collect();
+        let in_limbo: BTreeSet<u64> = wanted.difference(&enrolled).copied().collect();
+        let addresses: BTreeSet<(IpAddr, u64)> =
+            self.pods.values().flat_map(|pod| pod.addresses().map(|address| (address, pod.netns_cookie))).collect();
         let mut results = Vec::new();
         for entry in self.kernel.maps.pods() {
             if !known.contains(&entry.netns_cookie) {
@@ -317,13 +372,13 @@ impl State {
         for error in results.into_iter().filter_map(Result::err) {
             tracing::error!(%error, "sweep");
         }
+        in_limbo.is_empty()
     }
 
-    fn save(&self) {
-        let pods = self.pods.values().map(|pod| pod.spec.clone()).collect();
-        if let Err(error) = persist::save(&self.config.run_dir, self.released, pods) {
-            tracing::error!(%error, "a restarted keeper will not know the enrolled pods");
-        }
+    fn save(&self) -> Result<(), DatapathError> {
+        let remembered =
+            |pod: &Enrolled| persist::RememberedPod { spec: pod.spec.clone(), netns_cookie: pod.netns_cookie };
+        persist::save(&self.config.run_dir, self.released, self.pods.values().map(remembered).collect())
     }
 
     /// The listeners of a pod, made now if a restart lost them. Order as in the protocol.
@@ -402,7 +457,10 @@ impl State {
             pod.v4 = Some(v4);
             pod.v6 = v6;
             // What the former keeper left in the maps is made what was told, whatever it is.
-            Self::executor(&mut self.kernel, shards).install(pod).map_err(kernel_refusal)?;
+            if let Err(error) = Self::executor(&mut self.kernel, shards).install(pod) {
+                (pod.v4, pod.v6) = (None, None);
+                return Err(kernel_refusal(error));
+            }
         }
         Ok(())
     }
@@ -457,23 +515,31 @@ impl State {
         self.keys.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| (Kind::Kernel, e.to_string()))
     }
 
-    /// Break-glass. Stays in force over restarts until resumed.
-    pub fn release_node(&mut self, resume: bool) -> u32 {
+    /// Break-glass. Stays in force over restarts until resumed: written down before the first pod is freed.
+    ///
+    /// # Errors
+    /// It could not be written down (pods are freed all the same).
+    pub fn release_node(&mut self, resume: bool) -> Result<u32, Refusal> {
         self.released = !resume;
+        let remembered = self.save();
         let uids: Vec<String> = if resume { Vec::new() } else { self.pods.keys().cloned().collect() };
         for uid in &uids {
             self.release(uid);
         }
         if !resume {
-            self.sweep(&BTreeSet::new());
+            self.swept = self.sweep(&BTreeSet::new());
         }
-        self.save();
-        u32::try_from(uids.len()).unwrap_or(u32::MAX)
+        remembered.and_then(|()| self.save()).map_err(|error| {
+            (Kind::Kernel, format!("{} pods released, but a restarted keeper will not know: {error}", uids.len()))
+        })?;
+        Ok(u32::try_from(uids.len()).unwrap_or(u32::MAX))
     }
 
     /// Releases everything and marks the end.
     pub fn uninstall(&mut self) {
-        self.release_node(false);
+        if let Err((_, error)) = self.release_node(false) {
+            tracing::error!(error, "uninstall");
+        }
         self.tell(wire::Event { event: Some(wire::event::Event::Uninstalled(wire::Uninstalled {})) }, |_| true);
         self.uninstalled = true;
     }
@@ -503,7 +569,8 @@ impl State {
             (Ok(beat), Ok(now)) => beat.is_alive(now) || beat.stamp_ns == 0,
             _ => true,
         };
-        if alive || self.agent_session.is_some() {
+        let coming = self.attached.is_some_and(|at| at.elapsed() < COMING);
+        if alive || coming {
             self.flushed = false;
             return;
         }

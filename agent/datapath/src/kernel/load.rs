@@ -18,7 +18,7 @@ use heddle_abi::{ABI_VERSION, agent_role, names};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::maps::{Kv, Maps};
+use super::maps::Maps;
 use super::{Kernel, KernelConfig};
 use crate::error::DatapathError;
 use crate::{netns, object, sys};
@@ -83,8 +83,11 @@ pub(super) fn open(config: KernelConfig) -> Result<Kernel, DatapathError> {
         let link = sys::open_pin(&pin, 0).map_err(DatapathError::io(format!("open {}", pin.display())))?;
         let program = lookup.fd().map_err(DatapathError::kernel(LOOKUP_PROGRAM))?;
         if let Err(error) = sys::link_update(link.as_fd(), program.as_fd()) {
-            // The namespace is gone; enrolment will notice and release the pod.
-            tracing::info!(pin = %pin.display(), %error, "dropping a dead sk_lookup link");
+            // Only of a namespace that is gone: a living pod would lose inbound capture.
+            if error.raw_os_error() != Some(libc::ENOLINK) {
+                return Err(DatapathError::io(format!("replace the program of {}", pin.display()))(error));
+            }
+            tracing::info!(pin = %pin.display(), "dropping the sk_lookup link of a namespace that is gone");
             let _ = fs::remove_file(&pin);
         }
     }
@@ -343,7 +346,3 @@ impl log::Log for ToTracing {
 
     fn flush(&self) {}
 }
-
-#[allow(dead_code, reason = "documents that the marker type is plain data")]
-const fn plain<T: aya::Pod>() {}
-const _: () = plain::<Kv<heddle_abi::Pod>>();

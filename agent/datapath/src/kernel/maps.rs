@@ -8,13 +8,16 @@ use std::path::Path;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, SkStorage, SockHash};
 use heddle_abi::{
-    ABI_VERSION, AgentSocket, EXCLUDED_CIDR_PREFIX_BITS, ExcludedCidr, ExcludedPort, Ip, Meta, Pod, PodAddress, Record,
-    RecordKey, SocketAddress, direction, names,
+    ABI_VERSION, AgentSocket, EXCLUDED_CIDR_PREFIX_BITS, ExcludedCidr, ExcludedPort, Ip, ListenerKey, Meta, Pod,
+    PodAddress, Record, RecordKey, SocketAddress, direction, names,
 };
 use ipnet::IpNet;
 use socket2::Socket;
 
 use crate::error::DatapathError;
+
+/// Inbound listeners per pod and family, at most.
+const SHARDS_MAX: u32 = 32;
 
 /// A map key or value of the ABI crate, as aya wants it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,7 @@ plain_data!(
     ExcludedPort,
     heddle_abi::Heartbeat,
     Ip,
+    ListenerKey,
     Meta,
     Pod,
     PodAddress,
@@ -91,7 +95,7 @@ pub struct Maps {
     meta: Array<MapData, Kv<Meta>>,
     pods: HashMap<MapData, u64, Kv<Pod>>,
     addresses: HashMap<MapData, Kv<Ip>, Kv<PodAddress>>,
-    listeners: SockHash<MapData, Kv<Ip>>,
+    listeners: SockHash<MapData, Kv<ListenerKey>>,
     records: HashMap<MapData, Kv<RecordKey>, Kv<Record>>,
     agent_sockets: SkStorage<MapData, Kv<AgentSocket>>,
     excluded_ports: HashMap<MapData, Kv<ExcludedPort>, u32>,
@@ -214,7 +218,11 @@ impl Maps {
             return Ok(());
         }
         absent_is_fine(self.addresses.remove(&Kv(ip(address))), "release from the addresses map")?;
-        absent_is_fine(self.listeners.remove(&Kv(ip(address))), "release from the listeners map")
+        for shard in 0..SHARDS_MAX {
+            let key = Kv(ListenerKey { ip: ip(address), shard });
+            absent_is_fine(self.listeners.remove(&key), "release from the listeners map")?;
+        }
+        Ok(())
     }
 
     /// All addresses with their namespaces.
@@ -227,13 +235,13 @@ impl Maps {
             .collect()
     }
 
-    /// Sets the inbound listener of an address.
+    /// Sets one inbound listener of an address.
     ///
     /// # Errors
     /// The map is full or the kernel refuses.
-    pub fn set_listener(&mut self, address: IpAddr, listener: &Socket) -> Result<(), DatapathError> {
+    pub fn set_listener(&mut self, address: IpAddr, shard: u32, listener: &Socket) -> Result<(), DatapathError> {
         self.listeners
-            .insert(Kv(ip(address)), listener.as_raw_fd(), 0)
+            .insert(Kv(ListenerKey { ip: ip(address), shard }), listener.as_raw_fd(), 0)
             .map_err(DatapathError::kernel(format!("listener of {address} in the listeners map")))
     }
 
@@ -306,8 +314,8 @@ impl Maps {
     /// # Errors
     /// The kernel refuses.
     pub fn retain_listeners(&mut self, keep: impl Fn(IpAddr) -> bool) -> Result<(), DatapathError> {
-        let addresses: Vec<_> = self.listeners.keys().filter_map(Result::ok).collect();
-        for key in addresses.iter().filter(|key| !keep(ip_addr(key.0))) {
+        let keys: Vec<_> = self.listeners.keys().filter_map(Result::ok).take(heddle_abi::LISTENERS_MAX).collect();
+        for key in keys.iter().filter(|key| !keep(ip_addr(key.0.ip))) {
             absent_is_fine(self.listeners.remove(key), "forget a listener")?;
         }
         Ok(())
@@ -329,8 +337,14 @@ impl Maps {
         vec![
             info(names::PODS, id(&self.pods), self.pods.keys().count(), heddle_abi::PODS_MAX),
             info(names::ADDRESSES, id(&self.addresses), self.addresses.keys().count(), heddle_abi::POD_ADDRESSES_MAX),
-            info(names::LISTENERS, id(&self.listeners), self.listeners.keys().count(), heddle_abi::POD_ADDRESSES_MAX),
-            info(names::RECORDS, id(&self.records), self.records.keys().count(), heddle_abi::RECORDS_MAX),
+            info(names::LISTENERS, id(&self.listeners), self.listeners.keys().count(), heddle_abi::LISTENERS_MAX),
+            // Entries come and go while they are counted, and counting starts again where one went: bounded.
+            info(
+                names::RECORDS,
+                id(&self.records),
+                self.records.keys().take(heddle_abi::RECORDS_MAX).count(),
+                heddle_abi::RECORDS_MAX,
+            ),
             info(
                 names::EXCLUDED_PORTS,
                 id(&self.excluded_ports),
@@ -353,25 +367,27 @@ pub const OUTBOUND: u32 = direction::OUTBOUND;
 pub const INBOUND: u32 = direction::INBOUND;
 
 fn cidr_key(netns_cookie: u64, cidr: IpNet) -> Key<Kv<ExcludedCidr>> {
-    let bits = match cidr {
-        IpNet::V4(v4) => 96 + u32::from(v4.prefix_len()),
-        IpNet::V6(v6) => u32::from(v6.prefix_len()),
+    let (family, bits) = match cidr {
+        IpNet::V4(v4) => (4, 96 + u32::from(v4.prefix_len())),
+        IpNet::V6(v6) => (6, u32::from(v6.prefix_len())),
     };
-    let data = ExcludedCidr { netns_cookie, network: ip(cidr.network()).octets() };
+    let data = ExcludedCidr { netns_cookie, family, network: ip(cidr.network()).octets() };
     Key::new(EXCLUDED_CIDR_PREFIX_BITS + bits, Kv(data))
 }
 
 fn cidr_of(key: &Key<Kv<ExcludedCidr>>) -> Option<IpNet> {
-    excluded_cidr(key.prefix_len(), key.data().0.network)
+    excluded_cidr(key.prefix_len(), key.data().0.family, key.data().0.network)
 }
 
 /// The CIDR of an LPM key, if it is one that a pod could have asked for.
 #[must_use]
-pub fn excluded_cidr(prefix_bits: u32, network: [u8; 16]) -> Option<IpNet> {
+pub fn excluded_cidr(prefix_bits: u32, family: u32, network: [u8; 16]) -> Option<IpNet> {
     let bits = u8::try_from(prefix_bits.checked_sub(EXCLUDED_CIDR_PREFIX_BITS)?).ok()?;
-    match Ipv6Addr::from(network).to_canonical() {
-        IpAddr::V4(v4) => IpNet::new(v4.into(), bits.checked_sub(96)?).ok(),
-        IpAddr::V6(v6) => IpNet::new(v6.into(), bits).ok(),
+    let network = Ipv6Addr::from(network);
+    match family {
+        4 => IpNet::new(network.to_ipv4_mapped()?.into(), bits.checked_sub(96)?).ok(),
+        6 => IpNet::new(network.into(), bits).ok(),
+        _ => None,
     }
 }
 
@@ -405,5 +421,30 @@ impl<K: aya::Pod, V: aya::Pod> AsMapData for LpmTrie<MapData, K, V> {
 impl<K: aya::Pod> AsMapData for SockHash<MapData, K> {
     fn data(&self) -> &MapData {
         aya::maps::IterableMap::map(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_cidr_comes_back_as_it_went_and_families_do_not_mix() {
+        for text in ["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3/32", "::/0", "fd00::/8", "2001:db8::1/128", "::ffff:0:0/96"] {
+            let cidr: IpNet = text.parse().expect("a CIDR");
+            assert_eq!(cidr_of(&cidr_key(7, cidr)), Some(cidr), "{text}");
+        }
+        let (v4, v6) = (cidr_key(7, "0.0.0.0/0".parse().expect("v4")), cidr_key(7, "::/0".parse().expect("v6")));
+        assert_ne!((v4.data().0.family, v4.prefix_len()), (v6.data().0.family, v6.prefix_len()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_in_a_map_are_an_entry_or_none(prefix: u32, family in 0u32..8, network: [u8; 16], words: [u32; 4]) {
+            let _ = cidr_of(&Key::new(prefix, Kv(ExcludedCidr { netns_cookie: 1, family, network })));
+            let address = ip_addr(Ip(words));
+            prop_assert_eq!(ip_addr(ip(address)), address);
+        }
     }
 }

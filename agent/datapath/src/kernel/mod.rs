@@ -110,7 +110,7 @@ impl Kernel {
         .collect()
     }
 
-    /// Forwards what the programs logged to `log`; call it when woken by [`Kernel::log_fd`] or now and then.
+    /// Forwards what the programs logged to `log`; call it now and then.
     pub fn flush_logs(&mut self) {
         if let Some(logger) = &mut self.logger {
             logger.flush();

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use heddle_datapath::DatapathError;
 use heddle_datapath::agent::{ClientPublisher, CounterReader, HeartbeatWriter};
-use heddle_datapath::client::{KeeperClient, PodListeners, Watcher};
+use heddle_datapath::client::{KeeperClient, PodListeners, WatchGuard, Watcher};
 use heddle_model::PodUid;
 use heddle_proto::keeper::v1::event::Event;
 use heddle_proto::keeper::v1::{InspectReply, MapInfo, PodSpec, PodState, Role};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::sockets::NetnsSockets;
 use crate::VERSION;
@@ -33,8 +33,8 @@ const INSPECT: Duration = Duration::from_secs(10);
 pub enum LinkEvent {
     /// Attached: the debug socket to serve.
     Attached(std::os::unix::net::UnixListener),
-    /// Accept for this pod.
-    Enrolled(PodUid, heddle_proxy::PodListeners),
+    /// Accept for this pod; the sender is told when that is so.
+    Enrolled(PodUid, heddle_proxy::PodListeners, oneshot::Sender<()>),
     /// Stop accepting for this pod.
     Released(PodUid),
     /// Another agent accepts, or Heddle is being removed: drain and exit.
@@ -64,7 +64,8 @@ pub struct LinkView {
 struct Wishes {
     desired: Option<Vec<PodSpec>>,
     changed: bool,
-    lost: bool,
+    /// The connection that was lost last, by its number.
+    lost: u64,
     stop: bool,
 }
 
@@ -103,6 +104,7 @@ impl Link {
             sockets,
             events,
             held: BTreeMap::new(),
+            connection: 0,
         };
         std::thread::Builder::new().name("keeper-link".into()).spawn(move || worker.run()).context("start a thread")?;
         Ok(link)
@@ -169,8 +171,11 @@ struct Worker {
     run_dir: PathBuf,
     sockets: Arc<NetnsSockets>,
     events: mpsc::Sender<LinkEvent>,
-    /// Listeners of the pods this agent accepts for: kept to give back to a restarted keeper.
-    held: BTreeMap<String, PodListeners>,
+    /// Listeners of the pods this agent accepts for, with the cookie of their namespace: kept to give back to a
+    /// restarted keeper.
+    held: BTreeMap<String, (u64, PodListeners)>,
+    /// Counts connections to keepers.
+    connection: u64,
 }
 
 /// Why a connection's life ended.
@@ -222,8 +227,10 @@ impl Worker {
     fn serve_one_keeper(&mut self) -> Result<(), End> {
         let keeper = KeeperClient::connect(&self.run_dir, Role::Agent, VERSION)?;
         let attached = keeper.attach()?;
-        lock(&self.wishes.0).lost = false;
-        self.watch()?;
+        self.connection += 1;
+        let connection = self.connection;
+        // Ends the watching thread, and gives its place at the keeper back, however this connection ends.
+        let _watching = self.watch()?;
         self.sockets.set_publisher(ClientPublisher::new(attached.agent_sockets)?);
         *lock(&self.counters) = Some(CounterReader::new(attached.counters)?);
         self.come_alive(HeartbeatWriter::new(attached.heartbeat)?)?;
@@ -243,7 +250,7 @@ impl Worker {
             self.let_go(uid);
         }
         for pod in attached.pods.iter().filter(|pod| pod.enrolled) {
-            if let Some(held) = self.held.get(&pod.uid)
+            if let Some((_, held)) = self.held.get(&pod.uid)
                 && let Err(error) = keeper.offer_listeners(&pod.uid, held)
             {
                 if error.is_disconnected() {
@@ -256,8 +263,8 @@ impl Worker {
                 self.take(&keeper, pod)?;
             }
         }
-        // Until the first snapshot has told what is wanted, those already in are served, and none is released.
-        let mut told = false;
+        // Every pod that is in is accepted for: a former agent may go, and from here on we say who is in.
+        keeper.ready()?;
         let mut inspected: Option<Instant> = None;
         loop {
             let desired = {
@@ -267,22 +274,18 @@ impl Worker {
             };
             if let Some(desired) = desired {
                 self.reconcile(&keeper, &desired)?;
-                if !told {
-                    keeper.ready()?;
-                    told = true;
-                }
                 lock(&self.view).settled = true;
             }
             if inspected.is_none_or(|at| at.elapsed() > INSPECT) {
                 inspected = Some(Instant::now());
                 lock(&self.view).maps = keeper.inspect()?.maps;
             }
-            if self.wait(Some(RESYNC), |wishes| wishes.stop || wishes.changed || wishes.lost) {
+            if self.wait(Some(RESYNC), |wishes| wishes.stop || wishes.changed || wishes.lost == connection) {
                 let wishes = lock(&self.wishes.0);
                 if wishes.stop {
                     return Err(End::Stop);
                 }
-                if wishes.lost {
+                if wishes.lost == connection {
                     return Err(DatapathError::Protocol("the keeper closed the connection".into()).into());
                 }
             }
@@ -305,15 +308,18 @@ impl Worker {
     fn reconcile(&mut self, keeper: &KeeperClient, desired: &[PodSpec]) -> Result<(), End> {
         let states = keeper.set_pods(desired)?;
         let states: BTreeMap<String, PodState> = states.into_iter().map(|s| (s.uid.clone(), s)).collect();
+        // Out, or in again in another namespace: what we hold of the old one would keep it alive, and be taken for the new.
+        let same = |uid: &String, cookie: u64| states.get(uid).is_some_and(|s| s.enrolled && s.netns_cookie == cookie);
         let gone: Vec<String> =
-            self.held.keys().filter(|uid| !states.get(*uid).is_some_and(|s| s.enrolled)).cloned().collect();
+            self.held.iter().filter(|(uid, (cookie, _))| !same(uid, *cookie)).map(|(uid, _)| uid.clone()).collect();
         for uid in &gone {
             self.let_go(uid);
         }
         for state in states.values().filter(|state| state.enrolled) {
             // Generation 0: a restarted keeper that has the listeners we gave back.
-            let stale =
-                |held: &PodListeners| state.listener_generation != 0 && held.generation != state.listener_generation;
+            let stale = |(_, held): &(u64, PodListeners)| {
+                state.listener_generation != 0 && held.generation != state.listener_generation
+            };
             if self.held.get(&state.uid).is_none_or(stale) {
                 self.take(keeper, state)?;
             }
@@ -331,7 +337,7 @@ impl Worker {
 
     /// Stops accepting for a pod, at once.
     fn let_go(&mut self, uid: &str) {
-        if let Some(held) = self.held.remove(uid) {
+        if let Some((_, held)) = self.held.remove(uid) {
             held.shut_down();
         }
         let uid = PodUid::new(uid);
@@ -357,20 +363,24 @@ impl Worker {
             }
         };
         self.sockets.admit(&uid);
-        self.held.insert(pod.uid.clone(), listeners);
-        self.send(LinkEvent::Enrolled(uid, copies));
+        self.held.insert(pod.uid.clone(), (pod.netns_cookie, listeners));
+        let (accepting, accepts) = oneshot::channel();
+        self.send(LinkEvent::Enrolled(uid, copies, accepting));
+        // Ready means that every listener is served. An agent that ends meanwhile drops the sender.
+        let _ = accepts.blocking_recv();
         Ok(())
     }
 
     /// A thread that waits for events of this keeper; it ends with the connection.
-    fn watch(&self) -> Result<(), End> {
+    fn watch(&self) -> Result<WatchGuard, End> {
         let watcher = KeeperClient::connect(&self.run_dir, Role::Agent, VERSION)?.watch()?;
-        let (events, wishes) = (self.events.clone(), Arc::clone(&self.wishes));
+        let guard = watcher.guard()?;
+        let (events, wishes, connection) = (self.events.clone(), Arc::clone(&self.wishes), self.connection);
         let watching = move || {
             if let Some(reason) = wait_for_event(&watcher) {
                 let _ = events.blocking_send(LinkEvent::Drain(reason));
             } else {
-                lock(&wishes.0).lost = true;
+                lock(&wishes.0).lost = connection;
                 wishes.1.notify_all();
             }
         };
@@ -378,7 +388,7 @@ impl Worker {
             .name("keeper-events".into())
             .spawn(watching)
             .map_err(|source| DatapathError::Io { what: "start a thread".into(), source })?;
-        Ok(())
+        Ok(guard)
     }
 
     fn send(&self, event: LinkEvent) {

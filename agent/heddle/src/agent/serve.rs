@@ -72,6 +72,9 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         loaded = snapshots.wait_for(|snapshot| snapshot.generation > 0) => drop(loaded.context("source")?),
         ended = &mut source_task => return Err(source_error(ended)),
     }
+    // Taken before the keeper is: an agent that cannot have its addresses must not have replaced the former one.
+    let metrics_listener = bind(options.metrics_address, "--metrics-address: metrics")?;
+    let health_listener = bind(options.health_address, "--health-address: health")?;
     let (event_sender, mut events) = mpsc::channel(EVENTS_MAX);
     let link = Arc::new(Link::start(options.paths.run_dir.clone(), Arc::clone(&sockets), event_sender)?);
     link.desire(enrol::desired(&snapshots.borrow_and_update()));
@@ -80,7 +83,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
     metrics::register(&registry, &telemetry, &proxy, &link, snapshots.clone())?;
     let draining = Arc::new(AtomicBool::new(false));
     let views = Arc::new(AgentViews {
-        options: Arc::new(options.clone_paths()),
+        options: Arc::new(options.shown()),
         started,
         link: Arc::clone(&link),
         proxy: Arc::clone(&proxy),
@@ -90,22 +93,24 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         workers,
     });
     let limits = Limits::default();
-    let mut servers = vec![
-        spawn_metrics(options.metrics_address, registry, limits)?,
-        spawn_health(options.health_address, Arc::clone(&views), limits)?,
+    let mut tasks = vec![
+        tokio::spawn(heddle_admin::metrics::run(metrics_listener, registry, limits)),
+        tokio::spawn(heddle_admin::health::run(
+            health_listener,
+            Arc::clone(&views) as Arc<dyn heddle_admin::Health>,
+            limits,
+        )),
+        tokio::spawn(beat(Arc::clone(&link))),
     ];
     let mut debug: Option<JoinHandle<()>> = None;
     tracing::info!(node = options.node, workers, version = crate::VERSION, "agent started");
 
-    let mut beat = tokio::time::interval(BEAT);
-    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate()).context("signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let died = proxy.died();
     tokio::pin!(died);
     let end = loop {
         tokio::select! {
-            _ = beat.tick() => link.beat(),
             changed = snapshots.changed() => match changed {
                 Ok(()) => link.desire(enrol::desired(&snapshots.borrow_and_update())),
                 Err(_) => break End::SourceEnded,
@@ -118,7 +123,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
                     }
                     debug = Some(spawn_debug(listener, options.user.uid, Arc::clone(&views), limits)?);
                 }
-                Some(LinkEvent::Enrolled(uid, mut listeners)) => {
+                Some(LinkEvent::Enrolled(uid, mut listeners, accepting)) => {
                     if let Some(pod) = snapshots.borrow().workload(&uid) {
                         listeners.addresses.clone_from(&pod.addresses);
                     }
@@ -127,6 +132,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
                     if let Err(error) = proxy.attach(listeners).await {
                         tracing::error!(pod = %uid, %error, "cannot accept for this pod");
                     }
+                    let _ = accepting.send(());
                 }
                 Some(LinkEvent::Released(uid)) => release(&proxy, &snapshots, &uid).await,
                 Some(LinkEvent::Drain(why)) => break End::Replaced(why),
@@ -161,8 +167,8 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
     };
     link.stop();
     // A successor wants these addresses; ours would answer for it with old numbers.
-    for server in servers.drain(..) {
-        server.abort();
+    for task in tasks.drain(..) {
+        task.abort();
     }
     drain(&proxy, options.drain_deadline_seconds).await;
     let _ = stop_source.send(());
@@ -218,14 +224,14 @@ fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
     socket.listen(128).with_context(context)
 }
 
-fn spawn_metrics(address: SocketAddr, registry: Registry, limits: Limits) -> Result<JoinHandle<()>> {
-    let listener = bind(address, "--metrics-address: metrics")?;
-    Ok(tokio::spawn(heddle_admin::metrics::run(listener, registry, limits)))
-}
-
-fn spawn_health(address: SocketAddr, views: Arc<AgentViews>, limits: Limits) -> Result<JoinHandle<()>> {
-    let listener = bind(address, "--health-address: health")?;
-    Ok(tokio::spawn(heddle_admin::health::run(listener, views, limits)))
+/// A task of its own: whatever else the control runtime waits for, the kernel hears from us.
+async fn beat(link: Arc<Link>) {
+    let mut interval = tokio::time::interval(BEAT);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        link.beat();
+    }
 }
 
 fn spawn_debug(

@@ -153,7 +153,13 @@ impl SocketSource for NetnsSockets {
         if low && !pool.asked {
             pool.asked = true;
             drop(pools);
-            let _ = self.ask(Request { worker, key, asked: Instant::now(), reply: None });
+            let request = Request { worker, key: key.clone(), asked: Instant::now(), reply: None };
+            if self.ask(request).is_err()
+                && let Some(mut pools) = self.pools(worker)
+                && let Some(pool) = pools.get_mut(&key)
+            {
+                pool.asked = false;
+            }
         }
         socket
     }
@@ -203,6 +209,12 @@ fn fill(
         let Some(mut pools) = sockets.pools(request.worker) else {
             continue;
         };
+        if !sockets.enrolled().contains(&request.key.0) {
+            pools.remove(&request.key);
+            drop(pools);
+            answer(request, Err(SocketError::PodGone));
+            continue;
+        }
         let pool = pools.entry(request.key.clone()).or_default();
         // An earlier request may have filled the pool meanwhile.
         if request.reply.is_some() {

@@ -27,7 +27,7 @@ pub struct Shown {
 
 impl AgentOptions {
     /// What views show of the options.
-    pub fn clone_paths(&self) -> Shown {
+    pub fn shown(&self) -> Shown {
         let Source::Files(dir) = &self.source;
         Shown {
             node: self.node.clone(),
