@@ -5,10 +5,10 @@ use heddle_abi::{Heartbeat, Ip};
 use heddle_datapath::kernel::{excluded_cidr, ip, ip_addr};
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|contents: ([u8; 16], u32, u8, u64, u32, u64)| {
+fuzz_target!(|contents: ([u8; 16], u32, u32, u64, u32, u64)| {
     let (address, prefix_bits, family, stamp_ns, streak, now) = contents;
     assert_eq!(ip(ip_addr(Ip::from_octets(address))).octets(), address);
-    if let Some(cidr) = excluded_cidr(prefix_bits, family.into(), address) {
+    if let Some(cidr) = excluded_cidr(prefix_bits, family, address) {
         assert_eq!(ip(cidr.addr()).octets(), address);
     }
     let beat = Heartbeat { stamp_ns, streak, reserved: 0 };

@@ -159,15 +159,16 @@ impl Session {
         let done = || Ok((Reply::Done(wire::Done {}), Vec::new()));
         match request {
             Request::Attach(_) => {
-                let (reply, fds) = shared.lock().attach(self.number, self.instance)?;
+                let (reply, fds) = shared.lock().attach(self.number)?;
                 self.attached = true;
                 Ok((Reply::Attach(reply), fds))
             }
             Request::Ready(_) => {
                 if !self.attached {
-                    return Err((Kind::Malformed, "Ready before Attach".into()));
+                    return Err((Kind::NotAllowed, "Ready before Attach".into()));
                 }
-                if shared.lock().ready(self.number, self.instance) { done() } else { Err(superseded()) }
+                shared.lock().ready(self.number, self.instance);
+                done()
             }
             Request::Watch(_) if shared.lock().is_watching(self.number) => {
                 Err((Kind::Malformed, "this connection is being told events already".into()))

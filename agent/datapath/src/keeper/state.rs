@@ -1,5 +1,7 @@
 //! Everything a keeper knows, and the operations sessions ask for. Each operation is whole: kernel, then books, then disk.
 
+mod inspect;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Shutdown};
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,8 +45,8 @@ pub struct State {
     keys: Option<OwnedFd>,
     /// The agent that accepts: the session that said Ready last.
     agent_session: Option<u64>,
-    /// Agents that attached and were not told to go, by session, with their instance: each may become the agent.
-    candidates: BTreeMap<u64, u64>,
+    /// Instances that have been the agent.
+    agents: BTreeSet<u64>,
     /// When an agent attached last: its first beats are waited for.
     attached: Option<Instant>,
     /// Connections that want events, by session, with their agent's instance.
@@ -86,7 +88,7 @@ impl State {
             released: remembered.released,
             keys: None,
             agent_session: None,
-            candidates: BTreeMap::new(),
+            agents: BTreeSet::new(),
             attached: None,
             watchers: BTreeMap::new(),
             next_generation,
@@ -151,13 +153,12 @@ impl State {
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn attach(&mut self, session: u64, instance: u64) -> Result<(wire::AttachReply, Vec<OwnedFd>), Refusal> {
+    pub fn attach(&mut self, session: u64) -> Result<(wire::AttachReply, Vec<OwnedFd>), Refusal> {
         let mut fds = self.kernel.agent_map_fds().map_err(kernel_refusal)?;
         fds.push(self.debug.as_fd().try_clone_to_owned().map_err(|e| (Kind::Kernel, e.to_string()))?);
         self.attached = Some(Instant::now());
-        self.candidates.insert(session, instance);
         tracing::info!(session, "agent attached");
-        Ok((wire::AttachReply { pods: compact(self.pod_states()), released: self.released }, fds))
+        Ok((wire::AttachReply { pods: inspect::compact(self.pod_states()), released: self.released }, fds))
     }
 
     /// Whether `session` is the agent.
@@ -169,27 +170,20 @@ impl State {
     /// The session has ended.
     pub fn session_ended(&mut self, session: u64) {
         self.watchers.remove(&session);
-        self.candidates.remove(&session);
         if self.is_agent(session) {
             self.agent_session = None;
             tracing::info!(session, "agent gone; its listeners are kept");
         }
     }
 
-    /// The agent accepts: tells every other instance that it is superseded. One that was told so itself, while it was on
-    /// its way, is too late: of two that come at once, exactly one stays. Says whether this one does.
-    pub fn ready(&mut self, session: u64, instance: u64) -> bool {
-        if !self.candidates.contains_key(&session) {
-            return false;
-        }
+    /// The agent accepts: tells those that were the agent before that they are superseded. One that is only coming is not
+    /// told: of two that come at once the one that is ready last must stay.
+    pub fn ready(&mut self, session: u64, instance: u64) {
         self.agent_session = Some(session);
-        let told: BTreeSet<u64> =
-            self.watchers.values().map(|(watcher, _)| *watcher).filter(|w| *w != instance).collect();
-        self.candidates.retain(|_, candidate| !told.contains(candidate));
+        let former = std::mem::replace(&mut self.agents, BTreeSet::from([instance]));
         self.tell(wire::Event { event: Some(wire::event::Event::Superseded(wire::Superseded {})) }, |watcher| {
-            watcher != instance
+            watcher != instance && former.contains(&watcher)
         });
-        true
     }
 
     /// Adds a connection that wants events.
@@ -239,9 +233,9 @@ impl State {
             .iter()
             .map(|(uid, pod)| (uid.clone(), Actual { spec: pod.spec.clone(), netns_cookie: pod.netns_cookie }))
             .collect();
-        let cookie = |d: &Desired| if let Namespace::Found(cookie) = d.namespace { Some(cookie) } else { None };
-        let wanted: BTreeSet<u64> = desired.iter().filter_map(cookie).collect();
         let kept: BTreeSet<String> = if self.released { BTreeSet::new() } else { unreadable.keys().cloned().collect() };
+        let found = |d: &Desired| if let Namespace::Found(cookie) = d.namespace { Some(cookie) } else { None };
+        let wanted: BTreeSet<u64> = desired.iter().filter_map(found).collect();
         let told = std::mem::take(&mut self.refused);
         let mut changed = false;
         for action in plan(&desired, &kept, &actual) {
@@ -276,7 +270,7 @@ impl State {
                 tracing::error!(%error, "a restarted keeper will not know the enrolled pods");
             }
         }
-        let mut states = compact(self.pod_states());
+        let mut states = inspect::compact(self.pod_states());
         for (uid, reason) in unreadable {
             match states.iter_mut().find(|state| state.uid == *uid) {
                 Some(state) => state.reason.clone_from(reason),
@@ -344,11 +338,11 @@ impl State {
 
     /// Removes from the kernel what nobody wants: left by a keeper whose state was lost. A pod that is wanted, was
     /// captured and could not be enrolled again stays captured: its connections are refused, not let through. Says
-    /// whether there is no such pod, and so nothing left to come back for.
+    /// whether there was none of those.
     fn sweep(&mut self, wanted: &BTreeSet<u64>) -> bool {
         let enrolled: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
         let known: BTreeSet<u64> = enrolled.union(wanted).copied().collect();
-        let in_limbo: BTreeSet<u64> = wanted.difference(&enrolled).copied().collect();
+        let in_limbo: BTreeSet<u64> = known.difference(&enrolled).copied().collect();
         let addresses: BTreeSet<(IpAddr, u64)> =
             self.pods.values().flat_map(|pod| pod.addresses().map(|address| (address, pod.netns_cookie))).collect();
         let mut results = Vec::new();
@@ -588,105 +582,6 @@ impl State {
         }
         self.flushed = true;
     }
-
-    /// All pods that were asked for.
-    fn pod_states(&self) -> Vec<wire::PodState> {
-        let enrolled = self.pods.values().map(|pod| wire::PodState {
-            uid: pod.spec.uid.clone(),
-            namespace: pod.spec.namespace.clone(),
-            name: pod.spec.name.clone(),
-            enrolled: true,
-            reason: self.refused.get(&pod.spec.uid).map(|(_, reason)| reason.clone()).unwrap_or_default(),
-            netns_cookie: pod.netns_cookie,
-            addresses: pod.spec.addresses.iter().map(IpAddr::to_string).collect(),
-            listener_generation: pod.listener_generation,
-        });
-        let refused = self.refused.iter().filter(|(uid, _)| !self.pods.contains_key(*uid)).map(|(uid, (spec, why))| {
-            wire::PodState {
-                uid: uid.clone(),
-                namespace: spec.namespace.clone(),
-                name: spec.name.clone(),
-                enrolled: false,
-                reason: why.clone(),
-                netns_cookie: 0,
-                addresses: spec.addresses.iter().map(IpAddr::to_string).collect(),
-                listener_generation: 0,
-            }
-        });
-        enrolled.chain(refused).collect()
-    }
-
-    /// What was told versus what is in the kernel.
-    ///
-    /// # Errors
-    /// The kernel does not say.
-    pub fn inspect(&self) -> Result<wire::InspectReply, Refusal> {
-        let programs = self.kernel.programs().map_err(kernel_refusal)?;
-        let config = self.kernel.config();
-        Ok(wire::InspectReply {
-            programs: programs
-                .into_iter()
-                .map(|p| wire::ProgramInfo { name: p.name, id: p.id, tag: p.tag, attached_to: p.link })
-                .collect(),
-            maps: self
-                .kernel
-                .maps
-                .usage()
-                .into_iter()
-                .map(|m| wire::MapInfo {
-                    name: m.name.into(),
-                    id: m.id,
-                    entries: m.entries,
-                    max_entries: m.max_entries,
-                })
-                .collect(),
-            pods: self.pod_states(),
-            discrepancies: self.discrepancies(),
-            pin_dir: config.pin_dir.display().to_string(),
-            cgroup: config.cgroup.display().to_string(),
-            agent_attached: self.agent_session.is_some(),
-            released: self.released,
-            keys_present: self.keys.is_some(),
-            open_fds: std::fs::read_dir("/proc/self/fd").map_or(0, |d| u32::try_from(d.count()).unwrap_or(u32::MAX)),
-            binary_version: self.config.version.into(),
-            pid: std::process::id(),
-        })
-    }
-
-    fn discrepancies(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let captured: BTreeSet<u64> = self.kernel.maps.pods().into_iter().map(|e| e.netns_cookie).collect();
-        for pod in self.pods.values() {
-            let name = pod.spec.display();
-            if !captured.contains(&pod.netns_cookie) {
-                found.push(format!("pod {name}: enrolled, but not in the pods map"));
-            }
-            if !self.kernel.has_lookup(pod.netns_cookie) {
-                found.push(format!("pod {name}: enrolled, but inbound capture is not attached"));
-            }
-            for &address in &pod.spec.addresses {
-                if self.kernel.maps.address(address).map(|a| a.netns_cookie) != Some(pod.netns_cookie) {
-                    found.push(format!("pod {name}: address {address} is not the pod's in the addresses map"));
-                }
-            }
-        }
-        let known: BTreeSet<u64> = self.pods.values().map(|pod| pod.netns_cookie).collect();
-        found.extend(
-            captured.difference(&known).map(|cookie| format!("netns {cookie}: captured, but nobody asked for it")),
-        );
-        found
-    }
-}
-
-/// Without what an agent knows anyhow: a node's pods must fit into one packet.
-fn compact(states: Vec<wire::PodState>) -> Vec<wire::PodState> {
-    let bare = |state: wire::PodState| wire::PodState {
-        namespace: String::new(),
-        name: String::new(),
-        addresses: Vec::new(),
-        ..state
-    };
-    states.into_iter().map(bare).collect()
 }
 
 fn kernel_refusal(error: DatapathError) -> Refusal {

@@ -376,7 +376,8 @@ fn cidr_key(netns_cookie: u64, cidr: IpNet) -> Key<Kv<ExcludedCidr>> {
 }
 
 fn cidr_of(key: &Key<Kv<ExcludedCidr>>) -> Option<IpNet> {
-    excluded_cidr(key.prefix_len(), key.data().0.family, key.data().0.network)
+    let data = key.data().0;
+    excluded_cidr(key.prefix_len(), data.family, data.network)
 }
 
 /// The CIDR of an LPM key, if it is one that a pod could have asked for.
