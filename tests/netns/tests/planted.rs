@@ -38,7 +38,7 @@ fn table<K: Plain, V: Plain>(node: &Node, name: &str) -> Result<HashMap<MapData,
     Ok(Map::HashMap(data(node, name)?).try_into()?)
 }
 
-fn cidrs(node: &Node) -> Result<LpmTrie<MapData, [u8; 24], u32>> {
+fn cidrs(node: &Node) -> Result<LpmTrie<MapData, [u8; 28], u32>> {
     Ok(Map::LpmTrie(data(node, names::EXCLUDED_CIDRS)?).try_into()?)
 }
 
@@ -49,7 +49,7 @@ fn contents<K: Plain + Ord + Debug, V: Plain + Ord + Debug>(node: &Node, name: &
 }
 
 /// Everything that says who is captured, byte by byte.
-type Enrolment = (Vec<(u64, [u8; 24])>, Vec<([u8; 16], [u8; 16])>, Vec<([u8; 16], u32)>, Vec<(u32, [u8; 24])>);
+type Enrolment = (Vec<(u64, [u8; 24])>, Vec<([u8; 16], [u8; 16])>, Vec<([u8; 16], u32)>, Vec<(u32, [u8; 28])>);
 
 fn enrolment(node: &Node) -> Result<Enrolment> {
     let mut prefixes =
@@ -83,9 +83,10 @@ fn spoil(node: &Node, noise: &mut Noise, cookies: &[u64]) -> Result<()> {
         pods.insert(noise.next(), noise.bytes::<24>(), 0)?;
         addresses.insert(noise.bytes::<16>(), own, 0)?;
         ports.insert(own, noise.next() as u32, 0)?;
-        let mut network = noise.bytes::<24>();
+        let mut network = noise.bytes::<28>();
+        network[8..12].copy_from_slice(&(4 + (number as u32 % 3)).to_ne_bytes());
         network[..8].copy_from_slice(&whose.to_ne_bytes());
-        prefixes.insert(&Key::new(noise.next() as u32 % 193, network), 1, 0)?;
+        prefixes.insert(&Key::new(noise.next() as u32 % 225, network), 1, 0)?;
     }
     let mut beat: Array<MapData, [u8; 16]> = Map::Array(data(node, names::HEARTBEAT)?).try_into()?;
     beat.set(0, noise.bytes::<16>(), 0)?;

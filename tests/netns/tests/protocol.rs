@@ -220,6 +220,8 @@ fn everyone_may_ask_only_what_is_theirs() -> Result<()> {
     not_allowed(agent.uninstall().err().context("uninstall by the agent's user")?)?;
     not_allowed(agent.set_pods(&[]).err().context("set_pods without attach")?)?;
     not_allowed(agent.ready().err().context("ready without attach")?)?;
+    agent.attach()?;
+    not_allowed(agent.set_pods(&[]).err().context("set_pods before ready")?)?;
     ensure!(agent.make_sockets(&uid, false, 3)?.len() == 3, "positive control: it is let in as an agent");
     for (count, kind) in [(0, Kind::Limit), (241, Kind::Limit), (u32::MAX, Kind::Limit)] {
         match agent.make_sockets(&uid, false, count) {
