@@ -139,6 +139,8 @@ rejects! {
 
     /// A pseudo-header is missing, repeated, unknown or malformed (RFC 9113 §8.3).
     PseudoHeader = "pseudo_header", 400;
+    /// Extended CONNECT for a protocol other than WebSocket (RFC 8441 §4).
+    ProtocolUnknown = "protocol_unknown", 501;
     /// A field of the connection in HTTP/2 (RFC 9113 §8.2.2).
     ConnectionField = "connection_field", 400;
     /// TE other than `trailers` in HTTP/2 (RFC 9113 §8.2.2).
