@@ -50,10 +50,8 @@ fn message(bytes: &[u8]) -> Message {
     let mut joined: Vec<u8> = Vec::new();
     let mut rest = bytes;
     loop {
-        if let Some(&kind) = joined.first() {
-            if kind != 1 {
-                return Message::Not;
-            }
+        if joined.first().is_some_and(|kind| *kind != 1) {
+            return Message::Not;
         }
         if let [_, a, b, c, ..] = joined[..] {
             let len = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
