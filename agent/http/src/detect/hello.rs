@@ -1,5 +1,7 @@
 //! The ClientHello of TLS 1.0 to 1.3, as far as it is in the clear: server name and ALPN (RFC 8446 §4.1.2, RFC 6066 §3, RFC 7301 §3.1).
 
+use std::net::IpAddr;
+
 /// What a ClientHello says before anything is encrypted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientHello {
@@ -136,14 +138,17 @@ fn read(body: &[u8]) -> Option<ClientHello> {
             ALPN if std::mem::replace(&mut alpn_seen, true) => return None,
             SERVER_NAME => {
                 let mut names = data.vector16()?;
+                let mut name_seen = false;
                 while !names.0.is_empty() {
                     let name_type = names.u8()?;
                     let name = names.vector16()?.0;
                     if name_type == 0 {
-                        if hello.server_name.is_some() {
+                        if std::mem::replace(&mut name_seen, true) {
                             return None;
                         }
-                        hello.server_name = Some(host_name(name)?);
+                        let name = host_name(name)?;
+                        // Addresses are no server names (RFC 6066 §3), yet clients send them.
+                        hello.server_name = name.parse::<IpAddr>().is_err().then_some(name);
                     }
                 }
             }
@@ -163,7 +168,7 @@ fn read(body: &[u8]) -> Option<ClientHello> {
     Some(hello)
 }
 
-/// A DNS host name: no address, no final dot, at most 253 bytes.
+/// A DNS host name, lower case, without its final dot.
 fn host_name(name: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(name).ok()?;
     let name = name.strip_suffix('.').unwrap_or(name);
