@@ -24,3 +24,6 @@ pub(crate) use framing::content_length;
 pub use parse::Progress;
 pub use request::{RequestHead, RequestParser, TargetForm, Upgrade, Version, is_idempotent};
 pub use response::{Asked, ResponseHead, ResponseParser};
+
+#[cfg(test)]
+mod tests;
