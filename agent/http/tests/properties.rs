@@ -1,4 +1,5 @@
 //! Laws of the codec: what is written parses back, splits change nothing, no bytes panic, and nothing passed on can be read in two ways.
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
 mod support;
 

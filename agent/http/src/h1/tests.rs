@@ -260,7 +260,7 @@ fn expect_continue() {
     let early = "HTTP/1.1 103 Early Hints\r\n\r\n";
     assert_eq!(e.response_head(&response(early, e.asked())), Ok(Received::Interim { forward: false }));
     for left in (0..15).rev() {
-        assert_eq!(e.response_head(&response(early, e.asked())).is_ok(), true, "{left} left");
+        assert!(e.response_head(&response(early, e.asked())).is_ok(), "{left} left");
     }
     assert_eq!(e.response_head(&response(early, e.asked())), Err(Reject::TooManyInterim));
 }

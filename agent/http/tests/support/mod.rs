@@ -1,6 +1,7 @@
 //! Reads `strictness.txt`, and runs bytes through the codec in the pieces they are given in. Other suites include this file to run the
 //! same cases against live agents.
 #![allow(dead_code, reason = "each suite uses its part")]
+#![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
 use heddle_http::h1::{
     Asked, Body, BodyDecoder, Fields, Progress, RequestHead, RequestParser, ResponseHead, ResponseParser,
