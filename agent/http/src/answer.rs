@@ -107,8 +107,8 @@ fn sentence(reason: Reason) -> &'static str {
 }
 
 /// Fills `head` with the HTTP/1 answer and returns its body, plain text. `reveal` adds the reason word as a header (inside the mesh only).
-/// `asked_head`: the request was HEAD, so the body is announced and must not be sent. The connection is to be closed by
-/// [`crate::h1::forward_response`] when [`closes`] says so.
+/// The body is announced also towards HEAD, where the caller must not send it. Pass the head through [`crate::h1::forward_response`], without
+/// `keep_alive` where [`closes`] says so.
 pub fn h1(reason: Reason, status: u16, reveal: bool, head: &mut ResponseHead) -> &'static str {
     let body = sentence(reason);
     head.compose(status, Body::Length(body.len() as u64));
