@@ -94,6 +94,41 @@ reasons! {
     /// The downstream stopped answering (retransmission or keepalive gave up).
     DownstreamLost = "downstream_lost", "DC";
 
+    /// The request broke a rule of HTTP; the access record's detail names the rule. Answered 400, and the connection closed.
+    RequestMalformed = "request_malformed", "DPE";
+    /// The request's head or trailers are larger than the limit (431).
+    RequestHeadTooLarge = "request_head_too_large", "DPE";
+    /// The request target is longer than the limit (414).
+    RequestTargetTooLong = "request_target_too_long", "DPE";
+    /// The request wants what this agent does not have: a transfer coding, a method longer than any known (501).
+    RequestNotImplemented = "request_not_implemented", "DPE";
+    /// The request's HTTP version is neither 1.0, 1.1 nor 2 (505).
+    RequestVersion = "request_version", "DPE";
+    /// The request has an expectation other than 100-continue (417).
+    RequestExpectation = "request_expectation", "DPE";
+    /// The client did not finish its request in time (408).
+    RequestTimeout = "request_timeout", "DT";
+    /// The client sent more HTTP/2 control frames, resets or header bytes than any honest client does; the connection was closed.
+    RequestAbuse = "request_abuse", "DPE";
+    /// The client cancelled the request or closed before the response was complete.
+    RequestCancelled = "request_cancelled", "DC";
+    /// The pod has as many requests in flight as its budget allows (503).
+    PodRequestsMax = "pod_requests_max", "OM";
+    /// The upstream's response broke a rule of HTTP (502); the access record's detail names the rule.
+    ResponseMalformed = "response_malformed", "UPE";
+    /// The upstream's response head or trailers are larger than the limit (502).
+    ResponseHeadTooLarge = "response_head_too_large", "UPE";
+    /// The upstream ended before its response was complete: 502 before the head, a reset towards the client inside the body.
+    ResponseIncomplete = "response_incomplete", "UC";
+    /// The upstream did not respond in time (504).
+    ResponseTimeout = "response_timeout", "UT";
+    /// No byte of the body moved for longer than the idle timeout.
+    StreamIdleTimeout = "stream_idle_timeout", "SI";
+    /// The upstream's connections or streams are all in use and the queue for them is full (503).
+    UpstreamOverflow = "upstream_overflow", "UO";
+    /// The upstream reset the request's stream (502, or a reset towards the client if the response had begun).
+    UpstreamStreamReset = "upstream_stream_reset", "UR";
+
     /// The agent was draining and the connection outlived the deadline.
     DrainDeadline = "drain_deadline", "LR";
     /// A policy change closed the connection.
