@@ -116,6 +116,11 @@ fn a_full_map_refuses_and_recovers() -> Result<()> {
     }
     wait_logged(node, "inbound is refused", |r| r["reason"] == "client_not_published")?;
     ensure!(node.counter("record_refused_map_full")? >= lost + 3, "not counted");
+    // And the programs say so themselves: aya-log, by way of the keeper, as a tracing event.
+    wait_until("the eBPF programs' warning is in the keeper's log", SOON, || {
+        let log = node.agent_tail();
+        log.contains("heddle_ebpf") && log.contains("connection record refused: map full")
+    })?;
     // The application may see a connection that is gone already; it never gets a byte of it.
     let shown = web.server(0).accepted()?.split_off(accepted);
     let ends = web.server(0).wait_ended(accepted + shown.len())?.split_off(accepted);
