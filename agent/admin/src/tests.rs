@@ -305,7 +305,7 @@ fn metrics_and_reasons_are_documented() {
             }
         }
     }
-    for label in heddle_telemetry::labels::TCP_LABEL_NAMES {
+    for label in heddle_telemetry::labels::HTTP_LABEL_NAMES {
         assert!(text.contains(&format!("`{label}`")), "label {label} is not in docs/metrics.md");
     }
     for reason in Reason::ALL {

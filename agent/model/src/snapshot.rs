@@ -130,6 +130,15 @@ impl Snapshot {
         self.owners.get(&ip.to_canonical()).map(Claims::best)
     }
 
+    /// The Service ports that have an endpoint at this very address and target port: what a connection that arrives
+    /// there may have been meant for.
+    pub fn ports_at(&self, addr: SocketAddr) -> impl Iterator<Item = &ServicePort> {
+        let keys = self.users.get(&addr.ip().to_canonical()).map_or(&[][..], |keys| keys);
+        let services = keys.iter().filter_map(|key| self.services.get(key)).map(|entry| &*entry.service);
+        let ports = services.filter(|service| !service.invalid).flat_map(|service| &service.ports);
+        ports.filter(move |port| port.endpoints.binary_search_by_key(&addr, |e| e.addr).is_ok())
+    }
+
     /// A pod by uid.
     #[must_use]
     pub fn workload(&self, uid: &PodUid) -> Option<&Arc<Workload>> {

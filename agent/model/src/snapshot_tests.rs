@@ -341,6 +341,23 @@ fn some_service() -> impl Strategy<Value = Service> {
     )
 }
 
+#[test]
+fn ports_of_an_address_are_those_with_an_endpoint_there() {
+    let mut web = cluster_ip("web", "10.96.0.1", &["10.1.0.1:8080", "10.1.0.2:8080"]);
+    web.ports[0].name = "http".into();
+    let mut admin = cluster_ip("admin", "10.96.0.2", &["10.1.0.1:9090"]);
+    admin.ports[0].name = "grpc".into();
+    let mut broken = cluster_ip("broken", "10.96.0.3", &["10.1.0.1:8080"]);
+    broken.invalid = true;
+    let snapshot = snapshot(vec![], vec![web, admin, broken]);
+    for (addr, names) in
+        [("10.1.0.1:8080", &["http"][..]), ("10.1.0.1:9090", &["grpc"]), ("10.1.0.2:9090", &[]), ("10.9.9.9:1", &[])]
+    {
+        let found: Vec<_> = snapshot.ports_at(addr.parse().unwrap()).map(|p| p.name.to_string()).collect();
+        assert_eq!(found, names, "{addr}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Change {
     Pod(PodUid, Option<Workload>),

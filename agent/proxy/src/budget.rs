@@ -110,9 +110,13 @@ impl PodBudget {
     }
 }
 
+static NEXT_SERIAL: AtomicU64 = AtomicU64::new(0);
+
 /// One pod as one worker sees it.
 pub(crate) struct Pod {
     pub(crate) budget: Arc<PodBudget>,
+    /// Tells this attachment of the pod from every other, for keys.
+    pub(crate) serial: u64,
     addresses: Vec<IpAddr>,
     /// What the snapshot last said: a pod whose object is gone works until its last process exits (FEATURES J7).
     workload: RefCell<Option<Arc<Workload>>>,
@@ -120,7 +124,7 @@ pub(crate) struct Pod {
 
 impl Pod {
     pub(crate) fn new(budget: Arc<PodBudget>, addresses: Vec<IpAddr>) -> Self {
-        Self { budget, addresses, workload: RefCell::new(None) }
+        Self { budget, serial: NEXT_SERIAL.fetch_add(1, Relaxed), addresses, workload: RefCell::new(None) }
     }
 
     pub(crate) fn uid(&self) -> &PodUid {

@@ -21,6 +21,12 @@ pub struct Config {
     pub socket_wait: Duration,
     /// Remembered clients of Services with `sessionAffinity: ClientIP`, per agent. Beyond it the oldest of a shard goes.
     pub affinity_entries_max: usize,
+    /// How long a client may take for a request's head, from its first byte, in whole seconds; beyond: 408.
+    pub request_head_timeout: Duration,
+    /// How long a request's body may stand still while nothing else happens, in whole seconds; beyond: 408.
+    pub request_body_idle_timeout: Duration,
+    /// How long an idle upstream connection is kept, in whole seconds.
+    pub pool_idle_timeout: Duration,
     /// Permits dialling loopback addresses. False in an agent (DESIGN §9); tests on one machine have nothing else.
     pub dial_loopback: bool,
 }
@@ -35,6 +41,9 @@ impl Default for Config {
             connect_attempts_max: 3,
             socket_wait: Duration::from_secs(1),
             affinity_entries_max: 65_536,
+            request_head_timeout: Duration::from_secs(10),
+            request_body_idle_timeout: Duration::from_secs(60),
+            pool_idle_timeout: Duration::from_secs(60),
             dial_loopback: false,
         }
     }

@@ -28,18 +28,19 @@ use crate::task::Ended;
 /// Carries bytes both ways to the end.
 pub(crate) async fn run(conn: &Rc<Conn>, downstream: TcpStream, upstream: TcpStream) -> Ended {
     conn.open_series();
-    conn.state.set(State::Open);
     let reason = carry(conn, &downstream, &upstream).await;
-    Ended { reason, downstream: Some(downstream), upstream: Some(upstream) }
+    Ended { reason, downstream: Some(downstream), upstream: Some(upstream), held: None }
 }
 
 /// Bytes one connection may move in its turn: with many open, less, so that a round over all of them stays short and a
 /// quiet connection does not wait behind a flood.
-fn burst(open: usize) -> usize {
+pub(crate) fn burst(open: usize) -> usize {
     (COPY_ROUND_BYTES / open.max(1)).clamp(COPY_BURST_BYTES_MIN, COPY_BURST_BYTES_MAX)
 }
 
-async fn carry(conn: &Conn, downstream: &TcpStream, upstream: &TcpStream) -> Reason {
+/// The same without a series: what an HTTP tunnel carries is counted with its request.
+pub(crate) async fn carry(conn: &Conn, downstream: &TcpStream, upstream: &TcpStream) -> Reason {
+    conn.state.set(State::Open);
     let mut to_upstream = Pipe::new(Side::Downstream);
     let mut to_downstream = Pipe::new(Side::Upstream);
     let mut downstream_broke = pin!(watch(downstream));
@@ -84,14 +85,14 @@ pub(crate) async fn watch(socket: &TcpStream) -> io::Error {
 
 /// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
+pub(crate) enum Side {
     Downstream,
     Upstream,
 }
 
 impl Side {
     /// What an error on this side's socket means.
-    fn broke(self, error: &io::Error) -> Reason {
+    pub(crate) fn broke(self, error: &io::Error) -> Reason {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
         let reset = matches!(error.kind(), ConnectionReset | BrokenPipe | ConnectionAborted | NotConnected);
         match (self, reset) {
@@ -352,6 +353,6 @@ fn write(cx: &mut Context<'_>, destination: &TcpStream, bytes: &[u8]) -> Poll<io
 
 /// Forgets the runtime's memory that the socket was ready; the next edge from the kernel brings it back. Sound because this
 /// thread alone drives both, and a peer's close is remembered apart.
-fn not_ready(socket: &TcpStream, interest: Interest) {
+pub(crate) fn not_ready(socket: &TcpStream, interest: Interest) {
     let _ = socket.try_io(interest, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
 }

@@ -86,6 +86,15 @@ pub(crate) async fn once(conn: &Rc<Conn>, downstream: &TcpStream, hop: Hop) -> R
     result
 }
 
+/// One attempt on behalf of a stream: its connection's end drops it.
+pub(crate) async fn unwatched(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
+    let result = connect(conn, hop).await;
+    if let Err(failure) = &result {
+        conn.worker.metrics().count_dial_failure(failure.reason);
+    }
+    result
+}
+
 async fn connect(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
     if !may_dial(hop.addr.ip(), hop.named_by, &conn.worker.config) {
         return Err(Failure::last(Reason::ForbiddenAddress));

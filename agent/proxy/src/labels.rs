@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use heddle_model::{Service, Workload};
+use heddle_model::{MeshConfig, Service, Workload};
 use heddle_telemetry::{Direction, PeerLabels, Reporter, ServiceLabels, TcpHandle, TcpLabels};
 
 use crate::worker::Worker;
@@ -33,6 +33,30 @@ impl LabelKey {
             arc.as_ref().map_or(0, |a| Arc::as_ptr(a).addr())
         }
         (self.direction, self.flags, at(&self.source), at(&self.destination), at(&self.service), self.external)
+    }
+
+    /// The label set itself.
+    pub(crate) fn labels(&self, mesh: &MeshConfig) -> TcpLabels {
+        let peer = |w: &Option<Arc<Workload>>| w.as_ref().map(|w| PeerLabels::of(w, mesh));
+        TcpLabels {
+            reporter: match self.direction {
+                Direction::Outbound => Reporter::Source,
+                Direction::Inbound => Reporter::Destination,
+            },
+            source: peer(&self.source).unwrap_or_else(PeerLabels::unknown),
+            destination: peer(&self.destination).unwrap_or_else(PeerLabels::unknown),
+            service: match &self.service {
+                Some(service) => ServiceLabels::of(service, mesh),
+                None if self.external => ServiceLabels::passthrough(),
+                None => ServiceLabels::unknown(),
+            },
+            response_flags: self.flags,
+            // Istio: only the destination's reporter knows what the transport was; the source's says unknown.
+            security: match self.direction {
+                Direction::Outbound => "",
+                Direction::Inbound => "none",
+            },
+        }
     }
 }
 
@@ -67,26 +91,7 @@ impl LabelCache {
         if let Some(handle) = handles.get(key) {
             return handle.clone();
         }
-        let peer = |w: &Option<Arc<Workload>>| w.as_ref().map(|w| PeerLabels::of(w, &snapshot.mesh));
-        let labels = TcpLabels {
-            reporter: match key.direction {
-                Direction::Outbound => Reporter::Source,
-                Direction::Inbound => Reporter::Destination,
-            },
-            source: peer(&key.source).unwrap_or_else(PeerLabels::unknown),
-            destination: peer(&key.destination).unwrap_or_else(PeerLabels::unknown),
-            service: match &key.service {
-                Some(service) => ServiceLabels::of(service, &snapshot.mesh),
-                None if key.external => ServiceLabels::passthrough(),
-                None => ServiceLabels::unknown(),
-            },
-            response_flags: key.flags,
-            // Istio: only the destination's reporter knows what the transport was; the source's says unknown.
-            security: match key.direction {
-                Direction::Outbound => "",
-                Direction::Inbound => "none",
-            },
-        };
+        let labels = key.labels(&snapshot.mesh);
         let handle = worker.telemetry.tcp.handle(worker.index, &labels);
         handles.insert(key.clone(), handle.clone());
         handle

@@ -1,8 +1,8 @@
 //! The data plane: accepts what eBPF captured, finds out where it was meant to go, dials, and carries the bytes.
 //!
 //! A connection's life, one module per phase: accepted ([`mod@accept`]) → entry in the [`registry`] → [`budget`] of its pod →
-//! resolved and dialled ([`outbound`] or [`inbound`], by [`dial`]) → carried ([`copy`]) → closed as clean as it ended, logged
-//! and counted once ([`task`]). Each [`worker`] is one thread with its own runtime, listeners, buffers and registry; the
+//! resolved ([`outbound`] or [`inbound`], [`route`]) → told by its protocol ([`protocol`]) → dialled ([`dial`]) and carried: as bytes
+//! ([`copy`]) or as requests ([`mod@http`]) → closed as clean as it ended, logged and counted once ([`task`]). Each [`worker`] is one thread with its own runtime, listeners, buffers and registry; the
 //! hot path shares nothing. This room knows no eBPF and no keeper: sockets come through [`SocketSource`].
 #![forbid(unsafe_code)]
 
@@ -14,11 +14,15 @@ mod config;
 mod copy;
 mod dial;
 mod drain;
+mod hash;
+mod http;
 mod inbound;
 mod labels;
 mod outbound;
+mod protocol;
 mod proxy;
 mod registry;
+mod route;
 mod sockets;
 mod task;
 mod worker;

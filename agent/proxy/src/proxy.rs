@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::collect::{FamilyDesc, FnCollector};
-use heddle_telemetry::{AccessLog, ProxyMetrics, Registry as MetricRegistry, TcpMetrics};
+use heddle_telemetry::{AccessLog, HttpMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::affinity::AffinityTable;
@@ -46,6 +46,8 @@ pub(crate) const FAMILIES: [FamilyDesc; 6] = [POD_CONNECTIONS, POD_REFUSED, POD_
 pub struct Telemetry {
     /// `istio_tcp_*`.
     pub tcp: TcpMetrics,
+    /// `istio_request*`.
+    pub http: HttpMetrics,
     /// The data plane's own counters.
     pub proxy: ProxyMetrics,
     /// Access records.

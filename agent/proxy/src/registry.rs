@@ -4,7 +4,6 @@
 //! bounded channels; a busy worker answers when it next runs, and the asker bounds its patience.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle};
 use tokio::sync::oneshot;
 
 use crate::budget::Pod;
+use crate::hash::FastMap;
 use crate::labels::LabelKey;
 use crate::proxy::Workers;
 use crate::worker::{Command, Worker};
@@ -112,7 +112,13 @@ pub(crate) struct Conn {
     sent: Cell<u64>,
     received: Cell<u64>,
     has_budget: Cell<bool>,
-    ended: Cell<bool>,
+    /// The tick at which it is out of time, if it waits for something that has to come in time.
+    deadline: Cell<Option<u64>>,
+    expired: Cell<bool>,
+    /// Carries HTTP: its requests are counted and logged, not the connection itself.
+    is_http: Cell<bool>,
+    requests: Cell<u64>,
+    ended: Cell<Option<Reason>>,
     cut: Cell<Option<Reason>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -146,7 +152,11 @@ impl Conn {
             sent: Cell::new(0),
             received: Cell::new(0),
             has_budget: Cell::new(false),
-            ended: Cell::new(false),
+            deadline: Cell::new(None),
+            expired: Cell::new(false),
+            is_http: Cell::new(false),
+            requests: Cell::new(0),
+            ended: Cell::new(None),
             cut: Cell::new(None),
             waker: RefCell::new(None),
         });
@@ -205,12 +215,60 @@ impl Conn {
 
     /// Asks the connection's task to end it with `reason`; the first reason stands.
     pub(crate) fn cut(&self, reason: Reason) {
-        if self.cut.get().is_none() && !self.ended.get() {
+        if self.cut.get().is_none() && self.ended.get().is_none() {
             self.cut.set(Some(reason));
-            if let Some(waker) = self.waker.borrow_mut().take() {
-                waker.wake();
-            }
+            self.wake();
         }
+    }
+
+    /// Has the connection's task look around.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// The connection is out of time after `timeout`, to the second, unless [`Conn::clear_deadline`] comes first.
+    pub(crate) fn set_deadline(&self, timeout: std::time::Duration) {
+        // The tick under way has begun already.
+        self.deadline.set(Some(self.worker.tick() + timeout.as_secs() + 1));
+    }
+
+    /// Nothing has to come in time any more.
+    pub(crate) fn clear_deadline(&self) {
+        self.deadline.set(None);
+        self.expired.set(false);
+    }
+
+    /// Whether a deadline is set.
+    pub(crate) fn has_deadline(&self) -> bool {
+        self.deadline.get().is_some()
+    }
+
+    /// Whether the deadline passed.
+    pub(crate) fn is_out_of_time(&self) -> bool {
+        self.expired.get()
+    }
+
+    /// From here on it carries HTTP.
+    pub(crate) fn carries_http(&self) {
+        self.is_http.set(true);
+        self.state.set(State::Open);
+    }
+
+    /// A request of it was recorded.
+    pub(crate) fn count_request(&self) {
+        self.requests.set(self.requests.get() + 1);
+    }
+
+    /// The reason it ended for, once it has.
+    pub(crate) fn ended(&self) -> Option<Reason> {
+        self.ended.get()
+    }
+
+    /// Bytes carried so far: received, sent.
+    pub(crate) fn carried(&self) -> (u64, u64) {
+        (self.received.get(), self.sent.get())
     }
 
     /// The reason it is to be ended for, if any; otherwise `waker` will be woken when there is one.
@@ -227,30 +285,35 @@ impl Conn {
 
     /// Ends the connection: leaves the registry, gives the budget back, counts, and logs. Only the first call does anything.
     pub(crate) fn end(&self, reason: Reason) {
-        if self.ended.replace(true) {
+        if self.ended.get().is_some() {
             return;
         }
+        self.ended.set(Some(reason));
         self.worker.table.remove(self.id);
         if self.has_budget.get() {
             self.pod.budget.disconnect();
         }
-        self.open_series();
         let flags = reason.response_flags();
-        if flags == "-" {
+        if self.is_http.get() {
+            // Its requests were counted.
+        } else if flags == "-" {
+            self.open_series();
             if let Some(tcp) = &*self.tcp.borrow() {
                 tcp.closed();
             }
         } else {
+            self.open_series();
             self.worker.labels.handle(&self.worker, &self.label_key(flags)).closed();
         }
         self.worker.metrics().count_ended(self.direction, reason);
-        if self.worker.telemetry.access.enabled() {
+        let is_told = self.is_http.get() && (self.requests.get() > 0 || reason.is_success());
+        if !is_told && self.worker.telemetry.access.enabled() {
             self.worker.telemetry.access.log(self.record(reason));
         }
         self.worker.table.ended.notify_waiters();
     }
 
-    fn label_key(&self, flags: &'static str) -> LabelKey {
+    pub(crate) fn label_key(&self, flags: &'static str) -> LabelKey {
         let target = self.target.borrow();
         LabelKey {
             direction: self.direction,
@@ -262,7 +325,7 @@ impl Conn {
         }
     }
 
-    fn record(&self, reason: Reason) -> AccessRecord {
+    pub(crate) fn record(&self, reason: Reason) -> AccessRecord {
         let target = self.target.borrow();
         let (source, destination) = (self.source.as_ref(), target.workload.as_ref());
         let name =
@@ -295,6 +358,7 @@ impl Conn {
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
             connection_id: self.id,
+            http: None,
         }
     }
 
@@ -323,7 +387,7 @@ impl Conn {
 /// One worker's connections.
 #[derive(Default)]
 pub(crate) struct Table {
-    open: RefCell<HashMap<u64, Rc<Conn>>>,
+    open: RefCell<FastMap<u64, Rc<Conn>>>,
     /// Notified whenever a connection ended.
     pub(crate) ended: tokio::sync::Notify,
 }
@@ -344,6 +408,22 @@ impl Table {
 
     pub(crate) fn len(&self) -> usize {
         self.open.borrow().len()
+    }
+
+    /// Wakes the connections whose deadline is `tick` or earlier: they are out of time.
+    pub(crate) fn expire(&self, tick: u64) {
+        for conn in self.open.borrow().values() {
+            if conn.deadline.get().is_some_and(|deadline| deadline <= tick) {
+                conn.deadline.set(None);
+                conn.expired.set(true);
+                conn.wake();
+            }
+        }
+    }
+
+    /// Has every connection's task look around.
+    pub(crate) fn wake_all(&self) {
+        self.open.borrow().values().for_each(|conn| conn.wake());
     }
 
     /// Waits until no connection is open.

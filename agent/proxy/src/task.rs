@@ -1,6 +1,7 @@
 //! The frame around every connection's future: CPU time is charged to the pod, a panic ends this connection only, a cut is
 //! obeyed at once, and the end is recorded exactly once, whichever way it comes.
 
+use std::any::Any;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -19,12 +20,14 @@ pub(crate) struct Ended {
     pub(crate) reason: Reason,
     pub(crate) downstream: Option<TcpStream>,
     pub(crate) upstream: Option<TcpStream>,
+    /// A connection that owns its socket and knows how to close it: dropped when the end is recorded.
+    pub(crate) held: Option<Box<dyn Any>>,
 }
 
 impl Ended {
     /// Before there was an upstream.
     pub(crate) fn refused(reason: Reason, downstream: TcpStream) -> Self {
-        Self { reason, downstream: Some(downstream), upstream: None }
+        Self { reason, downstream: Some(downstream), upstream: None, held: None }
     }
 
     /// Closes both sockets: cleanly only if both directions ended cleanly, with a reset otherwise. Sockets that are
@@ -35,6 +38,7 @@ impl Ended {
             // Fails only on a socket that is already gone.
             let _ = SockRef::from(socket).set_linger(linger);
         }
+        drop(self.held);
     }
 }
 

@@ -19,6 +19,7 @@ use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, LocalSet};
+use tokio::time::MissedTickBehavior;
 
 use crate::accept;
 use crate::affinity::AffinityTable;
@@ -27,6 +28,11 @@ use crate::buffers::BufferPool;
 use crate::config::Config;
 use crate::dial;
 use crate::drain;
+use crate::hash::FastMap;
+use crate::http::pool::Pool;
+use crate::http::pool_h2::PoolH2;
+use crate::http::spare::{Spare, SpareBytes};
+use crate::http::{Heads, HttpLabelCache};
 use crate::labels::LabelCache;
 use crate::proxy::Telemetry;
 use crate::registry::{ConnectionList, ConnectionView, Predicate, Table};
@@ -36,6 +42,8 @@ use crate::sockets::{ShardListeners, SocketSource};
 const SCRATCH_BYTES: usize = 64 << 10;
 /// How often a worker lets go of its cached metric handles, so that idle series can be dropped.
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
+/// How often deadlines and idle pooled connections are looked at.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What other threads ask of a worker.
 pub(crate) enum Command {
@@ -74,11 +82,22 @@ pub(crate) struct Worker {
     pub(crate) affinity: Arc<AffinityTable>,
     pub(crate) table: Table,
     pub(crate) labels: LabelCache,
+    pub(crate) http_labels: HttpLabelCache,
+    /// Idle upstream connections.
+    pub(crate) pool: Pool,
+    /// Upstream connections that speak HTTP/2.
+    pub(crate) pool_h2: PoolH2,
+    pub(crate) spare: SpareBytes,
+    pub(crate) spare_heads: Spare<Heads>,
+    /// Set once the worker drains: HTTP connections end behind the request they are at.
+    pub(crate) draining: Cell<bool>,
+    /// Seconds since the worker started, about: the clock of deadlines.
+    tick: Cell<u64>,
     pub(crate) buffers: Rc<BufferPool>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
     current: RefCell<Rc<Current>>,
-    loads: RefCell<HashMap<SocketAddr, u32>>,
+    loads: RefCell<FastMap<SocketAddr, u32>>,
     next_id: Cell<u64>,
 }
 
@@ -115,12 +134,22 @@ impl Seed {
 async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut stopped: watch::Receiver<()>) {
     let mut pods: HashMap<PodUid, Attached> = HashMap::new();
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let command = tokio::select! {
             _ = stopped.changed() => None,
             command = commands.recv() => command,
             _ = housekeeping.tick() => {
                 worker.labels.clear();
+                worker.http_labels.clear();
+                continue;
+            }
+            _ = ticks.tick() => {
+                worker.tick.set(worker.tick.get() + 1);
+                worker.table.expire(worker.tick.get());
+                worker.pool.sweep(worker.tick.get());
+                worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs());
                 continue;
             }
         };
@@ -135,7 +164,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 }));
             }
             Command::Detach { uid, reply } => {
-                pods.remove(&uid);
+                if let Some(attached) = pods.remove(&uid) {
+                    worker.pool.purge(attached.pod.serial);
+                    worker.pool_h2.purge(attached.pod.serial);
+                }
                 let _ = reply.send(());
             }
             Command::List { predicate, limit, reply } => {
@@ -146,6 +178,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
             }
             Command::Drain { deadline, reply } => {
                 pods.clear();
+                worker.draining.set(true);
+                worker.pool.clear();
+                worker.pool_h2.clear();
+                worker.table.wake_all();
                 tokio::task::spawn_local(drain::run(worker.clone(), deadline, reply));
             }
         }
@@ -153,7 +189,10 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
 }
 
 /// A pod's listeners on this worker; dropping it stops accepting, open connections go on.
-struct Attached(Vec<AbortHandle>);
+struct Attached {
+    pod: Rc<Pod>,
+    accepting: Vec<AbortHandle>,
+}
 
 impl Attached {
     fn new(
@@ -163,14 +202,14 @@ impl Attached {
         shards: Vec<ShardListeners>,
     ) -> io::Result<Self> {
         let pod = Rc::new(Pod::new(budget, addresses));
-        let mut attached = Self(Vec::new());
+        let mut attached = Self { pod: pod.clone(), accepting: Vec::new() };
         for shard in shards {
             let outbound = shard.outbound.into_iter().map(|l| (Direction::Outbound, l));
             let inbound = shard.inbound.into_iter().map(|l| (Direction::Inbound, l));
             for (direction, listener) in outbound.chain(inbound) {
                 let listener = prepare(listener)?;
                 let accepting = accept::run(worker.clone(), pod.clone(), direction, listener);
-                attached.0.push(tokio::task::spawn_local(accepting).abort_handle());
+                attached.accepting.push(tokio::task::spawn_local(accepting).abort_handle());
             }
         }
         Ok(attached)
@@ -179,7 +218,7 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
+        self.accepting.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -205,6 +244,13 @@ impl Worker {
             affinity: seed.affinity,
             table: Table::default(),
             labels: LabelCache::default(),
+            http_labels: HttpLabelCache::default(),
+            pool: Pool::default(),
+            pool_h2: PoolH2::default(),
+            spare: SpareBytes::default(),
+            spare_heads: Spare::default(),
+            draining: Cell::new(false),
+            tick: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
             snapshots: RefCell::new(seed.snapshots),
             current: RefCell::new(Rc::new(Current(snapshot))),
@@ -246,7 +292,12 @@ impl Worker {
         id
     }
 
-    /// Connections of this worker to an endpoint, those being dialled included.
+    /// Seconds since the worker started, about.
+    pub(crate) fn tick(&self) -> u64 {
+        self.tick.get()
+    }
+
+    /// Connections and requests of this worker to an endpoint, those being dialled included.
     pub(crate) fn load_of(&self, addr: SocketAddr) -> u32 {
         self.loads.borrow().get(&addr).copied().unwrap_or(0)
     }

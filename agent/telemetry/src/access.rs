@@ -1,4 +1,4 @@
-//! The access record, one per connection and side, and its way out: a bounded queue to one writer thread.
+//! The access record, one per request or opaque connection and side, and its way out: a bounded queue to one writer thread.
 //!
 //! Workers never wait for the disk or for a reader of stdout: when the queue is full the record is dropped and counted.
 
@@ -34,10 +34,10 @@ pub const FAMILIES: [FamilyDesc; 2] = [WRITTEN, QUEUE];
 /// One line of the access log. Empty names are unknown.
 #[derive(Clone, Debug, Serialize)]
 pub struct AccessRecord {
-    /// When the connection was accepted (RFC 3339, UTC).
+    /// When the connection was accepted, or the request began (RFC 3339, UTC).
     #[serde(serialize_with = "as_rfc3339")]
     pub start_time: SystemTime,
-    /// From accept to end, milliseconds.
+    /// From there to the end, milliseconds.
     #[serde(serialize_with = "as_millis", rename = "duration_ms")]
     pub duration: Duration,
     /// Node of the agent that writes.
@@ -79,6 +79,34 @@ pub struct AccessRecord {
     pub bytes_received: u64,
     /// Number of the connection in this agent, as in `heddle connections`.
     pub connection_id: u64,
+    /// The request, if the connection carried HTTP; `bytes_*` are then the sizes of its bodies.
+    #[serde(flatten)]
+    pub http: Option<HttpFields>,
+}
+
+/// What only a request has. Empty texts are unknown or were not sent.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct HttpFields {
+    /// `HTTP/1.0`, `HTTP/1.1` or `HTTP/2`, as the client spoke it.
+    pub protocol: &'static str,
+    /// Method.
+    pub method: Box<str>,
+    /// Host and port as the client named them.
+    pub authority: Box<str>,
+    /// Path and query.
+    pub path: Box<str>,
+    /// Status sent to the client, 0 if none was.
+    pub status: u16,
+    /// gRPC status, where one was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc_status: Option<u8>,
+    /// `user-agent`.
+    pub user_agent: Box<str>,
+    /// `x-request-id`.
+    pub request_id: Box<str>,
+    /// The rule of HTTP that a malformed message broke.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub detail: &'static str,
 }
 
 fn as_rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
@@ -304,6 +332,7 @@ mod tests {
             bytes_sent: 7,
             bytes_received: 8,
             connection_id: id,
+            http: None,
         }
     }
 
@@ -319,6 +348,21 @@ mod tests {
              \"destination_namespace\":\"\",\"destination_pod\":\"\",\"destination_workload\":\"\",\"attempts\":2,\
              \"bytes_sent\":7,\"bytes_received\":8,\"connection_id\":9}"
         );
+    }
+
+    #[test]
+    fn a_request_has_fields_of_its_own() {
+        let http = HttpFields {
+            protocol: "HTTP/1.1",
+            method: "GET".into(),
+            path: "/a?b=\"".into(),
+            status: 503,
+            ..HttpFields::default()
+        };
+        let json = serde_json::to_string(&AccessRecord { http: Some(http), ..record(9) }).unwrap();
+        let fields = ",\"connection_id\":9,\"protocol\":\"HTTP/1.1\",\"method\":\"GET\",\"authority\":\"\",\
+            \"path\":\"/a?b=\\\"\",\"status\":503,\"user_agent\":\"\",\"request_id\":\"\"}";
+        assert!(json.ends_with(fields), "{json}");
     }
 
     #[test]

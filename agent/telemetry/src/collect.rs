@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use prometheus::core::{Collector, Desc};
-use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 /// Name, help text and label names of one family: the declaration from which `docs/metrics.md` is checked.
 #[derive(Clone, Copy, Debug)]
@@ -12,7 +12,7 @@ pub struct FamilyDesc {
     pub name: &'static str,
     /// One sentence.
     pub help: &'static str,
-    /// Counter or gauge.
+    /// Counter, gauge or histogram.
     pub kind: MetricType,
     /// Label names in order.
     pub labels: &'static [&'static str],
@@ -29,6 +29,12 @@ impl FamilyDesc {
     #[must_use]
     pub const fn gauge(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
         Self { name, help, kind: MetricType::GAUGE, labels }
+    }
+
+    /// A histogram family.
+    #[must_use]
+    pub const fn histogram(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self { name, help, kind: MetricType::HISTOGRAM, labels }
     }
 
     /// An empty family to push rows into.
@@ -59,6 +65,42 @@ pub struct Family {
 impl Family {
     /// Adds one sample; `values` in the order of the declared labels.
     pub fn push(&mut self, values: &[&str], value: f64) {
+        let mut metric = self.metric(values);
+        if self.desc.kind == MetricType::COUNTER {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        self.rows.push(metric);
+    }
+
+    /// Adds one histogram: `counts[i]` observations at most `bounds[i]` and above the bound before, one more count for what
+    /// is above the last.
+    pub fn push_histogram(&mut self, values: &[&str], bounds: &[f64], counts: &[u64], sum: f64) {
+        debug_assert_eq!(counts.len(), bounds.len() + 1, "{}", self.desc.name);
+        let mut total = 0;
+        let mut histogram = Histogram::default();
+        let mut buckets = Vec::with_capacity(counts.len());
+        for (bound, count) in bounds.iter().chain([&f64::INFINITY]).zip(counts) {
+            total += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(total);
+            buckets.push(bucket);
+        }
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(total);
+        histogram.set_sample_sum(sum);
+        let mut metric = self.metric(values);
+        metric.set_histogram(histogram);
+        self.rows.push(metric);
+    }
+
+    fn metric(&self, values: &[&str]) -> Metric {
         debug_assert_eq!(values.len(), self.desc.labels.len(), "{}", self.desc.name);
         let labels = self
             .desc
@@ -72,17 +114,7 @@ impl Family {
                 pair
             })
             .collect();
-        let mut metric = Metric::from_label(labels);
-        if self.desc.kind == MetricType::COUNTER {
-            let mut counter = Counter::default();
-            counter.set_value(value);
-            metric.set_counter(counter);
-        } else {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        self.rows.push(metric);
+        Metric::from_label(labels)
     }
 
     /// The finished family.

@@ -40,6 +40,19 @@ pub const TCP_LABEL_NAMES: [&str; 23] = [
     "connection_security_policy",
 ];
 
+/// The label names of every `istio_request*` family, in exposition order.
+pub const HTTP_LABEL_NAMES: [&str; 25] = {
+    let mut names = [""; 25];
+    let mut i = 0;
+    while i < TCP_LABEL_NAMES.len() {
+        names[i] = TCP_LABEL_NAMES[i];
+        i += 1;
+    }
+    names[23] = "response_code";
+    names[24] = "grpc_response_status";
+    names
+};
+
 /// Which side's agent saw the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reporter {
@@ -92,6 +105,19 @@ pub struct TcpLabels {
     pub response_flags: &'static str,
     /// `mutual_tls`, `none`, or empty (unknown: what a source reporter says, as in Istio).
     pub security: &'static str,
+}
+
+/// The full label set of one `istio_request*` series.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HttpLabels {
+    /// What every request of the connection to this destination has in common.
+    pub peers: TcpLabels,
+    /// Whether it is gRPC: `request_protocol` is `grpc`, else `http`.
+    pub grpc: bool,
+    /// Status of the response; 0 if there was none.
+    pub response_code: u16,
+    /// gRPC status, 0 to 16, where one was sent.
+    pub grpc_status: Option<u8>,
 }
 
 impl Reporter {
@@ -200,6 +226,10 @@ impl TcpLabels {
     /// Values in the order of [`TCP_LABEL_NAMES`].
     #[must_use]
     pub fn values(&self) -> [&str; TCP_LABEL_NAMES.len()] {
+        self.values_for("tcp")
+    }
+
+    fn values_for<'a>(&'a self, protocol: &'a str) -> [&'a str; TCP_LABEL_NAMES.len()] {
         let (s, d, service) = (&self.source, &self.destination, &self.service);
         let mut values = [
             self.reporter.as_str(),
@@ -222,7 +252,7 @@ impl TcpLabels {
             &service.name,
             &service.namespace,
             &d.cluster,
-            "tcp",
+            protocol,
             self.response_flags,
             self.security,
         ];
@@ -231,6 +261,26 @@ impl TcpLabels {
                 *value = UNKNOWN;
             }
         }
+        values
+    }
+}
+
+impl HttpLabels {
+    /// The series that collects everything beyond the cardinality limit.
+    #[must_use]
+    pub fn overflow() -> Self {
+        Self { peers: TcpLabels::overflow(), grpc: false, response_code: 0, grpc_status: None }
+    }
+
+    /// Values in the order of [`HTTP_LABEL_NAMES`]; `numbers` is room for those that are numbers.
+    #[must_use]
+    pub fn values<'a>(&'a self, numbers: &'a mut [String; 2]) -> [&'a str; HTTP_LABEL_NAMES.len()] {
+        // As in Istio: a response that never came is 0, and what is not gRPC has no gRPC status.
+        *numbers = [self.response_code.to_string(), self.grpc_status.map(|s| s.to_string()).unwrap_or_default()];
+        let mut values = [""; HTTP_LABEL_NAMES.len()];
+        let peers = self.peers.values_for(if self.grpc { "grpc" } else { "http" });
+        values[..peers.len()].copy_from_slice(&peers);
+        [values[peers.len()], values[peers.len() + 1]] = [&numbers[0], &numbers[1]];
         values
     }
 }

@@ -7,16 +7,19 @@
 pub mod access;
 pub mod collect;
 pub mod encode;
+pub mod http;
 pub mod labels;
 pub mod process;
 pub mod proxy;
 pub mod reason;
+pub mod series;
 pub mod tcp;
 pub mod time;
 
-pub use access::{AccessLog, AccessRecord};
+pub use access::{AccessLog, AccessRecord, HttpFields};
 pub use encode::Format;
-pub use labels::{PeerLabels, Reporter, ServiceLabels, TcpLabels};
+pub use http::{HttpHandle, HttpMetrics, RequestSample};
+pub use labels::{HttpLabels, PeerLabels, Reporter, ServiceLabels, TcpLabels};
 pub use prometheus::{Error as RegistryError, Registry};
 pub use proxy::{Direction, ProxyMetrics};
 pub use reason::Reason;
@@ -25,5 +28,7 @@ pub use tcp::{TcpHandle, TcpMetrics};
 /// Every family this room declares. Rooms with families of their own declare them as [`collect::FamilyDesc`] too.
 #[must_use]
 pub fn families() -> Vec<collect::FamilyDesc> {
-    [&tcp::FAMILIES[..], &proxy::FAMILIES, &access::FAMILIES, &process::FAMILIES].concat()
+    let own: [&[collect::FamilyDesc]; 6] =
+        [&tcp::FAMILIES, &http::FAMILIES, &series::FAMILIES, &proxy::FAMILIES, &access::FAMILIES, &process::FAMILIES];
+    own.concat()
 }

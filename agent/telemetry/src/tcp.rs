@@ -1,25 +1,18 @@
-//! Istio-compatible TCP metrics, written from the hot path without sharing.
-//!
-//! A series is looked up once per connection (cold: one mutex) and holds one padded cell per worker; bytes and ends are
-//! relaxed adds to the worker's own cell, summed at scrape. The number of label sets has a limit: what is beyond it goes to
-//! one `overflow` series and is counted. A label set that no connection holds and that has not moved for
-//! [`SERIES_IDLE_MAX`] is dropped, so churn of pods does not fill the limit for ever.
+//! Istio-compatible TCP metrics, written from the hot path without sharing (see [`crate::series`]).
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus::core::Collector;
 
 use crate::collect::{FamilyDesc, FnCollector};
 use crate::labels::{TCP_LABEL_NAMES, TcpLabels};
+use crate::series::{self, Handle, LabelSet, SeriesTable, Usage};
 
 /// Default limit of label sets, which is series per family, per agent.
 pub const SERIES_MAX_DEFAULT: usize = 10_000;
-/// A label set without an open connection and without a change for this long is dropped at the next scrape. Long enough
-/// for any sensible scrape interval to have seen its last value.
-pub const SERIES_IDLE_MAX: Duration = Duration::from_secs(3600);
+pub use crate::series::SERIES_IDLE_MAX;
 
 const OPENED: FamilyDesc =
     FamilyDesc::counter("istio_tcp_connections_opened_total", "TCP connections opened.", &TCP_LABEL_NAMES);
@@ -35,16 +28,8 @@ const RECEIVED: FamilyDesc = FamilyDesc::counter(
     "Bytes received by the destination from the source, counted while connections live.",
     &TCP_LABEL_NAMES,
 );
-const SERIES: FamilyDesc =
-    FamilyDesc::gauge("heddle_metrics_series", "Label sets held, by family.", &["family", "bound"]);
-const OVERFLOWED: FamilyDesc = FamilyDesc::counter(
-    "heddle_metrics_series_overflow_total",
-    "Look-ups answered with the overflow series because the limit of label sets was reached.",
-    &["family"],
-);
-
 /// The families this module exposes.
-pub const FAMILIES: [FamilyDesc; 6] = [OPENED, CLOSED, SENT, RECEIVED, SERIES, OVERFLOWED];
+pub const FAMILIES: [FamilyDesc; 4] = [OPENED, CLOSED, SENT, RECEIVED];
 
 #[derive(Default)]
 #[repr(align(64))]
@@ -55,99 +40,54 @@ struct Cell {
     received: AtomicU64,
 }
 
-struct Series {
-    labels: TcpLabels,
-    cells: Box<[Cell]>,
+impl series::Cell for Cell {
+    fn activity(&self) -> u64 {
+        self.numbers().iter().fold(0, |a, b| a.wrapping_add(*b))
+    }
 }
 
-struct Entry {
-    series: Arc<Series>,
-    last_sum: u64,
-    changed: Instant,
+impl Cell {
+    fn numbers(&self) -> [u64; 4] {
+        [&self.opened, &self.closed, &self.sent, &self.received].map(|n| n.load(Relaxed))
+    }
 }
 
-struct Index {
-    entries: HashMap<TcpLabels, Entry>,
-    overflow: Option<Arc<Series>>,
-}
-
-struct Inner {
-    shards: usize,
-    series_max: usize,
-    overflowed: AtomicU64,
-    index: Mutex<Index>,
+impl LabelSet for TcpLabels {
+    fn overflow() -> Self {
+        Self::overflow()
+    }
 }
 
 /// All `istio_tcp_*` families of one agent. Cloning shares them.
 #[derive(Clone)]
-pub struct TcpMetrics(Arc<Inner>);
+pub struct TcpMetrics(Arc<SeriesTable<TcpLabels, Cell>>);
 
 /// One label set as one worker writes it.
 #[derive(Clone)]
-pub struct TcpHandle {
-    series: Arc<Series>,
-    shard: usize,
-}
+pub struct TcpHandle(Handle<TcpLabels, Cell>);
 
 impl TcpMetrics {
     /// For `shards` workers and at most `series_max` label sets.
     #[must_use]
     pub fn new(shards: usize, series_max: usize) -> Self {
-        let index = Index { entries: HashMap::new(), overflow: None };
-        Self(Arc::new(Inner {
-            shards: shards.max(1),
-            series_max,
-            overflowed: AtomicU64::new(0),
-            index: Mutex::new(index),
-        }))
+        Self(Arc::new(SeriesTable::new(shards, series_max)))
     }
 
     /// The handle of worker `shard` for a label set. Takes a lock: call it once per connection at most, and cache.
     #[must_use]
     pub fn handle(&self, shard: usize, labels: &TcpLabels) -> TcpHandle {
-        let mut index = self.0.lock();
-        let series = match index.entries.get(labels) {
-            Some(entry) => entry.series.clone(),
-            None if index.entries.len() >= self.0.series_max => {
-                self.0.overflowed.fetch_add(1, Relaxed);
-                index.overflow.get_or_insert_with(|| self.0.series(TcpLabels::overflow())).clone()
-            }
-            None => {
-                let series = self.0.series(labels.clone());
-                let entry = Entry { series: series.clone(), last_sum: 0, changed: Instant::now() };
-                index.entries.insert(labels.clone(), entry);
-                series
-            }
-        };
-        TcpHandle { series, shard: shard % self.0.shards }
+        TcpHandle(self.0.handle(shard, labels))
     }
 
     /// Drops label sets that no handle refers to and that have not moved for [`SERIES_IDLE_MAX`] at `now`.
     pub fn drop_idle(&self, now: Instant) {
-        let mut index = self.0.lock();
-        let idle: Vec<TcpLabels> = index
-            .entries
-            .iter_mut()
-            .filter_map(|(labels, entry)| {
-                let sum = entry.series.sum().iter().fold(0u64, |a, b| a.wrapping_add(*b));
-                if sum != entry.last_sum {
-                    entry.last_sum = sum;
-                    entry.changed = now;
-                }
-                let idle = now.saturating_duration_since(entry.changed) >= SERIES_IDLE_MAX;
-                (idle && Arc::strong_count(&entry.series) == 1).then(|| labels.clone())
-            })
-            .collect();
-        for labels in idle {
-            // The lock is held and handles are only made under it: nobody can have got one since the count was 1.
-            index.entries.remove(&labels);
-        }
+        self.0.drop_idle(now);
     }
 
     /// Number of label sets held, the overflow series not counted.
     #[must_use]
     pub fn series_count(&self) -> usize {
-        self.0.lock().entries.len()
+        self.0.len()
     }
 
     /// What the registry scrapes.
@@ -161,16 +101,12 @@ impl TcpMetrics {
     }
 
     fn collect(&self) -> Vec<crate::collect::Family> {
-        let (all, count) = {
-            let index = self.0.lock();
-            let all: Vec<_> = index.entries.values().map(|e| e.series.clone()).chain(index.overflow.clone()).collect();
-            (all, index.entries.len())
-        };
-        let [mut opened, mut closed, mut sent, mut received, mut series_use, mut overflowed] =
-            FAMILIES.map(|f| f.family());
+        let all = self.0.all();
+        let [mut opened, mut closed, mut sent, mut received] = FAMILIES.map(|f| f.family());
         for series in &all {
             let values = series.labels.values();
-            let [o, c, s, r] = series.sum();
+            let [o, c, s, r] =
+                series.cells.iter().map(Cell::numbers).fold([0; 4], |sum, n| std::array::from_fn(|i| sum[i] + n[i]));
             // A label set with flags exists only for ends; one without may have had none yet, but starts at 0.
             if o > 0 || series.labels.response_flags == "-" {
                 opened.push(&values, o as f64);
@@ -179,34 +115,12 @@ impl TcpMetrics {
             }
             closed.push(&values, c as f64);
         }
-        series_use.push(&["istio_tcp", "used"], count as f64);
-        series_use.push(&["istio_tcp", "max"], self.0.series_max as f64);
-        overflowed.push(&["istio_tcp"], self.0.overflowed.load(Relaxed) as f64);
-        vec![opened, closed, sent, received, series_use, overflowed]
-    }
-}
-
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Index> {
-        // No code runs under the lock that could leave the index half changed.
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        vec![opened, closed, sent, received]
     }
 
-    fn series(&self, labels: TcpLabels) -> Arc<Series> {
-        Arc::new(Series { labels, cells: (0..self.shards).map(|_| Cell::default()).collect() })
-    }
-}
-
-impl Series {
-    fn sum(&self) -> [u64; 4] {
-        self.cells.iter().fold([0; 4], |[o, c, s, r], cell| {
-            [
-                o + cell.opened.load(Relaxed),
-                c + cell.closed.load(Relaxed),
-                s + cell.sent.load(Relaxed),
-                r + cell.received.load(Relaxed),
-            ]
-        })
+    /// How much of the limit is used.
+    pub(crate) fn usage(&self) -> Usage {
+        self.0.usage("istio_tcp")
     }
 }
 
@@ -232,7 +146,7 @@ impl TcpHandle {
     }
 
     fn cell(&self) -> &Cell {
-        &self.series.cells[self.shard]
+        self.0.cell()
     }
 }
 
@@ -300,7 +214,7 @@ mod tests {
         let text = scrape(&metrics);
         let overflow = text.lines().find(|l| l.starts_with("istio_tcp_connections_opened") && l.contains("overflow"));
         assert!(overflow.unwrap().ends_with("} 7"), "{text}");
-        assert!(text.contains("heddle_metrics_series_overflow_total{family=\"istio_tcp\"} 7"), "{text}");
+        assert_eq!((metrics.usage().used, metrics.usage().max, metrics.usage().overflowed), (3, 3, 7));
     }
 
     #[test]

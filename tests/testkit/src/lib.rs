@@ -19,6 +19,7 @@ pub mod place;
 pub mod pod;
 pub mod probe;
 pub mod process;
+pub mod programs;
 pub mod report;
 pub mod server;
 pub mod sweep;

@@ -46,6 +46,8 @@ pub fn register(
 ) -> Result<()> {
     let register = |collector| registry.register(collector).context("register metrics");
     register(telemetry.tcp.collector())?;
+    register(telemetry.http.collector())?;
+    register(heddle_telemetry::series::collector(&telemetry.tcp, &telemetry.http))?;
     register(telemetry.proxy.collector())?;
     register(telemetry.access.collector())?;
     register(heddle_telemetry::process::collector())?;

@@ -12,7 +12,7 @@ use heddle_admin::Limits;
 use heddle_discovery::files::FilesSource;
 use heddle_model::{Family, PodUid, Snapshot};
 use heddle_proxy::{Config, Proxy, Telemetry};
-use heddle_telemetry::{AccessLog, ProxyMetrics, Reason, Registry, TcpMetrics};
+use heddle_telemetry::{AccessLog, HttpMetrics, ProxyMetrics, Reason, Registry, TcpMetrics};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -60,6 +60,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
     let sockets = NetnsSockets::start(workers, options.paths.run_dir.clone()).context("sockets thread")?;
     let telemetry = Telemetry {
         tcp: TcpMetrics::new(workers, SERIES_MAX),
+        http: HttpMetrics::new(workers, heddle_telemetry::http::SERIES_MAX_DEFAULT),
         proxy: ProxyMetrics::new(workers),
         access: access.clone(),
     };

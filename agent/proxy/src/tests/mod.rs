@@ -2,7 +2,10 @@
 //! destination is the listener's own address, which the snapshot knows as a Service.
 
 mod carry;
+mod detect;
 mod endpoints;
+mod http1;
+mod http2;
 mod inbound;
 mod life;
 mod support;

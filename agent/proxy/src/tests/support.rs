@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use heddle_model::mesh::PodLimits;
 use heddle_model::{ClientAddr, Delta, Endpoint, Family, MeshConfig, PodUid, Service, ServicePort, Snapshot, Workload};
-use heddle_telemetry::{AccessLog, ProxyMetrics, TcpMetrics};
+use heddle_telemetry::{AccessLog, HttpMetrics, ProxyMetrics, TcpMetrics};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -96,6 +96,7 @@ pub struct Mesh {
     pub sockets: Arc<FakeSockets>,
     pub metrics: ProxyMetrics,
     pub tcp: TcpMetrics,
+    pub http: HttpMetrics,
     snapshot: watch::Sender<Arc<Snapshot>>,
     log: LogBuffer,
 }
@@ -111,12 +112,13 @@ impl Mesh {
         let (sockets, log) = (Arc::new(FakeSockets::default()), LogBuffer::default());
         let telemetry = Telemetry {
             tcp: TcpMetrics::new(config.workers, 1000),
+            http: HttpMetrics::new(config.workers, 1000),
             proxy: ProxyMetrics::new(config.workers),
             access: AccessLog::to(log.clone(), 100_000).unwrap(),
         };
-        let (metrics, tcp) = (telemetry.proxy.clone(), telemetry.tcp.clone());
+        let (metrics, tcp, http) = (telemetry.proxy.clone(), telemetry.tcp.clone(), telemetry.http.clone());
         let proxy = Proxy::start(config, receiver, sockets.clone(), telemetry).unwrap();
-        Self { proxy, sockets, metrics, tcp, snapshot, log }
+        Self { proxy, sockets, metrics, tcp, http, snapshot, log }
     }
 
     pub fn apply(&self, delta: Delta) {

@@ -1,0 +1,429 @@
+//! Serving an HTTP/1 client: requests in order, one at a time; what it pipelines waits in one bounded buffer.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use heddle_http::h1::{
+    Body, ClientSide, Progress, RequestHead, RequestParser, ResponseHead, Version, forward_request, forward_response,
+};
+use heddle_http::{Limits, answer};
+use heddle_telemetry::{Direction, Reason};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::inbox::{Filled, Inbox};
+use super::pool;
+use super::record::{Record, Told};
+use super::relay::{End, Facts, Failed, Outcome, Relay, flush};
+use crate::copy;
+use crate::copy::Side;
+use crate::registry::Conn;
+use crate::route::{EndpointRef, From, Route, Upstream};
+use crate::task::Ended;
+
+/// How long, and how many bytes, a client may go on sending behind an answer that ends its connection: closing before it has
+/// read the answer would take the answer away.
+const LINGER: (Duration, usize) = (Duration::from_secs(2), 1 << 20);
+/// An answer of the agent's own must be taken in this time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Heads of the request under way; only an active connection holds them.
+#[derive(Default)]
+pub(crate) struct Heads {
+    request: RequestHead,
+    response: ResponseHead,
+}
+
+/// What follows a request on its connection.
+enum Next {
+    /// Another request.
+    Request,
+    /// The end, as it was told the client.
+    End(Reason),
+    /// Opaque bytes.
+    Tunnel(Box<(Upstream, Inbox, Record)>),
+}
+
+/// Serves one client to the end of its connection. `dialled`: the upstream that detection connected to, or why it could not.
+pub(crate) async fn run(
+    conn: &Rc<Conn>,
+    route: Route,
+    downstream: TcpStream,
+    dialled: Option<Result<Upstream, Reason>>,
+) -> Ended {
+    conn.carries_http();
+    let mut server = Server {
+        conn,
+        route,
+        dialled: dialled.as_ref().and_then(|d| d.as_ref().err().copied()),
+        kept: dialled.and_then(Result::ok),
+        inbox: Inbox::default(),
+        parser: RequestParser::new(Limits::DEFAULT),
+        downstream: &downstream,
+    };
+    let reason = Box::pin(server.serve()).await;
+    server.let_go();
+    drop(server);
+    Ended { reason, downstream: Some(downstream), upstream: None, held: None }
+}
+
+struct Server<'a> {
+    conn: &'a Rc<Conn>,
+    downstream: &'a TcpStream,
+    route: Route,
+    /// Why the dial of detection failed, until the first request is told.
+    dialled: Option<Reason>,
+    /// An upstream connection that is this client's alone, or that detection made.
+    kept: Option<Upstream>,
+    inbox: Inbox,
+    parser: RequestParser,
+}
+
+impl Server<'_> {
+    async fn serve(&mut self) -> Reason {
+        loop {
+            if self.inbox.is_empty()
+                && let Some(end) = poll_fn(|cx| self.poll_idle(cx)).await
+            {
+                return end;
+            }
+            let mut record = Record::begin(self.conn);
+            let mut heads = self.conn.worker.spare_heads.take();
+            let parsed = poll_fn(|cx| self.poll_head(cx, &mut heads.request)).await;
+            self.conn.clear_deadline();
+            let next = match parsed {
+                Ok(()) => self.exchange(&mut heads, record).await,
+                Err(Unread::Left(Reason::Completed)) => {
+                    record.forget();
+                    return Reason::Completed;
+                }
+                Err(Unread::Left(reason)) => {
+                    record.finish(reason);
+                    return reason;
+                }
+                Err(Unread::Rejected(reason, rule)) => {
+                    record.detail = rule;
+                    record.describe(|| Told { protocol: "HTTP/1.1", ..Told::default() });
+                    self.refuse(&mut heads.response, record, reason, Version::Http11, false, false).await
+                }
+            };
+            self.conn.worker.spare_heads.give(heads);
+            match next {
+                Next::Request => {}
+                Next::End(reason) => return reason,
+                Next::Tunnel(parts) => return self.tunnel(*parts).await,
+            }
+        }
+    }
+
+    /// Ready when bytes came (`None`), or the connection is over.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Reason>> {
+        if self.conn.worker.draining.get() {
+            return Poll::Ready(Some(Reason::Completed));
+        }
+        // A server that closes its idle connection is let go at once.
+        if let Some(kept) = &self.kept
+            && kept.stream.poll_read_ready(cx).is_ready()
+            && !pool::is_quiet(&kept.stream)
+            && let Some(gone) = self.kept.take()
+        {
+            pool::close(gone.stream);
+        }
+        match ready!(self.inbox.poll_fill(cx, self.conn, self.downstream)) {
+            Ok(Filled::Bytes(_)) => Poll::Ready(None),
+            Ok(Filled::End) => Poll::Ready(Some(Reason::Completed)),
+            Ok(Filled::NoRoom) => Poll::Ready(Some(Reason::PodBufferedBytesMax)),
+            Err(error) => Poll::Ready(Some(Side::Downstream.broke(&error))),
+        }
+    }
+
+    /// Ready when a head is complete, refused or given up.
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut RequestHead) -> Poll<Result<(), Unread>> {
+        loop {
+            match self.parser.parse(self.inbox.bytes(), head) {
+                Ok(Progress::Complete { consumed }) => {
+                    self.inbox.consume(consumed);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Progress::NeedMore) => {}
+                Err(rule) => return Poll::Ready(Err(Unread::Rejected(rule.request_reason(), rule.as_str()))),
+            }
+            if self.conn.is_out_of_time() {
+                return Poll::Ready(Err(Unread::Rejected(Reason::RequestTimeout, "")));
+            }
+            if !self.conn.has_deadline() {
+                self.conn.set_deadline(self.conn.worker.config.request_head_timeout);
+            }
+            match ready!(self.inbox.poll_fill(cx, self.conn, self.downstream)) {
+                Ok(Filled::Bytes(_)) => {}
+                Ok(Filled::NoRoom) => return Poll::Ready(Err(Unread::Rejected(Reason::PodBufferedBytesMax, ""))),
+                // Empty lines are no request.
+                Ok(Filled::End) if !self.parser.has_begun() => {
+                    return Poll::Ready(Err(Unread::Left(Reason::Completed)));
+                }
+                Ok(Filled::End) => return Poll::Ready(Err(Unread::Left(Reason::RequestCancelled))),
+                Err(error) => return Poll::Ready(Err(Unread::Left(Side::Downstream.broke(&error)))),
+            }
+        }
+    }
+
+    /// One request, from its parsed head to its end.
+    async fn exchange(&mut self, heads: &mut Heads, mut record: Record) -> Next {
+        let Heads { request, response } = heads;
+        let limits = Limits::DEFAULT;
+        record.grpc = request.is_grpc();
+        record.describe(|| Told {
+            protocol: if request.version() == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            method: request.method(),
+            authority: request.authority().unwrap_or_default(),
+            path: request.path_and_query(),
+            user_agent: request.fields().get("user-agent").unwrap_or_default(),
+            request_id: request.fields().get("x-request-id").unwrap_or_default(),
+        });
+        let mut facts = Facts::of(request, &limits);
+        let (version, is_head, wants_more) = (facts.version, facts.is_head, request.keep_alive());
+        let no_body = facts.body == Body::Empty;
+        let host = if request.authority().is_none() { self.original_host() } else { String::new() };
+        match forward_request(request, &host) {
+            Ok(body) => facts.wire_body = body,
+            Err(rule) => {
+                record.detail = rule.as_str();
+                return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
+            }
+        }
+        self.conn.attempts.set(0);
+        let mut from = From::Pool;
+        loop {
+            let connected = self.upstream(from).await;
+            record.attempts = self.conn.attempts.get();
+            let upstream = match connected {
+                Ok(upstream) => upstream,
+                Err(reason) => {
+                    return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
+                }
+            };
+            record.set_endpoint(upstream.endpoint.addr, upstream.endpoint.workload.as_ref());
+            let mut upbox = Inbox::default();
+            let outcome = {
+                let mut wire = self.conn.worker.spare.take();
+                request.write(&mut wire);
+                let down = End { stream: self.downstream, inbox: &mut self.inbox };
+                let up = End { stream: &upstream.stream, inbox: &mut upbox };
+                let mut relay = Relay::new(self.conn, down, up, facts, wire, response, &mut record, limits);
+                let outcome = poll_fn(|cx| relay.poll(cx)).await;
+                relay.recycle();
+                outcome
+            };
+            upbox.release();
+            match outcome {
+                Outcome::Complete { keep_client, keep_upstream } => {
+                    self.put_back(upstream, keep_upstream);
+                    record.finish(Reason::Completed);
+                    if keep_client {
+                        return Next::Request;
+                    }
+                    self.linger().await;
+                    return Next::End(Reason::Completed);
+                }
+                Outcome::Tunnel => return Next::Tunnel(Box::new((upstream, upbox, record))),
+                Outcome::Failed(Failed { again: true, .. }) if upstream.reused => {
+                    // It was closed while it was idle. Another may be as stale: a new one is not.
+                    from = From::Dial;
+                }
+                Outcome::Failed(failed) => {
+                    // The upstream is reset: it learns at once that nobody waits.
+                    drop(upstream);
+                    if !failed.answerable {
+                        record.finish(failed.reason);
+                        return Next::End(failed.reason);
+                    }
+                    let keep = failed.request_complete && wants_more;
+                    return self.refuse(response, record, failed.reason, version, is_head, keep).await;
+                }
+            }
+        }
+    }
+
+    /// The address the application called, for a request that names no host.
+    fn original_host(&self) -> String {
+        self.conn.original.map_or_else(String::new, |original| original.get().to_string())
+    }
+
+    /// An upstream for one request.
+    async fn upstream(&mut self, from: From) -> Result<Upstream, Reason> {
+        if let Some(reason) = self.dialled.take() {
+            return Err(reason);
+        }
+        if let Some(stale) = self.kept.take_if(|kept| from == From::Dial || !pool::is_quiet(&kept.stream)) {
+            pool::close(stale.stream);
+        }
+        // Detection dialled it for this very request.
+        if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
+            return Ok(dialled);
+        }
+        if self.conn.direction == Direction::Outbound
+            && let Some(original) = self.conn.original
+        {
+            let snapshot = self.conn.worker.refresh();
+            if snapshot.generation != self.route.generation {
+                self.route = Route::outbound(self.conn, original, &snapshot);
+                self.conn.set_target(self.route.target());
+            }
+        }
+        self.route.connect(self.conn, self.downstream, from, &mut self.kept).await
+    }
+
+    /// The upstream's next life.
+    fn put_back(&mut self, mut upstream: Upstream, keep: bool) {
+        if !keep {
+            pool::close(upstream.stream);
+        } else if upstream.endpoint.private {
+            upstream.reused = true;
+            upstream.endpoint.rest();
+            if let Some(other) = self.kept.replace(upstream) {
+                pool::close(other.stream);
+            }
+        } else {
+            let EndpointRef { addr, .. } = upstream.endpoint;
+            self.conn.worker.pool.put(self.conn, addr, upstream.stream);
+        }
+    }
+
+    /// The client's connection is over: what detection dialled in vain may serve others.
+    fn let_go(&mut self) {
+        if let Some(kept) = self.kept.take() {
+            self.put_away(kept);
+        }
+    }
+
+    fn put_away(&self, kept: Upstream) {
+        if kept.endpoint.private || !pool::is_quiet(&kept.stream) {
+            pool::close(kept.stream);
+        } else {
+            self.conn.worker.pool.put(self.conn, kept.endpoint.addr, kept.stream);
+        }
+    }
+
+    /// Answers for the upstream, if there is something honest to say, and records the request.
+    async fn refuse(
+        &mut self,
+        head: &mut ResponseHead,
+        mut record: Record,
+        reason: Reason,
+        version: Version,
+        is_head: bool,
+        keep: bool,
+    ) -> Next {
+        let Some(status) = answer::status(reason) else {
+            record.finish(reason);
+            return Next::End(reason);
+        };
+        let keep_alive = keep && !self.conn.worker.draining.get();
+        let reveal = self.conn.direction == Direction::Outbound || self.conn.source.is_some();
+        let body = answer::h1(reason, status, false, head);
+        forward_response(head, ClientSide { version, keep_alive, head: is_head });
+        if reveal {
+            // Behind the step that strips what others say in our name. A word of ours has no byte a value may not have.
+            let _ = head.fields_mut().append(answer::REASON_HEADER.as_bytes(), reason.as_str().as_bytes());
+        }
+        let mut wire = Vec::with_capacity(512);
+        head.write(&mut wire);
+        if !is_head {
+            wire.extend_from_slice(body.as_bytes());
+        }
+        let mut written = 0;
+        let sent =
+            tokio::time::timeout(ANSWER_TIMEOUT, poll_fn(|cx| flush(cx, self.downstream, &wire, &mut written))).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            record.finish(reason);
+            return Next::End(reason);
+        }
+        record.status = status;
+        record.response_bytes = if is_head { 0 } else { body.len() as u64 };
+        record.finish(reason);
+        if keep_alive {
+            return Next::Request;
+        }
+        self.linger().await;
+        // The client was told: its connection ends cleanly.
+        Next::End(Reason::Completed)
+    }
+
+    /// Ends our direction and takes what the client still sends, so that it can read what it was told.
+    async fn linger(&mut self) {
+        self.let_go();
+        self.inbox.consume(usize::MAX);
+        self.inbox.release();
+        if SockRef::from(self.downstream).shutdown(std::net::Shutdown::Write).is_err() {
+            return;
+        }
+        let mut left = LINGER.1;
+        let drain = pin!(poll_fn(|cx| {
+            loop {
+                match ready!(self.downstream.poll_read_ready(cx)) {
+                    Ok(()) => {}
+                    Err(_) => return Poll::Ready(()),
+                }
+                let mut scratch = self.conn.worker.scratch.borrow_mut();
+                match self.downstream.try_read(&mut scratch[..]) {
+                    Ok(0) => return Poll::Ready(()),
+                    Ok(count) if count >= left => return Poll::Ready(()),
+                    Ok(count) => left -= count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(_) => return Poll::Ready(()),
+                }
+            }
+        }));
+        let _ = tokio::time::timeout(LINGER.0, drain).await;
+    }
+
+    /// Both directions are opaque: what was read ahead goes first, then the bytes are copied to the end.
+    async fn tunnel(&mut self, (upstream, mut upbox, mut record): (Upstream, Inbox, Record)) -> Reason {
+        let mut ahead = poll_fn(|cx| {
+            let up = poll_empty(cx, &mut self.inbox, &upstream.stream).map_err(|e| Side::Upstream.broke(&e));
+            let down = poll_empty(cx, &mut upbox, self.downstream).map_err(|e| Side::Downstream.broke(&e));
+            match (up, down) {
+                (Poll::Ready(Err(reason)), _) | (_, Poll::Ready(Err(reason))) => Poll::Ready(Err(reason)),
+                (Poll::Ready(Ok(a)), Poll::Ready(Ok(b))) => Poll::Ready(Ok((a, b))),
+                _ => Poll::Pending,
+            }
+        })
+        .await;
+        let before = self.conn.carried();
+        let reason = match &mut ahead {
+            Ok(_) => copy::carry(self.conn, self.downstream, &upstream.stream).await,
+            Err(reason) => *reason,
+        };
+        let now = self.conn.carried();
+        record.request_bytes += now.0 - before.0;
+        record.response_bytes += now.1 - before.1;
+        record.finish(reason);
+        if reason.is_success() {
+            pool::close(upstream.stream);
+        }
+        reason
+    }
+}
+
+/// Writes all an inbox holds.
+fn poll_empty(cx: &mut Context<'_>, inbox: &mut Inbox, sink: &TcpStream) -> Poll<io::Result<()>> {
+    let mut written = 0;
+    let polled = flush(cx, sink, inbox.bytes(), &mut written);
+    inbox.consume(written);
+    if polled.is_ready() {
+        inbox.release();
+    }
+    polled
+}
+
+/// Why there is no head.
+enum Unread {
+    /// The client left.
+    Left(Reason),
+    /// It is not accepted; the rule's name.
+    Rejected(Reason, &'static str),
+}

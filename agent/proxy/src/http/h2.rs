@@ -1,0 +1,197 @@
+//! Serving an HTTP/2 client: its streams run inside the connection's own task, so that its end is theirs, and its time and
+//! faults are its own.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::server::Builder;
+use heddle_telemetry::{Direction, Reason};
+use tokio::net::TcpStream;
+
+use super::io::{Io, Verdict};
+use super::pool_h2::{Place, PoolH2};
+use super::record::Record;
+use super::stream;
+use super::{
+    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+    STREAMS_MAX,
+};
+use crate::dial::Hop;
+use crate::registry::Conn;
+use crate::route::{EndpointRef, Kind, Picking, Route, Upstream};
+use crate::task::Ended;
+
+/// What the streams of one client share.
+pub(crate) struct Client {
+    pub(crate) conn: Rc<Conn>,
+    route: RefCell<Rc<Route>>,
+    /// Upstream connections whose server was told this client's address.
+    own: PoolH2,
+    /// Why the dial of detection failed, until the first request is told.
+    dialled: Cell<Option<Reason>>,
+    /// The endpoint of the connection that detection dialled, for the first stream.
+    first: RefCell<Option<EndpointRef>>,
+}
+
+impl Client {
+    /// A place for one stream at an endpoint.
+    pub(crate) async fn place(&self, record: &mut Record) -> Result<stream::Taken, Reason> {
+        if let Some(reason) = self.dialled.take() {
+            return Err(reason);
+        }
+        let first = self.first.borrow_mut().take();
+        let route = self.route();
+        let place = |endpoint: EndpointRef, place: Place| Ok((endpoint, place));
+        match &route.kind {
+            Kind::Refused(reason) => Err(*reason),
+            Kind::Address { hop, workload, .. } => loop {
+                let endpoint = EndpointRef::only(hop, workload.as_ref());
+                match self.pool(hop).place(&self.conn, *hop, &mut record.attempts).await {
+                    Ok(taken) => return place(endpoint, taken),
+                    Err(f) if f.retryable && record.attempts < self.conn.worker.config.connect_attempts_max => {}
+                    Err(failure) => return Err(failure.reason),
+                }
+            },
+            Kind::Service { service, port_index, candidates } => {
+                let mut picking = Picking::new(&self.conn, service, *port_index, candidates);
+                if let Some(mut first) = first {
+                    first.weigh(&self.conn.worker);
+                    let hop = picking.hop(&self.conn, first.addr);
+                    if let Ok(taken) = self.pool(&hop).place(&self.conn, hop, &mut record.attempts).await {
+                        return place(first, taken);
+                    }
+                }
+                loop {
+                    let (hop, workload) = picking.next(&self.conn)?;
+                    let endpoint = EndpointRef::chosen(&self.conn, &hop, workload.as_ref());
+                    match self.pool(&hop).place(&self.conn, hop, &mut record.attempts).await {
+                        Ok(taken) => {
+                            picking.connected(&self.conn, hop.addr);
+                            return place(endpoint, taken);
+                        }
+                        Err(failure) => picking.failed(hop.addr, failure)?,
+                    }
+                }
+            }
+        }
+    }
+
+    fn pool(&self, hop: &Hop) -> &PoolH2 {
+        if hop.publish { &self.own } else { &self.conn.worker.pool_h2 }
+    }
+
+    fn route(&self) -> Rc<Route> {
+        let mut route = self.route.borrow_mut();
+        if self.conn.direction == Direction::Outbound
+            && let Some(original) = self.conn.original
+        {
+            let snapshot = self.conn.worker.refresh();
+            if snapshot.generation != route.generation {
+                *route = Rc::new(Route::outbound(&self.conn, original, &snapshot));
+                self.conn.set_target(route.target());
+            }
+        }
+        route.clone()
+    }
+}
+
+/// Serves one client to the end of its connection. `dialled`: the upstream that detection connected to, or why it could not.
+pub(crate) async fn run(
+    conn: &Rc<Conn>,
+    route: Route,
+    downstream: TcpStream,
+    dialled: Option<Result<Upstream, Reason>>,
+) -> Ended {
+    conn.carries_http();
+    conn.clear_deadline();
+    let client = Rc::new(Client {
+        conn: conn.clone(),
+        route: RefCell::new(Rc::new(route)),
+        own: PoolH2::default(),
+        dialled: Cell::new(None),
+        first: RefCell::new(None),
+    });
+    match dialled {
+        Some(Ok(Upstream { stream, mut endpoint, .. })) => {
+            endpoint.rest();
+            let pool = if endpoint.private { &client.own } else { &conn.worker.pool_h2 };
+            pool.add(conn, endpoint.addr, stream).await;
+            *client.first.borrow_mut() = Some(endpoint);
+        }
+        Some(Err(reason)) => client.dialled.set(Some(reason)),
+        None => {}
+    }
+    let verdict = Rc::new(Verdict::default());
+    let (reason, held) = Box::pin(serve(&client, Io::to_client(downstream, verdict.clone()), &verdict)).await;
+    Ended { reason, downstream: None, upstream: None, held }
+}
+
+/// How it ended, and the connection itself.
+async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Option<Box<dyn Any>>) {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .enable_connect_protocol();
+    let mut connection = match builder.handshake::<_, Bytes>(io).await {
+        Ok(connection) => connection,
+        Err(error) => return (ended(Err(error), verdict), None),
+    };
+    let mut streams = FuturesUnordered::new();
+    let mut is_leaving = false;
+    let end = poll_fn(|cx| {
+        if client.conn.worker.draining.get() && !is_leaving {
+            is_leaving = true;
+            connection.graceful_shutdown();
+        }
+        loop {
+            match connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    streams.push(stream::serve(client.clone(), request, respond));
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => {}
+            }
+            // Streams move; what they sent goes out with the next turn of the connection.
+            let mut moved = false;
+            while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {
+                moved = true;
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await;
+    let reason = ended(end, verdict);
+    verdict.is_clean.set(reason.is_success());
+    // What is left of the streams goes first: each is recorded before the client can see its connection close.
+    drop(streams);
+    (reason, Some(Box::new(connection)))
+}
+
+/// What the end of a client's connection means.
+fn ended(end: Result<(), h2::Error>, verdict: &Verdict) -> Reason {
+    let Err(error) = end else { return Reason::Completed };
+    if verdict.is_abuse.get() || error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) && error.is_library() {
+        Reason::RequestAbuse
+    } else if let Some(io) = error.get_io() {
+        crate::copy::Side::Downstream.broke(io)
+    } else if error.is_remote() {
+        Reason::DownstreamReset
+    } else {
+        Reason::RequestMalformed
+    }
+}

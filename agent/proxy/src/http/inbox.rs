@@ -1,0 +1,167 @@
+//! Bytes read from a connection and not yet used. A buffer is borrowed when there is something to read and given back when
+//! all of it is used: an idle connection holds none.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use heddle_telemetry::Reason;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use crate::buffers::{Lent, SIZES};
+use crate::copy::not_ready;
+use crate::registry::Conn;
+
+/// What a connection gets when its pod's budget is used up, uncharged: enough for a small message to go on, so that nothing
+/// waits for another connection's buffer. A head that does not fit is refused.
+const LEAN_BYTES: usize = 2 << 10;
+
+enum Store {
+    Lent(Lent),
+    Lean(Box<[u8; LEAN_BYTES]>),
+}
+
+impl Store {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Lent(lent) => lent,
+            Self::Lean(lean) => &lean[..],
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Lent(lent) => lent,
+            Self::Lean(lean) => &mut lean[..],
+        }
+    }
+}
+
+/// What was read from one side.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    store: Option<Store>,
+    start: usize,
+    end: usize,
+    /// Size to borrow next, index into [`SIZES`].
+    class: usize,
+}
+
+/// What a fill brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Filled {
+    /// So many more bytes.
+    Bytes(usize),
+    /// The end of the stream.
+    End,
+    /// There is no room for more: the pod's budget is used up.
+    NoRoom,
+}
+
+impl Inbox {
+    /// What is there.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.store.as_ref().map_or(&[], |store| &store.bytes()[self.start..self.end])
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Drops bytes from the front.
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Gives the buffer back if nothing is in it.
+    pub(crate) fn release(&mut self) {
+        if self.is_empty() {
+            self.store = None;
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Reads more behind what is there; makes room where it has to. Holds no buffer while it waits, unless bytes are in it.
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        conn: &Conn,
+        source: &TcpStream,
+    ) -> Poll<io::Result<Filled>> {
+        loop {
+            match source.poll_read_ready(cx) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => {
+                    self.release();
+                    return Poll::Pending;
+                }
+            }
+            if !self.make_room(conn) {
+                return Poll::Ready(Ok(Filled::NoRoom));
+            }
+            let Some(store) = &mut self.store else { return Poll::Ready(Ok(Filled::NoRoom)) };
+            let room = &mut store.bytes_mut()[self.end..];
+            let size = room.len();
+            match source.try_read(room) {
+                Ok(0) => return Poll::Ready(Ok(Filled::End)),
+                Ok(count) => {
+                    self.end += count;
+                    if count < size {
+                        not_ready(source, Interest::READABLE);
+                        if self.len() < SIZES[self.class] / 4 {
+                            self.class = self.class.saturating_sub(1);
+                        }
+                    } else {
+                        self.class = (self.class + 1).min(SIZES.len() - 1);
+                    }
+                    return Poll::Ready(Ok(Filled::Bytes(count)));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn make_room(&mut self, conn: &Conn) -> bool {
+        if let Some(store) = &mut self.store {
+            let size = store.bytes().len();
+            if self.end < size {
+                return true;
+            }
+            if self.start > 0 {
+                store.bytes_mut().copy_within(self.start..self.end, 0);
+                (self.start, self.end) = (0, self.end - self.start);
+                return true;
+            }
+            // Full from the front: a larger one.
+            let class = SIZES.iter().position(|s| *s > size).unwrap_or(SIZES.len());
+            let Some(mut larger) = (class < SIZES.len()).then(|| lend(conn, class)).flatten() else { return false };
+            if larger.len() <= size {
+                return false;
+            }
+            larger[..size].copy_from_slice(store.bytes());
+            self.store = Some(Store::Lent(larger));
+            return true;
+        }
+        (self.start, self.end) = (0, 0);
+        self.store = Some(match lend(conn, self.class) {
+            Some(lent) => Store::Lent(lent),
+            None => {
+                conn.worker.metrics().count_budget_exceeded(Reason::PodBufferedBytesMax);
+                Store::Lean(Box::new([0; LEAN_BYTES]))
+            }
+        });
+        true
+    }
+}
+
+fn lend(conn: &Conn, class: usize) -> Option<Lent> {
+    conn.worker.buffers.lend(class, &conn.pod.budget, conn.worker.limits().buffered_bytes_max)
+}

@@ -1,0 +1,35 @@
+//! HTTP between the two sides of a connection: [`h1`] serves an HTTP/1 client, [`h2`] an HTTP/2 one.
+//!
+//! A request's way: head ([`inbox`], parsed by `heddle_http`) → upstream from the [`pool`] or dialled ([`crate::route`]) →
+//! [`relay`]: request and response at once, each through a [`pipe`] that holds no more than one buffer → [`record`]: metrics and log,
+//! once, however it ended. The connection's own task drives all of it: dropping the task ends both sides.
+
+mod frames;
+mod h1;
+mod h2;
+mod inbox;
+mod io;
+mod pipe;
+pub(crate) mod pool;
+pub(crate) mod pool_h2;
+mod record;
+mod relay;
+pub(crate) mod spare;
+mod stream;
+
+/// What a stream's peer may send before it is read on: bytes held per stream, at most.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// The same over all streams of a connection.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// Header fields of one message, uncompressed, as RFC 9113 §6.5.2 counts them.
+const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
+/// Streams a client may have open.
+const STREAMS_MAX: u32 = 128;
+/// Streams that were reset and are still remembered; more at a time end the connection.
+const RESET_STREAMS_MAX: usize = 64;
+/// Bytes of one stream waiting for its connection's socket.
+const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
+
+pub(crate) use h1::{Heads, run as run_h1};
+pub(crate) use h2::run as run_h2;
+pub(crate) use record::HttpLabelCache;

@@ -1,0 +1,270 @@
+//! One request as metrics and log will tell it: filled while it lives, recorded exactly once, whichever way it ends.
+
+use std::cell::{Cell, RefCell};
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use heddle_model::Workload;
+use heddle_telemetry::{AccessRecord, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
+
+use crate::hash::FastMap;
+use crate::labels::LabelKey;
+use crate::registry::Conn;
+use crate::worker::Worker;
+
+/// Entries before the cache starts anew.
+const CACHE_MAX: usize = 4096;
+/// Bytes of one text in the access log; the rest is cut off.
+const TEXT_BYTES_MAX: usize = 2048;
+
+/// A request under way.
+pub(crate) struct Record {
+    conn: Rc<Conn>,
+    started: Instant,
+    /// For the access log, if there is one.
+    told: Option<Box<(SystemTime, HttpFields)>>,
+    pub(crate) grpc: bool,
+    /// Status the client was sent, 0 while it was sent none.
+    pub(crate) status: u16,
+    pub(crate) grpc_status: Option<u8>,
+    pub(crate) request_bytes: u64,
+    pub(crate) response_bytes: u64,
+    pub(crate) request_messages: u64,
+    pub(crate) response_messages: u64,
+    /// The rule of HTTP that a message broke.
+    pub(crate) detail: &'static str,
+    endpoint: Option<(SocketAddr, Option<Arc<Workload>>)>,
+    pub(crate) attempts: u32,
+    is_done: bool,
+}
+
+/// What the log says about a request.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Told<'a> {
+    pub(crate) protocol: &'static str,
+    pub(crate) method: &'a str,
+    pub(crate) authority: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) user_agent: &'a [u8],
+    pub(crate) request_id: &'a [u8],
+}
+
+impl Record {
+    /// A request whose first byte came just now.
+    pub(crate) fn begin(conn: &Rc<Conn>) -> Self {
+        let told = conn.worker.telemetry.access.enabled().then(|| Box::new((SystemTime::now(), HttpFields::default())));
+        Self {
+            conn: conn.clone(),
+            started: Instant::now(),
+            told,
+            grpc: false,
+            status: 0,
+            grpc_status: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            request_messages: 0,
+            response_messages: 0,
+            detail: "",
+            endpoint: None,
+            attempts: 0,
+            is_done: false,
+        }
+    }
+
+    /// Says what was asked. `told` is not called where nobody logs.
+    pub(crate) fn describe<'a>(&mut self, told: impl FnOnce() -> Told<'a>) {
+        if let Some((_, fields)) = self.told.as_deref_mut() {
+            let told = told();
+            fields.protocol = told.protocol;
+            fields.method = cut(told.method);
+            fields.authority = cut(told.authority);
+            fields.path = cut(told.path);
+            fields.user_agent = cut(&String::from_utf8_lossy(told.user_agent));
+            fields.request_id = cut(&String::from_utf8_lossy(told.request_id));
+        }
+    }
+
+    /// The endpoint that serves it, once chosen.
+    pub(crate) fn set_endpoint(&mut self, addr: SocketAddr, workload: Option<&Arc<Workload>>) {
+        self.endpoint = Some((addr, workload.cloned()));
+    }
+
+    /// Ends it.
+    pub(crate) fn finish(mut self, reason: Reason) {
+        self.record(reason);
+    }
+
+    /// There was no request after all.
+    pub(crate) fn forget(mut self) {
+        self.is_done = true;
+    }
+
+    fn record(&mut self, reason: Reason) {
+        if std::mem::replace(&mut self.is_done, true) {
+            return;
+        }
+        let (conn, duration) = (&self.conn, self.started.elapsed());
+        conn.count_request();
+        let mut peers = conn.label_key(reason.response_flags());
+        if let Some((_, workload)) = &self.endpoint {
+            peers.destination.clone_from(workload);
+        }
+        let key = HttpKey { peers, grpc: self.grpc, response_code: self.status, grpc_status: self.grpc_status };
+        conn.worker.http_labels.handle(&conn.worker, &key).record(&RequestSample {
+            duration,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            request_messages: self.request_messages,
+            response_messages: self.response_messages,
+        });
+        let Some(told) = self.told.take() else { return };
+        let (start_time, mut fields) = *told;
+        (fields.status, fields.grpc_status, fields.detail) = (self.status, self.grpc_status, self.detail);
+        let mut record = AccessRecord {
+            start_time,
+            duration,
+            attempts: self.attempts,
+            bytes_sent: self.response_bytes,
+            bytes_received: self.request_bytes,
+            http: Some(fields),
+            ..conn.record(reason)
+        };
+        if let Some((addr, workload)) = &self.endpoint {
+            record.upstream_address = Some(*addr);
+            if let Some(workload) = workload {
+                record.destination_namespace = workload.namespace.clone();
+                record.destination_pod = workload.name.clone();
+                record.destination_workload = workload.workload_name.clone();
+            }
+        }
+        conn.worker.telemetry.access.log(record);
+    }
+}
+
+impl Drop for Record {
+    /// Dropped before its end: its connection was cut, or its client went away.
+    fn drop(&mut self) {
+        let ended = self.conn.ended().filter(|r| !r.is_success());
+        self.record(ended.unwrap_or(Reason::RequestCancelled));
+    }
+}
+
+fn cut(text: &str) -> Box<str> {
+    let end = if text.len() <= TEXT_BYTES_MAX { text.len() } else { text.floor_char_boundary(TEXT_BYTES_MAX) };
+    text[..end].into()
+}
+
+/// gRPC's length-prefixed messages, counted as they pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Messages {
+    /// Whether it is gRPC at all.
+    counts: bool,
+    prefix: [u8; 5],
+    prefix_length: u8,
+    /// Bytes of the message under way still to come.
+    left: u64,
+    pub(crate) count: u64,
+}
+
+impl Messages {
+    pub(crate) fn new(grpc: bool) -> Self {
+        Self { counts: grpc, ..Self::default() }
+    }
+
+    /// Body bytes pass.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) {
+        while self.counts && !bytes.is_empty() {
+            let skip = self.left.min(bytes.len() as u64);
+            self.left -= skip;
+            bytes = &bytes[skip as usize..];
+            while let [first, rest @ ..] = bytes
+                && self.left == 0
+            {
+                self.prefix[usize::from(self.prefix_length)] = *first;
+                self.prefix_length += 1;
+                bytes = rest;
+                if let (5, [_, length @ ..]) = (self.prefix_length, self.prefix) {
+                    self.prefix_length = 0;
+                    self.left = u32::from_be_bytes(length).into();
+                    self.count += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Everything the labels of a request follow from.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct HttpKey {
+    peers: LabelKey,
+    grpc: bool,
+    response_code: u16,
+    grpc_status: Option<u8>,
+}
+
+impl Hash for HttpKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.peers.hash(state);
+        (self.grpc, self.response_code, self.grpc_status).hash(state);
+    }
+}
+
+/// One worker's cache from [`HttpKey`] to the cells of its series.
+#[derive(Default)]
+pub(crate) struct HttpLabelCache {
+    generation: Cell<u64>,
+    handles: RefCell<FastMap<HttpKey, HttpHandle>>,
+}
+
+impl HttpLabelCache {
+    fn handle(&self, worker: &Worker, key: &HttpKey) -> HttpHandle {
+        let snapshot = worker.snapshot();
+        let mut handles = self.handles.borrow_mut();
+        if self.generation.replace(snapshot.generation) != snapshot.generation || handles.len() >= CACHE_MAX {
+            handles.clear();
+        }
+        if let Some(handle) = handles.get(key) {
+            return handle.clone();
+        }
+        let labels = HttpLabels {
+            peers: key.peers.labels(&snapshot.mesh),
+            grpc: key.grpc,
+            response_code: key.response_code,
+            grpc_status: key.grpc_status,
+        };
+        let handle = worker.telemetry.http.handle(worker.index, &labels);
+        handles.insert(key.clone(), handle.clone());
+        handle
+    }
+
+    /// Lets go of everything, so that idle series can be dropped from the index.
+    pub(crate) fn clear(&self) {
+        self.handles.borrow_mut().clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_messages_are_counted_however_they_are_cut() {
+        let mut wire = Vec::new();
+        for length in [0u32, 1, 300, 0, 7] {
+            wire.push(0);
+            wire.extend(length.to_be_bytes());
+            wire.extend(std::iter::repeat_n(b'x', length as usize));
+        }
+        for step in [1, 2, 3, 5, 7, 100, wire.len()] {
+            let mut messages = Messages::new(true);
+            wire.chunks(step).for_each(|part| messages.read(part));
+            assert_eq!(messages.count, 5, "in steps of {step}");
+        }
+        let mut none = Messages::new(false);
+        none.read(&wire);
+        assert_eq!(none.count, 0);
+    }
+}

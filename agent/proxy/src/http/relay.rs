@@ -1,0 +1,434 @@
+//! One request and its response, both at once: the response may begin before the request is complete, and may end before it.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use heddle_http::Limits;
+use heddle_http::h1::{
+    Body, BodyDecoder, BodyEncoder, ClientSide, Exchange, Progress, Received, RequestHead, ResponseHead,
+    ResponseParser, Version, forward_response,
+};
+use heddle_telemetry::Reason;
+use tokio::net::TcpStream;
+
+use super::inbox::{Filled, Inbox};
+use super::pipe::{Broken, Pipe};
+use super::record::{Messages, Record};
+use crate::copy::{Side, burst};
+use crate::registry::Conn;
+
+/// Bytes of following requests read ahead while a response is awaited: reading is how a client's leaving is noticed.
+const AHEAD_BYTES_MAX: usize = 16 << 10;
+
+/// One end of an exchange: its connection, and what was read from it.
+pub(crate) struct End<'a> {
+    pub(crate) stream: &'a TcpStream,
+    pub(crate) inbox: &'a mut Inbox,
+}
+
+/// How an exchange came out.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The response is complete, and so is the request unless the connections say otherwise.
+    Complete {
+        /// Whether the client's connection is kept.
+        keep_client: bool,
+        /// Whether the upstream's may serve again.
+        keep_upstream: bool,
+    },
+    /// Not HTTP any more: both directions are opaque from here.
+    Tunnel,
+    /// It broke.
+    Failed(Failed),
+}
+
+/// How an exchange broke.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failed {
+    pub(crate) reason: Reason,
+    /// Nothing of a final response was sent: the client can be answered.
+    pub(crate) answerable: bool,
+    /// The upstream closed, or was closed all along, before a byte of the response, and the request can be sent again
+    /// without doing it twice.
+    pub(crate) again: bool,
+    /// The request is complete, so the connection can be kept behind an answer.
+    pub(crate) request_complete: bool,
+}
+
+/// Where the response is.
+enum Response {
+    /// Interim responses and the final head are awaited; what is written goes through here.
+    Head {
+        framing: Vec<u8>,
+        written: usize,
+    },
+    /// The final response is on its way.
+    Body {
+        pipe: Box<Pipe>,
+        keep_client: bool,
+    },
+    /// A tunnel's head is on its way.
+    Tunnel {
+        framing: Vec<u8>,
+        written: usize,
+    },
+    Taken,
+}
+
+/// One exchange. `head` is reused from exchange to exchange.
+pub(crate) struct Relay<'a> {
+    pub(crate) conn: &'a Conn,
+    pub(crate) down: End<'a>,
+    pub(crate) up: End<'a>,
+    pub(crate) head: &'a mut ResponseHead,
+    pub(crate) record: &'a mut Record,
+    request: Pipe,
+    /// Writing the request failed: only an answer that is here already can save it.
+    request_lost: Option<Reason>,
+    request_told: bool,
+    has_body: bool,
+    is_idempotent: bool,
+    version: Version,
+    is_head: bool,
+    exchange: Exchange,
+    parser: ResponseParser,
+    limits: Limits,
+    response: Response,
+}
+
+impl<'a> Relay<'a> {
+    /// `request` is as the client sent it; `wire` is its head as it goes upstream, `body` the framing it goes with.
+    #[expect(clippy::too_many_arguments, reason = "an exchange has that many parts")]
+    pub(crate) fn new(
+        conn: &'a Conn,
+        down: End<'a>,
+        up: End<'a>,
+        request: Facts,
+        wire: Vec<u8>,
+        head: &'a mut ResponseHead,
+        record: &'a mut Record,
+        limits: Limits,
+    ) -> Self {
+        let decoder = BodyDecoder::new(request.body, &limits);
+        let messages = Messages::new(record.grpc);
+        Self {
+            conn,
+            down,
+            up,
+            head,
+            record,
+            request: Pipe::new(wire, decoder, BodyEncoder::new(request.wire_body), messages),
+            request_lost: None,
+            request_told: false,
+            has_body: request.body != Body::Empty,
+            is_idempotent: request.is_idempotent,
+            version: request.version,
+            is_head: request.is_head,
+            exchange: request.exchange,
+            parser: ResponseParser::new(limits),
+            limits,
+            response: Response::Head { framing: conn.worker.spare.take(), written: 0 },
+        }
+    }
+
+    /// Gives its buffers back to the worker.
+    pub(crate) fn recycle(self) {
+        let spare = &self.conn.worker.spare;
+        spare.give(self.request.into_framing());
+        match self.response {
+            Response::Head { framing, .. } | Response::Tunnel { framing, .. } => spare.give(framing),
+            Response::Body { pipe, .. } => spare.give(pipe.into_framing()),
+            Response::Taken => {}
+        }
+    }
+
+    /// Moves both directions as far as they go.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let mut allowance = burst(self.conn.worker.table.len());
+        if let Some(failed) = self.poll_request(cx, &mut allowance) {
+            return Poll::Ready(Outcome::Failed(failed));
+        }
+        let polled = self.poll_response(cx, &mut allowance);
+        if polled.is_ready() {
+            self.conn.clear_deadline();
+        }
+        self.count();
+        polled
+    }
+
+    fn count(&mut self) {
+        self.record.request_bytes = self.request.bytes;
+        self.record.request_messages = self.request.messages.count;
+        if let Response::Body { pipe, .. } = &self.response {
+            self.record.response_bytes = pipe.bytes;
+            self.record.response_messages = pipe.messages.count;
+        }
+    }
+
+    /// `Some` if the exchange is over for it.
+    fn poll_request(&mut self, cx: &mut Context<'_>, allowance: &mut usize) -> Option<Failed> {
+        if self.request_lost.is_some() {
+            return None;
+        }
+        if !self.request_told {
+            let before = self.request.bytes;
+            match self.request.poll(cx, self.conn, self.down.stream, self.down.inbox, self.up.stream, allowance) {
+                Poll::Ready(Ok(())) => {
+                    self.request_told = true;
+                    self.exchange.request_sent();
+                    self.conn.clear_deadline();
+                }
+                Poll::Ready(Err(broken)) => return self.request_broke(&broken),
+                Poll::Pending => {
+                    if self.request.bytes > before {
+                        self.exchange.body_begun();
+                        self.conn.clear_deadline();
+                    }
+                    return self.watch_the_clock();
+                }
+            }
+            if self.request.bytes > 0 {
+                self.exchange.body_begun();
+            }
+        }
+        // The request is complete: its client is read only for requests that follow, and for its leaving.
+        while self.down.inbox.len() < AHEAD_BYTES_MAX {
+            match self.down.inbox.poll_fill(cx, self.conn, self.down.stream) {
+                Poll::Pending | Poll::Ready(Ok(Filled::NoRoom)) => return None,
+                Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                Poll::Ready(Ok(Filled::End)) => return Some(self.failed(Reason::RequestCancelled)),
+                Poll::Ready(Err(error)) => return Some(self.failed(Side::Downstream.broke(&error))),
+            }
+        }
+        None
+    }
+
+    /// A body that stands still while nothing else happens has a limit.
+    fn watch_the_clock(&self) -> Option<Failed> {
+        let is_clients_turn = matches!(self.response, Response::Head { .. }) && !self.exchange.awaits_continue();
+        if !is_clients_turn || self.request.is_held_up() {
+            self.conn.clear_deadline();
+            return None;
+        }
+        if self.conn.is_out_of_time() {
+            return Some(self.failed(Reason::RequestTimeout));
+        }
+        if !self.conn.has_deadline() {
+            self.conn.set_deadline(self.conn.worker.config.request_body_idle_timeout);
+        }
+        None
+    }
+
+    fn request_broke(&mut self, broken: &Broken) -> Option<Failed> {
+        match broken {
+            Broken::Source(error) => Some(self.failed(Side::Downstream.broke(error))),
+            Broken::Truncated => Some(self.failed(Reason::RequestCancelled)),
+            Broken::Rule(rule) => {
+                self.record.detail = rule.as_str();
+                Some(self.failed(rule.request_reason()))
+            }
+            Broken::NoRoom => Some(self.failed(Broken::no_room())),
+            Broken::Sink(error) => {
+                // The server may have answered before it closed: that answer counts.
+                self.request_lost = Some(Side::Upstream.broke(error));
+                None
+            }
+        }
+    }
+
+    fn failed(&self, reason: Reason) -> Failed {
+        Failed { reason, answerable: self.is_answerable(), again: false, request_complete: self.request.is_done() }
+    }
+
+    fn is_answerable(&self) -> bool {
+        match &self.response {
+            Response::Head { framing, written } => *written == 0 || *written == framing.len(),
+            Response::Body { pipe, .. } => !pipe.begun,
+            Response::Tunnel { written, .. } => *written == 0,
+            Response::Taken => false,
+        }
+    }
+
+    fn poll_response(&mut self, cx: &mut Context<'_>, allowance: &mut usize) -> Poll<Outcome> {
+        loop {
+            match std::mem::replace(&mut self.response, Response::Taken) {
+                Response::Taken => return Poll::Ready(Outcome::Failed(self.failed(Reason::Panic))),
+                Response::Head { mut framing, mut written } => {
+                    match self.read_head(&mut framing, written) {
+                        Ok(Some(next)) => {
+                            self.response = next;
+                            continue;
+                        }
+                        Ok(None) => {}
+                        Err(failed) => {
+                            self.response = Response::Head { framing, written };
+                            return Poll::Ready(Outcome::Failed(Failed { answerable: self.is_answerable(), ..failed }));
+                        }
+                    }
+                    // Interim responses go out as they come.
+                    let flushed = flush(cx, self.down.stream, &framing, &mut written);
+                    self.response = Response::Head { framing, written };
+                    match flushed {
+                        Poll::Ready(Err(error)) => {
+                            return Poll::Ready(Outcome::Failed(self.failed(Side::Downstream.broke(&error))));
+                        }
+                        Poll::Ready(Ok(())) | Poll::Pending => {}
+                    }
+                    match self.up.inbox.poll_fill(cx, self.conn, self.up.stream) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                        Poll::Ready(Ok(Filled::NoRoom)) => {
+                            return Poll::Ready(Outcome::Failed(self.failed(Broken::no_room())));
+                        }
+                        Poll::Ready(Ok(Filled::End)) => {
+                            return Poll::Ready(self.no_response(Reason::ResponseIncomplete));
+                        }
+                        Poll::Ready(Err(error)) => return Poll::Ready(self.no_response(Side::Upstream.broke(&error))),
+                    }
+                }
+                Response::Body { mut pipe, keep_client } => {
+                    let polled = pipe.poll(cx, self.conn, self.up.stream, self.up.inbox, self.down.stream, allowance);
+                    self.response = Response::Body { pipe, keep_client };
+                    return match polled {
+                        Poll::Pending => Poll::Pending,
+                        Poll::Ready(Ok(())) => Poll::Ready(self.complete(keep_client)),
+                        Poll::Ready(Err(broken)) => Poll::Ready(Outcome::Failed(self.response_broke(&broken))),
+                    };
+                }
+                Response::Tunnel { framing, mut written } => {
+                    let flushed = flush(cx, self.down.stream, &framing, &mut written);
+                    self.response = Response::Tunnel { framing, written };
+                    return match flushed {
+                        Poll::Pending => Poll::Pending,
+                        Poll::Ready(Ok(())) => Poll::Ready(Outcome::Tunnel),
+                        Poll::Ready(Err(error)) => {
+                            Poll::Ready(Outcome::Failed(self.failed(Side::Downstream.broke(&error))))
+                        }
+                    };
+                }
+            }
+        }
+    }
+
+    fn complete(&mut self, keep_client: bool) -> Outcome {
+        self.exchange.response_received();
+        let sent = self.request.is_done();
+        Outcome::Complete {
+            keep_client: keep_client && sent && self.exchange.client_reusable(),
+            keep_upstream: sent && self.exchange.upstream_reusable(!self.up.inbox.is_empty()),
+        }
+    }
+
+    /// Reads heads out of the inbox: interim ones are written to `framing`, a final one becomes what follows.
+    fn read_head(&mut self, framing: &mut Vec<u8>, written: usize) -> Result<Option<Response>, Failed> {
+        while !self.up.inbox.is_empty() {
+            let parsed = self.parser.parse(self.up.inbox.bytes(), self.exchange.asked(), self.head);
+            let received = match parsed.map_err(|rule| self.broke_a_rule(rule))? {
+                Progress::NeedMore => return Ok(None),
+                Progress::Complete { consumed } => {
+                    self.up.inbox.consume(consumed);
+                    self.exchange.response_head(self.head).map_err(|rule| self.broke_a_rule(rule))?
+                }
+            };
+            let body = self.head.body();
+            let client = |keep_alive| ClientSide { version: self.version, keep_alive, head: self.is_head };
+            match received {
+                Received::Interim { forward } => {
+                    if forward {
+                        forward_response(self.head, client(true));
+                        self.head.write(framing);
+                    }
+                }
+                Received::Tunnel => {
+                    forward_response(self.head, client(true));
+                    self.record.status = self.head.status();
+                    self.head.write(framing);
+                    return Ok(Some(Response::Tunnel { framing: std::mem::take(framing), written }));
+                }
+                Received::Final => {
+                    let keep = self.exchange.client_reusable() && !self.conn.worker.draining.get();
+                    let outgoing = forward_response(self.head, client(keep));
+                    self.record.status = self.head.status();
+                    self.head.write(framing);
+                    // What of an interim response is not yet written goes out with it.
+                    let mut rest = std::mem::take(framing);
+                    rest.drain(..written);
+                    let decoder = BodyDecoder::new(body, &self.limits);
+                    let messages = Messages::new(self.record.grpc);
+                    let pipe = Pipe::new(rest, decoder, BodyEncoder::new(outgoing.body), messages);
+                    return Ok(Some(Response::Body { pipe: Box::new(pipe), keep_client: outgoing.keep_alive }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn broke_a_rule(&mut self, rule: heddle_http::Reject) -> Failed {
+        self.record.detail = rule.as_str();
+        self.failed(rule.response_reason())
+    }
+
+    /// The upstream ended before a final head. If nothing at all came, the request may be sent again where that is safe: when
+    /// not one byte of it was sent, or it is idempotent and no part of a body is lost.
+    fn no_response(&mut self, reason: Reason) -> Outcome {
+        let reason = self.request_lost.unwrap_or(reason);
+        let nothing_came =
+            !self.parser.has_begun() && matches!(&self.response, Response::Head { framing, .. } if framing.is_empty());
+        let untouched = !self.request.begun && self.request.bytes == 0;
+        let again = nothing_came && (untouched || (self.is_idempotent && !self.has_body));
+        Outcome::Failed(Failed { again, ..self.failed(reason) })
+    }
+
+    fn response_broke(&mut self, broken: &Broken) -> Failed {
+        match broken {
+            Broken::Source(error) => self.failed(Side::Upstream.broke(error)),
+            Broken::Truncated => self.failed(Reason::ResponseIncomplete),
+            Broken::Sink(error) => self.failed(Side::Downstream.broke(error)),
+            Broken::Rule(rule) => self.broke_a_rule(*rule),
+            Broken::NoRoom => self.failed(Broken::no_room()),
+        }
+    }
+}
+
+/// What the relay has to know of a request.
+#[derive(Clone, Copy)]
+pub(crate) struct Facts {
+    pub(crate) exchange: Exchange,
+    /// Framing it comes with.
+    pub(crate) body: Body,
+    /// Framing it goes with.
+    pub(crate) wire_body: Body,
+    pub(crate) is_idempotent: bool,
+    pub(crate) is_head: bool,
+    pub(crate) version: Version,
+}
+
+impl Facts {
+    /// Of a request as the client sent it.
+    pub(crate) fn of(head: &RequestHead, limits: &Limits) -> Self {
+        Self {
+            exchange: Exchange::new(head, limits),
+            body: head.body(),
+            wire_body: head.body(),
+            is_idempotent: head.is_idempotent(),
+            is_head: head.asked().head,
+            version: head.version(),
+        }
+    }
+}
+
+/// Writes the rest of `bytes`.
+pub(crate) fn flush(cx: &mut Context<'_>, sink: &TcpStream, bytes: &[u8], written: &mut usize) -> Poll<io::Result<()>> {
+    while *written < bytes.len() {
+        match sink.poll_write_ready(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(ready) => ready?,
+        }
+        match sink.try_write(&bytes[*written..]) {
+            Ok(count) => *written += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}

@@ -1,0 +1,264 @@
+//! What a connection's destination means, as of one snapshot, and the way to an upstream: pick an endpoint, take an idle
+//! connection to it or dial.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_model::balance::{self, Affinity};
+use heddle_model::{Candidates, Endpoint, OriginalDst, Resolution, Service, Snapshot, Workload};
+use heddle_telemetry::Reason;
+use tokio::net::TcpStream;
+
+use crate::affinity::Key;
+use crate::dial::{self, Failure, Hop, NamedBy};
+use crate::registry::{Conn, Target};
+use crate::worker::{Load, Worker};
+
+/// Where a connection, or each of its requests, should go.
+pub(crate) struct Route {
+    /// Of the snapshot it follows from.
+    pub(crate) generation: u64,
+    pub(crate) kind: Kind,
+}
+
+pub(crate) enum Kind {
+    /// Nowhere, and why.
+    Refused(Reason),
+    /// To one address that has no alternative.
+    Address { hop: Hop, workload: Option<Arc<Workload>>, external: bool },
+    /// To an endpoint of a Service port.
+    Service { service: Arc<Service>, port_index: usize, candidates: Candidates },
+}
+
+/// One connection to an endpoint.
+pub(crate) struct Upstream {
+    pub(crate) stream: TcpStream,
+    pub(crate) endpoint: EndpointRef,
+    /// It was idle in the pool: the server may have closed it just now.
+    pub(crate) reused: bool,
+}
+
+/// The endpoint a connection goes to, and this use's weight on it.
+pub(crate) struct EndpointRef {
+    pub(crate) addr: SocketAddr,
+    pub(crate) workload: Option<Arc<Workload>>,
+    /// Its server was told who the client is: it serves no other client.
+    pub(crate) private: bool,
+    /// Its weight in the balance while a connection or request uses it; none where there is no choice, or at rest.
+    load: Option<Load>,
+}
+
+impl EndpointRef {
+    /// The one address there is: nothing is balanced.
+    pub(crate) fn only(hop: &Hop, workload: Option<&Arc<Workload>>) -> Self {
+        Self { addr: hop.addr, workload: workload.cloned(), private: hop.publish, load: None }
+    }
+
+    /// Chosen among others: it weighs from now on.
+    pub(crate) fn chosen(conn: &Conn, hop: &Hop, workload: Option<&Arc<Workload>>) -> Self {
+        let mut chosen = Self::only(hop, workload);
+        chosen.weigh(&conn.worker);
+        chosen
+    }
+
+    /// Nothing uses it for now: a connection that only waits for the next request must not weigh.
+    pub(crate) fn rest(&mut self) {
+        self.load = None;
+    }
+
+    /// It is chosen again.
+    pub(crate) fn weigh(&mut self, worker: &Rc<Worker>) {
+        self.load = Some(worker.load(self.addr));
+    }
+}
+
+/// Whether a connection from the pool will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// An idle one if there is one.
+    Pool,
+    /// A new one only.
+    Dial,
+}
+
+impl Route {
+    /// For a connection that a pod made.
+    pub(crate) fn outbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
+        let config = &conn.worker.config;
+        let hop = |addr: SocketAddr, timeout| Hop {
+            addr,
+            publish: conn.pod.has_address(addr.ip()),
+            named_by: NamedBy::Application,
+            timeout,
+        };
+        let kind = match snapshot.resolve(conn.source.as_deref(), original) {
+            Resolution::Refused(refusal) => Kind::Refused(refusal.into()),
+            Resolution::Service { service, port_index, candidates } => {
+                Kind::Service { service, port_index, candidates }
+            }
+            Resolution::Workload { workload, addr } => {
+                Kind::Address { hop: hop(addr, config.connect_timeout), workload: Some(workload), external: false }
+            }
+            Resolution::External { addr } => {
+                Kind::Address { hop: hop(addr, config.connect_timeout_external), workload: None, external: true }
+            }
+        };
+        Self { generation: snapshot.generation, kind }
+    }
+
+    /// For a connection to a pod: the application, at the original address.
+    pub(crate) fn inbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
+        let timeout = conn.worker.config.connect_timeout;
+        let hop = Hop { addr: original.get(), publish: true, named_by: NamedBy::Application, timeout };
+        let kind = Kind::Address { hop, workload: conn.pod.workload(snapshot), external: false };
+        Self { generation: snapshot.generation, kind }
+    }
+
+    /// What the registry and the records say about it before an endpoint is chosen.
+    pub(crate) fn target(&self) -> Target {
+        match &self.kind {
+            Kind::Refused(_) => Target::default(),
+            Kind::Address { workload, external, .. } => {
+                Target { workload: workload.clone(), external: *external, ..Target::default() }
+            }
+            Kind::Service { service, port_index, .. } => {
+                let port = service.ports.get(*port_index).map_or(0, |p| p.port);
+                Target { service: Some((service.clone(), port)), ..Target::default() }
+            }
+        }
+    }
+
+    /// An upstream connection: `kept` if it leads to the endpoint that is chosen. `conn.attempts` counts the dials.
+    pub(crate) async fn connect(
+        &self,
+        conn: &Rc<Conn>,
+        downstream: &TcpStream,
+        from: From,
+        kept: &mut Option<Upstream>,
+    ) -> Result<Upstream, Reason> {
+        match &self.kind {
+            Kind::Refused(reason) => Err(*reason),
+            Kind::Address { hop, workload, .. } => {
+                conn.upstream.set(Some(hop.addr));
+                let endpoint = EndpointRef::only(hop, workload.as_ref());
+                if let Some(stream) = idle(conn, from, &endpoint, kept) {
+                    return Ok(Upstream { stream, endpoint, reused: true });
+                }
+                let stream = dial::same_address(conn, downstream, *hop).await?;
+                Ok(Upstream { stream, endpoint, reused: false })
+            }
+            Kind::Service { service, port_index, candidates } => {
+                let mut picking = Picking::new(conn, service, *port_index, candidates);
+                loop {
+                    let (hop, workload) = picking.next(conn)?;
+                    conn.set_endpoint(hop.addr, workload.as_ref());
+                    let endpoint = EndpointRef::chosen(conn, &hop, workload.as_ref());
+                    if let Some(stream) = idle(conn, from, &endpoint, kept) {
+                        picking.connected(conn, hop.addr);
+                        return Ok(Upstream { stream, endpoint, reused: true });
+                    }
+                    match dial::once(conn, downstream, hop).await {
+                        Ok(stream) => {
+                            picking.connected(conn, hop.addr);
+                            return Ok(Upstream { stream, endpoint, reused: false });
+                        }
+                        Err(failure) => picking.failed(hop.addr, failure)?,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An idle connection to an endpoint: the client's own one, or one of the pool.
+fn idle(conn: &Conn, from: From, endpoint: &EndpointRef, kept: &mut Option<Upstream>) -> Option<TcpStream> {
+    if from == From::Dial {
+        return None;
+    }
+    if let Some(own) = kept.take_if(|k| k.endpoint.addr == endpoint.addr && k.endpoint.private == endpoint.private) {
+        return Some(own.stream);
+    }
+    if endpoint.private { None } else { conn.worker.pool.take(conn.pod.serial, endpoint.addr) }
+}
+
+/// Endpoints of a Service in turn until one answers: the remembered one under session affinity, else the less loaded of
+/// two; never one that failed for this connection or request while there is another.
+pub(crate) struct Picking<'a> {
+    candidates: &'a Candidates,
+    affinity: Option<(Key, Duration)>,
+    tried: Vec<SocketAddr>,
+    last: Failure,
+    attempts: u32,
+}
+
+impl<'a> Picking<'a> {
+    pub(crate) fn new(conn: &Conn, service: &Service, port_index: usize, candidates: &'a Candidates) -> Self {
+        let affinity = service.session_affinity.map(|timeout| {
+            let port = service.ports.get(port_index).map_or(0, |p| p.port);
+            (Key { service: service.key(), port, client: conn.client.get().ip() }, timeout)
+        });
+        let last = Failure { reason: Reason::NoReadyEndpoint, retryable: false };
+        Self { candidates, affinity, tried: Vec::new(), last, attempts: 0 }
+    }
+
+    /// The endpoint to try now, or why there is none left.
+    pub(crate) fn next(&mut self, conn: &Conn) -> Result<(Hop, Option<Arc<Workload>>), Reason> {
+        let config = &conn.worker.config;
+        if self.attempts >= config.connect_attempts_max {
+            return Err(self.last.reason);
+        }
+        let picked = match pick(conn, self.affinity.as_ref(), self.candidates, &self.tried) {
+            Some(endpoint) => endpoint,
+            // Every endpoint failed once. A lost SYN is worth another; a refusal is final, and the application learns at once.
+            None if self.last.retryable => {
+                self.tried.clear();
+                pick(conn, self.affinity.as_ref(), self.candidates, &[]).ok_or(self.last.reason)?
+            }
+            None => return Err(self.last.reason),
+        };
+        self.attempts += 1;
+        Ok((self.hop(conn, picked.addr), picked.workload.clone()))
+    }
+
+    /// The way to an endpoint that was chosen before.
+    pub(crate) fn hop(&self, conn: &Conn, addr: SocketAddr) -> Hop {
+        let publish = conn.pod.has_address(addr.ip());
+        Hop { addr, publish, named_by: NamedBy::Object, timeout: conn.worker.config.connect_timeout }
+    }
+
+    /// The endpoint did not answer; an error if trying another makes no sense.
+    pub(crate) fn failed(&mut self, addr: SocketAddr, failure: Failure) -> Result<(), Reason> {
+        if failure.is_ours() {
+            return Err(failure.reason);
+        }
+        self.tried.push(addr);
+        self.last = failure;
+        Ok(())
+    }
+
+    /// The endpoint answered: under affinity it is the client's from now on.
+    pub(crate) fn connected(&mut self, conn: &Conn, addr: SocketAddr) {
+        if let Some((key, timeout)) = self.affinity.take() {
+            conn.worker.affinity.remember(key, addr, timeout, Instant::now());
+        }
+    }
+}
+
+fn pick<'a>(
+    conn: &Conn,
+    affinity: Option<&(Key, Duration)>,
+    candidates: &'a Candidates,
+    tried: &[SocketAddr],
+) -> Option<&'a Endpoint> {
+    let worker = &conn.worker;
+    if let Some((key, timeout)) = affinity {
+        let remembered = worker.affinity.get(key, Instant::now());
+        if let Affinity::Keep(index) = balance::affinity(candidates, remembered, *timeout, tried) {
+            return candidates.endpoints.get(index);
+        }
+    }
+    let load = |e: &Endpoint| worker.load_of(e.addr);
+    balance::least_request(candidates, load, fastrand::u64(..), tried).map(|p| p.endpoint)
+}

@@ -1,0 +1,614 @@
+//! HTTP/1 through the proxy, byte by byte: the test plays the client and the server.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use heddle_model::mesh::PodLimits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::support::*;
+use crate::Config;
+
+/// A pod whose Service port is declared `http`.
+async fn http_pod(mesh: &Mesh, endpoints: &[SocketAddr]) -> SocketAddr {
+    mesh.pod_calling("web", endpoints, |s| s.ports[0].name = "http".into()).await
+}
+
+async fn say(stream: &mut TcpStream, text: &str) {
+    soon(stream.write_all(text.as_bytes())).await.unwrap();
+}
+
+/// Reads until the text so far ends with `end`.
+async fn until_text(stream: &mut TcpStream, end: &str) -> String {
+    let mut got = Vec::new();
+    while !got.ends_with(end.as_bytes()) {
+        let byte = soon(stream.read_u8()).await;
+        got.push(byte.unwrap_or_else(|e| panic!("{e} after {:?}", String::from_utf8_lossy(&got))));
+    }
+    String::from_utf8(got).unwrap()
+}
+
+async fn head(stream: &mut TcpStream) -> String {
+    until_text(stream, "\r\n\r\n").await
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    soon(listener.accept()).await.unwrap().0
+}
+
+const GET: &str = "GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+#[tokio::test]
+async fn connections_are_kept_on_both_sides_and_shared_between_clients() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, GET).await;
+    let mut server = accept(&listener).await;
+    for n in 0..3 {
+        if n > 0 {
+            say(&mut client, GET).await;
+        }
+        assert_eq!(head(&mut server).await, GET, "the request as it was sent");
+        say(&mut server, OK).await;
+        assert_eq!(until_text(&mut client, "ok").await, OK);
+    }
+    // Another client of the same pod gets the same connection, which is idle now.
+    mesh.records(3).await;
+    let mut other = connect(vip).await;
+    say(&mut other, GET).await;
+    assert_eq!(head(&mut server).await, GET);
+    say(&mut server, OK).await;
+    assert_eq!(until_text(&mut other, "ok").await, OK);
+    let records = mesh.records(4).await;
+    for record in &records {
+        assert_eq!(
+            (&record["reason"], &record["status"], &record["path"]),
+            (&"completed".into(), &200.into(), &"/a".into())
+        );
+        assert_eq!((&record["method"], &record["authority"]), (&"GET".into(), &"web".into()));
+        assert_eq!((&record["bytes_sent"], &record["protocol"]), (&2.into(), &"HTTP/1.1".into()));
+    }
+    assert_eq!((&records[0]["attempts"], &records[1]["attempts"]), (&1.into(), &0.into()), "one dial for all");
+    drop((client, other));
+    mesh.is_empty().await;
+    assert_eq!(mesh.records(4).await.len(), 4, "a connection of requests has no record of its own");
+}
+
+#[tokio::test]
+async fn an_idle_connection_holds_no_buffer() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut client, "ok").await;
+    until("the buffers to come back", || mesh.metrics.buffer_lent() == 0).await;
+    assert_eq!(mesh.proxy.registry().list(10, |_| true).await.total, 1);
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let all: String = (0..20).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: web\r\n\r\n")).collect();
+    say(&mut client, &all).await;
+    let mut server = accept(&listener).await;
+    for n in 0..20 {
+        assert!(head(&mut server).await.starts_with(&format!("GET /{n} ")));
+        say(&mut server, &format!("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{n:04}")).await;
+    }
+    for n in 0..20 {
+        until_text(&mut client, &format!("\r\n\r\n{n:04}")).await;
+    }
+}
+
+#[tokio::test]
+async fn chunks_and_trailers_pass_both_ways() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let post = "POST /up HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\nTrailer: Sum\r\n\r\n";
+    say(&mut client, post).await;
+    let mut server = accept(&listener).await;
+    assert_eq!(head(&mut server).await, post);
+    // Each chunk goes on as it comes, framing cut anywhere.
+    for part in ["5\r\nhe", "llo\r", "\n3;x=y\r\n wo\r\n2\r\nrl\r\n"] {
+        say(&mut client, part).await;
+    }
+    until_text(&mut server, "rl\r\n").await;
+    say(&mut client, "0\r\nSum: 1\r\n\r\n").await;
+    assert_eq!(until_text(&mut server, "\r\n\r\n").await, "0\r\nSum: 1\r\n\r\n");
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwell\r\n0\r\nDone: yes\r\n\r\n";
+    say(&mut server, answer).await;
+    assert_eq!(until_text(&mut client, "Done: yes\r\n\r\n").await, answer);
+    let record = &mesh.records(1).await[0];
+    assert_eq!((&record["bytes_received"], &record["bytes_sent"]), (&10.into(), &4.into()), "bodies without framing");
+}
+
+#[tokio::test]
+async fn a_response_without_a_body_leaves_the_connection_in_step() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "HEAD /a HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    let mut server = accept(&listener).await;
+    for (status, next) in [
+        ("200 OK\r\nContent-Length: 500", "GET /b HTTP/1.1\r\nHost: web\r\n\r\n"),
+        ("204 No Content", "GET /c HTTP/1.1\r\nHost: web\r\n\r\n"),
+        ("304 Not Modified\r\nContent-Length: 500", GET),
+        ("200 OK\r\nContent-Length: 0", ""),
+    ] {
+        head(&mut server).await;
+        let answer = format!("HTTP/1.1 {status}\r\n\r\n");
+        say(&mut server, &answer).await;
+        assert_eq!(head(&mut client).await, answer);
+        say(&mut client, next).await;
+    }
+}
+
+#[tokio::test]
+async fn interim_responses_pass_at_once() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "PUT /a HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
+    let mut server = accept(&listener).await;
+    assert!(head(&mut server).await.contains("Expect: 100-continue"));
+    say(&mut server, "HTTP/1.1 100 Continue\r\n\r\n").await;
+    assert_eq!(head(&mut client).await, "HTTP/1.1 100 Continue\r\n\r\n");
+    say(&mut client, "body").await;
+    until_text(&mut server, "body").await;
+    let hints = "HTTP/1.1 103 Early Hints\r\nLink: </x.css>; rel=preload\r\n\r\n";
+    say(&mut server, hints).await;
+    assert_eq!(head(&mut client).await, hints);
+    say(&mut server, OK).await;
+    assert_eq!(until_text(&mut client, "ok").await, OK);
+    // The connection is in step.
+    say(&mut client, GET).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut client, "ok").await;
+}
+
+#[tokio::test]
+async fn an_upgrade_becomes_a_tunnel() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let ask = "GET /chat HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    say(&mut client, ask).await;
+    let mut server = accept(&listener).await;
+    let asked = head(&mut server).await;
+    assert!(asked.contains("Upgrade: websocket") && asked.contains("Connection: Upgrade"), "{asked}");
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    // The first bytes of the new protocol come with the head.
+    say(&mut server, &format!("{switch}hello")).await;
+    assert_eq!(until_text(&mut client, "hello").await, format!("{switch}hello"));
+    passes(&mut client, &mut server, &pattern(100_000)).await;
+    passes(&mut server, &mut client, &pattern(100_000)).await;
+    soon(client.shutdown()).await.unwrap();
+    assert_eq!(rest(&mut server).await, b"");
+    passes(&mut server, &mut client, b"bye").await;
+    soon(server.shutdown()).await.unwrap();
+    assert_eq!(rest(&mut client).await, b"");
+    let record = &mesh.records(1).await[0];
+    assert_eq!((&record["status"], &record["reason"]), (&101.into(), &"completed".into()));
+    assert_eq!(record["bytes_received"], 100_000);
+    mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn connect_becomes_a_tunnel() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\n").await;
+    let mut server = accept(&listener).await;
+    assert!(head(&mut server).await.starts_with("CONNECT db:5432 HTTP/1.1\r\n"));
+    say(&mut server, "HTTP/1.1 200 Connection established\r\n\r\n").await;
+    head(&mut client).await;
+    passes(&mut client, &mut server, b"\0binary").await;
+    reset(client);
+    is_reset(&mut server).await;
+    assert_eq!(mesh.only_reason().await, "downstream_reset");
+}
+
+#[tokio::test]
+async fn a_truncated_response_is_a_reset() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf",
+    ] {
+        let mesh = Mesh::new(1);
+        let (listener, addr) = backend().await;
+        let vip = http_pod(&mesh, &[addr]).await;
+        let mut client = connect(vip).await;
+        say(&mut client, GET).await;
+        let mut server = accept(&listener).await;
+        head(&mut server).await;
+        say(&mut server, answer).await;
+        until_text(&mut client, "half").await;
+        drop(server);
+        is_reset(&mut client).await;
+        let record = &mesh.records(1).await[0];
+        assert_eq!((&record["reason"], &record["status"]), (&"response_incomplete".into(), &200.into()));
+        mesh.is_empty().await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_until_close_ends_cleanly_only_if_the_server_did() {
+    for clean in [true, false] {
+        let mesh = Mesh::new(1);
+        let (listener, addr) = backend().await;
+        let vip = http_pod(&mesh, &[addr]).await;
+        let mut client = connect(vip).await;
+        say(&mut client, GET).await;
+        let mut server = accept(&listener).await;
+        head(&mut server).await;
+        say(&mut server, "HTTP/1.1 200 OK\r\n\r\nlong").await;
+        let got = until_text(&mut client, "long\r\n").await;
+        assert!(got.contains("Transfer-Encoding: chunked") && got.contains("4\r\n"), "{got}");
+        if clean {
+            drop(server);
+            assert_eq!(until_text(&mut client, "0\r\n\r\n").await, "0\r\n\r\n");
+        } else {
+            reset(server);
+            is_reset(&mut client).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_felt_by_the_server_at_once() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    for (n, stage) in ["waiting", "response", "request"].into_iter().enumerate() {
+        let mut client = connect(vip).await;
+        say(
+            &mut client,
+            if stage == "request" { "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf" } else { GET },
+        )
+        .await;
+        let mut server = accept(&listener).await;
+        head(&mut server).await;
+        if stage == "request" {
+            until_text(&mut server, "half").await;
+        }
+        if stage == "response" {
+            say(&mut server, "HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nbegun").await;
+            until_text(&mut client, "begun").await;
+        }
+        drop(client);
+        is_reset(&mut server).await;
+        let record = &mesh.records(n + 1).await[n];
+        assert_eq!(record["reason"], "request_cancelled", "{stage}");
+    }
+    mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn an_early_answer_reaches_a_client_that_is_still_sending() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\nsome").await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno.").await;
+    let got = until_text(&mut client, "no.").await;
+    assert!(got.contains("413") && got.to_ascii_lowercase().contains("connection: close"), "{got}");
+    // The client may go on sending for a while without losing the answer; then the end.
+    say(&mut client, &"x".repeat(5000)).await;
+    assert_eq!(rest(&mut client).await, b"");
+    assert_eq!(mesh.records(1).await[0]["status"], 413);
+}
+
+#[tokio::test]
+async fn a_slow_reader_stops_its_server_and_holds_one_buffer() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    let length = 64 << 20;
+    say(&mut server, &format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")).await;
+    let body = pattern(1 << 20);
+    let writing = tokio::spawn(async move {
+        for _ in 0..64 {
+            server.write_all(&body).await.unwrap();
+        }
+        server
+    });
+    head(&mut client).await;
+    // Nobody reads: the writer gets stuck, and the agent holds one buffer, not 64 MiB.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!writing.is_finished(), "64 MiB went somewhere");
+    assert!(mesh.metrics.buffer_lent() <= 256 << 10, "{}", mesh.metrics.buffer_lent());
+    let mut left = length;
+    let mut buffer = vec![0; 1 << 20];
+    while left > 0 {
+        left -= soon(client.read(&mut buffer)).await.unwrap();
+    }
+    soon(writing).await.unwrap();
+    assert_eq!(mesh.records(1).await[0]["bytes_sent"], length);
+}
+
+#[tokio::test]
+async fn without_budget_requests_go_on_in_small_buffers() {
+    let mesh = Mesh::new(1);
+    mesh.limits(PodLimits { buffered_bytes_max: 0, ..PodLimits::default() });
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let body = pattern(100_000);
+    say(&mut client, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n").await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    passes(&mut client, &mut server, &body).await;
+    say(&mut server, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").await;
+    head(&mut client).await;
+    passes(&mut server, &mut client, &body).await;
+    assert!(mesh.metrics.budget_exceeded(heddle_telemetry::Reason::PodBufferedBytesMax) > 0);
+}
+
+#[tokio::test]
+async fn a_stale_connection_is_replaced_only_where_that_is_safe() {
+    for (request, safe) in [
+        (GET, true),
+        ("DELETE /a HTTP/1.1\r\nHost: web\r\n\r\n", true),
+        ("POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n", false),
+        ("PUT /a HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody", false),
+    ] {
+        let mesh = Mesh::new(1);
+        let (listener, addr) = backend().await;
+        let vip = http_pod(&mesh, &[addr]).await;
+        let mut client = connect(vip).await;
+        say(&mut client, GET).await;
+        let mut server = accept(&listener).await;
+        head(&mut server).await;
+        say(&mut server, OK).await;
+        until_text(&mut client, "ok").await;
+        mesh.records(1).await;
+        // The server reads the next request and closes: it may have acted on it.
+        say(&mut client, request).await;
+        head(&mut server).await;
+        drop(server);
+        if safe {
+            let mut server = accept(&listener).await;
+            assert_eq!(head(&mut server).await, request);
+            say(&mut server, OK).await;
+            assert_eq!(until_text(&mut client, "ok").await, OK);
+        } else {
+            assert!(head(&mut client).await.starts_with("HTTP/1.1 502 "), "{request}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_the_server_closed_while_idle_is_not_used() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut client, "ok").await;
+    mesh.records(1).await;
+    drop(server);
+    // A request that could not be repeated: it goes out once, on a new connection.
+    let post = "POST /a HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbody";
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    say(&mut client, post).await;
+    let mut server = accept(&listener).await;
+    assert_eq!(until_text(&mut server, "body").await, post);
+    say(&mut server, OK).await;
+    until_text(&mut client, "ok").await;
+}
+
+#[tokio::test]
+async fn what_breaks_a_rule_or_a_limit_is_told_so() {
+    let mesh = Mesh::with(Config { request_head_timeout: Duration::from_secs(1), ..Config::default() });
+    let (_listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let long = "x".repeat(70_000);
+    let many: String = (0..200).map(|n| format!("A{n}: b\r\n")).collect();
+    for (n, (request, status, reason)) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_owned(), 400, "request_malformed"),
+        ("GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n".to_owned(), 400, "request_malformed"),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned(),
+            400,
+            "request_malformed",
+        ),
+        (format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n"), 414, "request_target_too_long"),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"), 431, "request_head_too_large"),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"), 431, "request_head_too_large"),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".to_owned(), 505, "request_version"),
+        ("\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03\r\n".to_owned(), 400, "request_malformed"),
+        // A head that stops is out of time.
+        ("GET / HTTP/1.1\r\nHost".to_owned(), 408, "request_timeout"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = connect(vip).await;
+        let _ = soon(client.write_all(request.as_bytes())).await;
+        let got = String::from_utf8(rest(&mut client).await).unwrap();
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{request:.60}: {got}");
+        assert!(got.to_ascii_lowercase().contains("connection: close"), "{got}");
+        assert!(got.contains(&format!("x-heddle-reason: {reason}")), "{got}");
+        let record = &mesh.records(n + 1).await[n];
+        assert_eq!((&record["status"], &record["reason"]), (&status.into(), &reason.into()));
+    }
+    mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_is_out_of_time() {
+    let mesh = Mesh::with(Config { request_body_idle_timeout: Duration::from_secs(1), ..Config::default() });
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    let got = String::from_utf8(rest(&mut client).await).unwrap();
+    assert!(got.starts_with("HTTP/1.1 408 "), "{got}");
+    let mut sink = Vec::new();
+    assert!(soon(server.read_to_end(&mut sink)).await.is_err(), "the server is told by a reset");
+    assert_eq!(mesh.only_reason().await, "request_timeout");
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_is_a_status_with_its_reason() {
+    let mesh = Mesh::new(1);
+    let vip = http_pod(&mesh, &[dead_address().await]).await;
+    let mut client = connect(vip).await;
+    for n in 1..3 {
+        say(&mut client, GET).await;
+        let got = head(&mut client).await;
+        assert!(got.starts_with("HTTP/1.1 503 ") && got.contains("x-heddle-reason: upstream_connect_refused"), "{got}");
+        until_text(&mut client, ".").await;
+        // The request was complete, so the connection goes on.
+        assert_eq!(mesh.records(n).await[n - 1]["reason"], "upstream_connect_refused");
+    }
+
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    for (answer, reason) in [
+        ("", "response_incomplete"),
+        ("HTTP/1.1 2x0 OK\r\n\r\n", "response_malformed"),
+        ("HTTP/1.1 200 OK\r\nA", "response_incomplete"),
+    ] {
+        let mut client = connect(vip).await;
+        say(&mut client, GET).await;
+        let mut server = accept(&listener).await;
+        head(&mut server).await;
+        say(&mut server, answer).await;
+        drop(server);
+        let got = head(&mut client).await;
+        assert!(got.starts_with("HTTP/1.1 502 ") && got.contains(&format!("x-heddle-reason: {reason}")), "{got}");
+    }
+}
+
+#[tokio::test]
+async fn each_request_is_balanced() {
+    let mesh = Mesh::new(1);
+    let mut addrs = Vec::new();
+    for _ in 0..2 {
+        let (listener, addr) = backend().await;
+        addrs.push(addr);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut buffer = [0; 1024];
+                    while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                        stream.write_all(OK.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+    }
+    let vip = http_pod(&mesh, &addrs).await;
+    let mut client = connect(vip).await;
+    for _ in 0..60 {
+        say(&mut client, GET).await;
+        until_text(&mut client, "ok").await;
+    }
+    let records = mesh.records(60).await;
+    for addr in addrs {
+        let served = records.iter().filter(|r| r["upstream_address"] == addr.to_string()).count();
+        assert!(served >= 10, "{addr} served {served} of 60 requests of one connection");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_ends_connections_behind_their_requests() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let (mut idle, mut busy) = (connect(vip).await, connect(vip).await);
+    say(&mut idle, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut idle, "ok").await;
+    mesh.records(1).await;
+    say(&mut busy, GET).await;
+    head(&mut server).await;
+    let drained = mesh.proxy.drain(std::time::Instant::now() + PATIENCE);
+    let served = async {
+        assert_eq!(rest(&mut idle).await, b"", "an idle connection ends at once");
+        say(&mut server, OK).await;
+        let got = String::from_utf8(rest(&mut busy).await).unwrap();
+        assert!(got.to_ascii_lowercase().contains("connection: close") && got.ends_with("ok"), "{got}");
+        drop(busy);
+    };
+    let (report, ()) = soon(async { tokio::join!(drained, served) }).await;
+    assert!(report.cut.is_empty());
+}
+
+#[tokio::test]
+async fn requests_are_counted_as_istio_counts_them() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(
+        &mut client,
+        "POST / HTTP/1.1\r\nHost: a\r\nUser-Agent: me\r\nX-Request-Id: r1\r\nContent-Length: 3\r\n\r\nabc",
+    )
+    .await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut client, "ok").await;
+    let record = &mesh.records(1).await[0];
+    assert_eq!((&record["user_agent"], &record["request_id"]), (&"me".into(), &"r1".into()));
+    assert_eq!(record["upstream_address"], addr.to_string());
+    let registry = heddle_telemetry::Registry::new();
+    registry.register(mesh.http.collector()).unwrap();
+    registry.register(mesh.tcp.collector()).unwrap();
+    let text = heddle_telemetry::encode::encode(&registry.gather(), heddle_telemetry::Format::Text);
+    let line =
+        |start: &str| text.lines().find(|l| l.starts_with(start)).unwrap_or_else(|| panic!("{start} in\n{text}"));
+    let total = line("istio_requests_total{");
+    assert!(total.ends_with(" 1"), "{total}");
+    for label in [
+        "reporter=\"source\"",
+        "source_workload=\"web\"",
+        "destination_service=\"web.shop.svc.cluster.local\"",
+        "request_protocol=\"http\"",
+        "response_code=\"200\"",
+        "response_flags=\"-\"",
+    ] {
+        assert!(total.contains(label), "{label} missing in {total}");
+    }
+    assert!(line("istio_request_bytes_sum{").ends_with(" 3"));
+    assert!(line("istio_response_bytes_sum{").ends_with(" 2"));
+    assert!(line("istio_request_duration_milliseconds_count{").ends_with(" 1"));
+    assert!(!text.contains("istio_tcp_connections_opened_total{"), "HTTP is not counted as TCP:\n{text}");
+}

@@ -1,0 +1,238 @@
+//! HTTP between pods on real eBPF, with peers of other people: curl, nginx, Python's grpcio (FEATURES D5, D7).
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use heddle_testkit::prelude::*;
+use heddle_testkit::process::Process;
+use heddle_testkit::programs::{program, python};
+use heddle_tests_netns::{SOON, wait_logged};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs curl in a pod to its end and returns what it printed.
+fn curl(from: &Place, arguments: &[&str]) -> Result<String> {
+    let mut command = program("curl", "curl")?;
+    command.args(["--silent", "--show-error", "--max-time", "20"]).args(arguments);
+    let process = from.spawn("curl", command)?;
+    process.close_stdin();
+    let status = process.wait(PATIENCE)?;
+    ensure!(status.success(), "curl {arguments:?}: {status}\n{}", process.tail());
+    Ok(process.stdout())
+}
+
+/// nginx in a pod, with HTTP/1 on 8080 and HTTP/2 (prior knowledge) on 8082.
+fn nginx(pod: &Pod, directory: &Path) -> Result<Process> {
+    fs::create_dir_all(directory.join("logs"))?;
+    fs::write(directory.join("big"), vec![b'x'; 3 << 20])?;
+    fs::write(
+        directory.join("nginx.conf"),
+        "daemon off; worker_processes 1; error_log stderr; pid nginx.pid; user root;\n\
+         events { worker_connections 256; }\n\
+         http { access_log off; client_max_body_size 10m; client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;\n\
+         server { listen 8080; listen [::]:8080; listen 8082 http2; listen [::]:8082 http2; root .;\n\
+         location /who { return 200 \"$remote_addr $server_protocol $http_host\\n\"; }\n\
+         location /post { proxy_pass http://127.0.0.1:8081; } }\n\
+         server { listen 127.0.0.1:8081; location / { return 201 \"$content_length\\n\"; } } }\n",
+    )?;
+    let mut command = program("nginx", "nginx-light")?;
+    command.arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
+    let process = pod.spawn("nginx", command)?;
+    wait_until("nginx listens", SOON, || pod.listeners().is_ok_and(|l| l.iter().any(|a| a.port() == 8082)))
+        .with_context(|| process.tail())?;
+    Ok(process)
+}
+
+#[test]
+fn curl_and_nginx_speak_both_versions_through_two_agents() -> Result<()> {
+    let mesh = Mesh::declare("http_nginx")
+        .node("a")
+        .pod("client")
+        .node("b")
+        .pod("web")
+        .service("web")
+        .port(80, 8080)
+        .port(82, 8082)
+        .backed_by("web")
+        .start()?;
+    let (client, web) = (mesh.pod("client"), mesh.pod("web"));
+    let _nginx = nginx(web, &mesh.node("b").paths().run.join("nginx"))?;
+    let plan = mesh.service("web");
+    for (ip, own) in [(plan.cluster_v4(), client.v4()), (plan.cluster_v6(), client.v6())] {
+        let at = |port| SocketAddr::new(ip, port);
+        let who = curl(client, &["--http1.1", &format!("http://{}/who", at(80))])?;
+        ensure!(who.starts_with(&format!("{own} HTTP/1.1 ")), "nginx sees the client and the version: {who}");
+        let who = curl(client, &["--http2-prior-knowledge", &format!("http://{}/who", at(82))])?;
+        ensure!(who.starts_with(&format!("{own} HTTP/2.0 ")), "nginx sees the client and the version: {who}");
+        for (version, port) in [("--http1.1", 80), ("--http2-prior-knowledge", 82)] {
+            let url = format!("http://{}/", at(port));
+            // Several requests of one connection, large bodies, HEAD, and an expectation.
+            let big = format!("{url}big");
+            // Debian's curl 7.88 cannot read two large bodies of one HTTP/2 connection, with or without us.
+            let urls = if port == 80 { vec![&*big, &big] } else { vec![&*big] };
+            let discard = ["-o", "/dev/null"].repeat(urls.len());
+            let sizes = curl(client, &[&[version, "-w", "%{size_download}\n"][..], &discard, &urls].concat())?;
+            ensure!(sizes.lines().count() == urls.len() && sizes.lines().all(|l| l == "3145728"), "{sizes}");
+            let head = curl(client, &[version, "--head", &big])?;
+            ensure!(head.to_ascii_lowercase().contains("content-length: 3145728"), "{head}");
+            let post = format!("{url}post");
+            let body = format!("@{}", mesh.node("b").paths().run.join("nginx/big").display());
+            let posted = curl(client, &[version, "-H", "Expect: 100-continue", "--data-binary", &body, &post])?;
+            ensure!(posted.trim() == "3145728", "{posted}");
+            let missing = curl(client, &[version, "-o", "/dev/null", "-w", "%{http_code}", &format!("{url}nothing")])?;
+            ensure!(missing == "404", "{missing}");
+        }
+    }
+    for node in ["a", "b"] {
+        let node = mesh.node(node);
+        for (protocol, status) in [("HTTP/1.1", 404), ("HTTP/2", 404), ("HTTP/1.1", 201), ("HTTP/2", 201)] {
+            wait_logged(node, &format!("{protocol} {status}"), |r| {
+                r["protocol"] == protocol
+                    && r["status"] == status
+                    && r["source_pod"] == "client"
+                    && r["destination_pod"] == "web"
+            })?;
+        }
+        let metrics = node.metrics()?;
+        let counted = |code: &str| {
+            metrics
+                .lines()
+                .any(|l| l.starts_with("istio_requests_total{") && l.contains(&format!("response_code=\"{code}\"")))
+        };
+        ensure!(counted("200") && counted("404") && counted("201"), "{metrics}");
+    }
+    Ok(())
+}
+
+#[test]
+fn requests_spread_over_a_service_wherever_its_pods_are() -> Result<()> {
+    // web-1 shares its agent, and so its worker's counters, with the client; the agent's idle connections must not weigh.
+    let mesh = Mesh::declare("http_spread")
+        .node("a")
+        .pod("client")
+        .pod("web-1")
+        .node("b")
+        .pod("web-2")
+        .service("web")
+        .port(80, 8080)
+        .backed_by("web-1")
+        .backed_by("web-2")
+        .start()?;
+    let run = |node: &str, pod: &str| mesh.node(node).paths().run.join(format!("nginx-{pod}"));
+    let _peers = [nginx(mesh.pod("web-1"), &run("a", "web-1"))?, nginx(mesh.pod("web-2"), &run("b", "web-2"))?];
+    let vip = mesh.service("web").cluster_v4();
+    const REQUESTS: usize = 40;
+    // web-1 calls itself among others.
+    for caller in ["client", "web-1"] {
+        let one_each = format!("for i in $(seq {REQUESTS}); do curl -sf --max-time 5 http://{vip}/who?each; done");
+        let mut command = program("sh", "dash")?;
+        command.args(["-c", &one_each]);
+        let process = mesh.pod(caller).spawn("curls", command)?;
+        ensure!(process.wait(PATIENCE)?.success(), "{}", process.tail());
+        let url = format!("http://{vip}/who?kept");
+        curl(mesh.pod(caller), &[&["--fail"][..], &[&*url; REQUESTS]].concat())?;
+        for path in ["/who?each", "/who?kept"] {
+            let log = || mesh.node("a").access_log();
+            let is_of = |r: &serde_json::Value| {
+                r["reporter"] == "source" && r["source_pod"] == caller && r["path"] == path && r["status"] == 200
+            };
+            wait_until("the records", SOON, || log().iter().filter(|r| is_of(r)).count() == REQUESTS)?;
+            for pod in ["web-1", "web-2"] {
+                let served = log().iter().filter(|r| is_of(r) && r["destination_pod"] == pod).count();
+                // One in a million that chance alone falls below.
+                ensure!(served >= 6, "{pod} served {served} of {REQUESTS} requests {path} of {caller}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_served_is_told_in_http() -> Result<()> {
+    let mesh = Mesh::declare("http_errors")
+        .node("a")
+        .pod("client")
+        .pod("web")
+        .service("web")
+        .port(80, 8080)
+        .backed_by("web")
+        .start()?;
+    let client = mesh.pod("client");
+    // `http` by name: the answer comes from the agent, whatever becomes of the dial.
+    mesh.source().write_text(
+        "service-shop-declared.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: declared, namespace: shop}}\n\
+             spec: {{clusterIP: 10.96.77.77, clusterIPs: [10.96.77.77], ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: declared-1, namespace: shop, labels: {{kubernetes.io/service-name: declared}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8080, protocol: TCP}}]\nendpoints: [{{addresses: [\"{}\"]}}]\n",
+            mesh.pod("web").v4()
+        ),
+    )?;
+    let mut last = String::new();
+    wait_until("the Service is known and the agent answers", SOON, || {
+        last = curl(client, &["-i", "http://10.96.77.77/"]).unwrap_or_else(|e| e.to_string());
+        last.starts_with("HTTP/1.1 503 ") && last.contains("refused the connection")
+    })
+    .context(last)?;
+    wait_logged(mesh.node("a"), "503", |r| r["status"] == 503 && r["reason"] == "upstream_connect_refused")?;
+    Ok(())
+}
+
+#[test]
+fn grpcio_calls_in_all_four_ways() -> Result<()> {
+    let mesh = Mesh::declare("grpc")
+        .node("a")
+        .pod("client")
+        .node("b")
+        .pod("peer")
+        .service("peer")
+        .port(50051, 50051)
+        .backed_by("peer")
+        .start()?;
+    let (client, peer) = (mesh.pod("client"), mesh.pod("peer"));
+    let script = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name);
+    let mut command = python(&["grpcio"])?;
+    command.arg(script("grpc_server.py")).arg("50051");
+    let server = peer.spawn("grpc-server", command)?;
+    wait_until("the server listens", PATIENCE, || server.stdout().contains("listening"))
+        .with_context(|| server.tail())?;
+    let mut command = python(&["grpcio"])?;
+    command.arg(script("grpc_client.py")).arg(format!("{}:50051", mesh.service("peer").cluster_v4()));
+    let calls = client.spawn("grpc-client", command)?;
+    calls.close_stdin();
+    let status = calls.wait(Duration::from_secs(60))?;
+    ensure!(
+        status.success() && calls.stdout().contains("all is well"),
+        "{status}\n{}\n{}",
+        calls.tail(),
+        server.tail()
+    );
+    ensure!(
+        calls.stdout().contains(&format!("peer ipv4:{}:", client.v4())),
+        "the server sees the client: {}",
+        calls.stdout()
+    );
+    // The cancel reached the server's handler.
+    wait_until("the stream is cancelled", SOON, || server.stdout().contains("cancelled"))
+        .with_context(|| server.tail())?;
+    for node in ["a", "b"] {
+        let node = mesh.node(node);
+        for (path, grpc_status) in [("/test.Peer/Bidi", 0), ("/test.Peer/Unary", 9), ("/test.Peer/Nothing", 12)] {
+            wait_logged(node, path, |r| r["path"] == path && r["grpc_status"] == grpc_status)?;
+        }
+        wait_logged(node, "the cancel", |r| {
+            r["path"] == "/test.Peer/ServerStream" && r["reason"] == "request_cancelled"
+        })?;
+        let metrics = node.metrics()?;
+        let messages = metrics
+            .lines()
+            .any(|l| l.starts_with("istio_response_messages_total{") && l.contains("request_protocol=\"grpc\""));
+        ensure!(messages, "{metrics}");
+    }
+    Ok(())
+}
