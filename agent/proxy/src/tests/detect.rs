@@ -48,7 +48,10 @@ async fn a_silent_client_holds_one_upstream_connection() {
 
 #[tokio::test]
 async fn a_reset_before_the_first_byte_is_a_reset() {
-    for (from_client, reason) in [(true, "downstream_reset"), (false, "upstream_reset")] {
+    // A server's reset may overtake the agent's own notice that it is connected.
+    for (from_client, reasons) in
+        [(true, &["downstream_reset"][..]), (false, &["upstream_reset", "upstream_connect_refused"])]
+    {
         let mesh = Mesh::new(1);
         let (listener, addr) = backend().await;
         let vip = undeclared(&mesh, &[addr]).await;
@@ -57,7 +60,8 @@ async fn a_reset_before_the_first_byte_is_a_reset() {
         let (first, mut second) = if from_client { (client, server) } else { (server, client) };
         reset(first);
         is_reset(&mut second).await;
-        assert_eq!(mesh.only_reason().await, reason);
+        let reason = mesh.only_reason().await;
+        assert!(reasons.contains(&&*reason), "{reason}");
     }
 }
 
