@@ -13,6 +13,8 @@ use crate::problem::Problems;
 pub const NAME: &str = "default";
 /// Greatest `spec.limits.connectionsMax`.
 pub const CONNECTIONS_MAX: i64 = 1_000_000;
+/// Greatest `spec.limits.requestsMax`.
+pub const REQUESTS_MAX: i64 = 1_000_000;
 /// Least and greatest `spec.limits.bufferedBytesMax`.
 pub const BUFFERED_BYTES_RANGE: std::ops::RangeInclusive<i64> = 65_536..=(64 << 30);
 
@@ -64,6 +66,8 @@ pub struct LimitsFields {
     pub connections_max: Option<i64>,
     /// Bytes buffered for one pod, default 16 MiB.
     pub buffered_bytes_max: Option<i64>,
+    /// HTTP requests of one pod in flight, default 10,240.
+    pub requests_max: Option<i64>,
 }
 
 /// A field of a feature to come: any value is refused.
@@ -127,6 +131,10 @@ pub(crate) fn convert(fields: &MeshFields, problems: &mut Problems) -> MeshConfi
     let buffered = limit("spec.limits.bufferedBytesMax", spec.limits.buffered_bytes_max, BUFFERED_BYTES_RANGE);
     if let Some(max) = buffered.and_then(|max| u64::try_from(max).ok()) {
         config.limits.buffered_bytes_max = max;
+    }
+    let requests = limit("spec.limits.requestsMax", spec.limits.requests_max, 1..=REQUESTS_MAX);
+    if let Some(max) = requests.and_then(|max| u32::try_from(max).ok()) {
+        config.limits.requests_max = max;
     }
     config
 }

@@ -25,7 +25,7 @@ spec:
   clusterDomain: c.example
   clusterName: prod-1
   outboundPolicy: Deny
-  limits: {connectionsMax: 100, bufferedBytesMax: 1048576}
+  limits: {connectionsMax: 100, bufferedBytesMax: 1048576, requestsMax: 50}
 ",
     );
     assert_eq!(invalid, Vec::<String>::new());
@@ -35,7 +35,8 @@ spec:
         ("td.example", "c.example", "prod-1")
     );
     assert_eq!(config.outbound_policy, OutboundPolicy::Deny);
-    assert_eq!((config.limits.connections_max, config.limits.buffered_bytes_max), (100, 1_048_576));
+    let limits = config.limits;
+    assert_eq!((limits.connections_max, limits.buffered_bytes_max, limits.requests_max), (100, 1_048_576, 50));
 }
 
 #[test]
@@ -52,6 +53,7 @@ fn what_makes_a_mesh_invalid_table() {
         ("clusterDomain: a..b", "4: spec.clusterDomain: `a..b` is no DNS domain"),
         ("clusterName: a b", "4: spec.clusterName: `a b` is no cluster name"),
         ("limits: {connectionsMax: 0}", "4: spec.limits.connectionsMax: 0 is out of range: 1 to 1000000"),
+        ("limits: {requestsMax: 0}", "4: spec.limits.requestsMax: 0 is out of range: 1 to 1000000"),
         ("limits: {bufferedBytesMax: 1}", "4: spec.limits.bufferedBytesMax: 1 is out of range"),
         (
             "limits: {bufferedBytesMax: 16Mi}",

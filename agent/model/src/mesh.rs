@@ -34,11 +34,13 @@ pub struct PodLimits {
     pub connections_max: u32,
     /// Bytes the agent holds for the pod in buffers. Default 16 MiB.
     pub buffered_bytes_max: u64,
+    /// HTTP requests in flight, both directions together, tunnels and open gRPC streams included. Default 10,240.
+    pub requests_max: u32,
 }
 
 impl Default for PodLimits {
     fn default() -> Self {
-        Self { connections_max: 10_240, buffered_bytes_max: 16 << 20 }
+        Self { connections_max: 10_240, buffered_bytes_max: 16 << 20, requests_max: 10_240 }
     }
 }
 

@@ -1,6 +1,7 @@
-//! What one pod may take of the agent: connections, buffered bytes; and what it took: CPU time at poll.
+//! What one pod may take of the agent: connections, requests in flight, buffered bytes; and what it took: CPU time at poll.
 //!
-//! Limits come from the snapshot at each check, so a change holds at once. Over the connection limit a connection is refused.
+//! Limits come from the snapshot at each check, so a change holds at once. Over the connection limit a connection is refused,
+//! over the request limit a request is answered with the reason.
 //! Over the byte limit nothing is refused and nothing waits: the pod's connections go on without buffers (see `copy`), which is
 //! slower for that pod alone. So no connection ever waits for another's buffer, and there can be no deadlock between them.
 
@@ -22,8 +23,10 @@ pub(crate) struct PodBudget {
     /// False once detached; the budget lives on until its last connection ends.
     pub(crate) attached: AtomicBool,
     connections: AtomicU32,
+    requests: AtomicU32,
     buffered_bytes: AtomicU64,
     refused: AtomicU64,
+    requests_refused: AtomicU64,
     cpu_nanos: Box<[CpuCell]>,
 }
 
@@ -38,6 +41,10 @@ pub struct PodUsage {
     pub connections: u32,
     /// Connections refused because of `connections_max`.
     pub connections_refused: u64,
+    /// HTTP requests in flight.
+    pub requests: u32,
+    /// Requests refused because of `requests_max`.
+    pub requests_refused: u64,
     /// Bytes of buffers its connections hold.
     pub buffered_bytes: u64,
     /// CPU time its connections took in the agent.
@@ -50,8 +57,10 @@ impl PodBudget {
             uid,
             attached: AtomicBool::new(true),
             connections: AtomicU32::new(0),
+            requests: AtomicU32::new(0),
             buffered_bytes: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            requests_refused: AtomicU64::new(0),
             cpu_nanos: (0..workers).map(|_| CpuCell::default()).collect(),
         }
     }
@@ -68,6 +77,15 @@ impl PodBudget {
     /// Gives a connection's place back.
     pub(crate) fn disconnect(&self) {
         self.connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Takes one request's place, or counts the refusal.
+    pub(crate) fn try_request(self: &Arc<Self>, max: u32) -> Option<InFlight> {
+        let taken = self.requests.fetch_update(Relaxed, Relaxed, |n| (n < max).then_some(n + 1)).is_ok();
+        if !taken {
+            self.requests_refused.fetch_add(1, Relaxed);
+        }
+        taken.then(|| InFlight(self.clone()))
     }
 
     /// Takes `bytes` of buffer if they fit.
@@ -104,9 +122,20 @@ impl PodBudget {
             attached: self.attached.load(Relaxed),
             connections: self.connections.load(Relaxed),
             connections_refused: self.refused.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            requests_refused: self.requests_refused.load(Relaxed),
             buffered_bytes: self.buffered_bytes.load(Relaxed),
             cpu: Duration::from_nanos(self.cpu_nanos.iter().map(|c| c.0.load(Relaxed)).sum()),
         }
+    }
+}
+
+/// A request's place, given back when dropped.
+pub(crate) struct InFlight(Arc<PodBudget>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Relaxed);
     }
 }
 
@@ -166,15 +195,20 @@ mod tests {
 
     #[test]
     fn limits_hold_and_places_come_back() {
-        let budget = PodBudget::new(PodUid::new("a"), 1);
+        let budget = Arc::new(PodBudget::new(PodUid::new("a"), 1));
         assert!(budget.try_connect(1) && !budget.try_connect(1));
         budget.disconnect();
         assert!(budget.try_connect(1));
         assert!(budget.try_buffer(60, 100) && !budget.try_buffer(41, 100) && budget.try_buffer(40, 100));
         budget.unbuffer(100);
+        let first = budget.try_request(1);
+        assert!(first.is_some() && budget.try_request(1).is_none());
+        drop(first);
+        assert!(budget.try_request(1).is_some());
         budget.charge_cpu(0, Duration::from_nanos(5));
         let usage = budget.usage();
         assert_eq!((usage.connections, usage.connections_refused, usage.buffered_bytes), (1, 1, 0));
+        assert_eq!((usage.requests, usage.requests_refused), (0, 1));
         assert_eq!(usage.cpu, Duration::from_nanos(5));
     }
 

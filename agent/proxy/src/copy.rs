@@ -302,8 +302,8 @@ impl Pipe {
 
     fn count(&self, conn: &Conn, bytes: usize) {
         match self.source {
-            Side::Downstream => conn.add_received(bytes),
-            Side::Upstream => conn.add_sent(bytes),
+            Side::Downstream => conn.add_received(bytes as u64),
+            Side::Upstream => conn.add_sent(bytes as u64),
         }
     }
 }

@@ -27,8 +27,15 @@ const POD_REFUSED: FamilyDesc = FamilyDesc::counter(
     "Connections of a pod refused because of its connection budget.",
     &["pod"],
 );
+const POD_REQUESTS: FamilyDesc =
+    FamilyDesc::gauge("heddle_pod_requests", "HTTP requests of a pod in flight through the agent.", &["pod"]);
+const POD_REQUESTS_REFUSED: FamilyDesc = FamilyDesc::counter(
+    "heddle_pod_requests_refused_total",
+    "HTTP requests of a pod refused because of its request budget.",
+    &["pod"],
+);
 const POD_BUFFERED: FamilyDesc =
-    FamilyDesc::gauge("heddle_pod_buffered_bytes", "Bytes of copy buffers a pod's connections hold.", &["pod"]);
+    FamilyDesc::gauge("heddle_pod_buffered_bytes", "Bytes of buffers a pod's connections hold.", &["pod"]);
 const POD_CPU: FamilyDesc = FamilyDesc::counter(
     "heddle_pod_cpu_seconds_total",
     "CPU time of the agent spent on a pod's connections, measured at poll.",
@@ -39,7 +46,8 @@ const AFFINITY: FamilyDesc =
 const WORKERS: FamilyDesc = FamilyDesc::gauge("heddle_proxy_workers", "Data plane threads.", &["state"]);
 
 /// The families this room exposes besides `telemetry`'s own. `pod` is the pod's uid.
-pub(crate) const FAMILIES: [FamilyDesc; 6] = [POD_CONNECTIONS, POD_REFUSED, POD_BUFFERED, POD_CPU, AFFINITY, WORKERS];
+pub(crate) const FAMILIES: [FamilyDesc; 8] =
+    [POD_CONNECTIONS, POD_REFUSED, POD_REQUESTS, POD_REQUESTS_REFUSED, POD_BUFFERED, POD_CPU, AFFINITY, WORKERS];
 
 /// Where the data plane reports to.
 #[derive(Clone)]
@@ -261,12 +269,22 @@ impl Proxy {
         // The collector must not keep the workers' channels open: dropping the proxy ends them.
         let workers = Arc::downgrade(&self.workers.0);
         registry.register(FnCollector::boxed(&FAMILIES, move || {
-            let [mut connections, mut refused, mut buffered, mut cpu, mut entries, mut threads] =
-                FAMILIES.map(|f| f.family());
+            let [
+                mut connections,
+                mut refused,
+                mut requests,
+                mut requests_refused,
+                mut buffered,
+                mut cpu,
+                mut entries,
+                mut threads,
+            ] = FAMILIES.map(|f| f.family());
             for pod in usage(&pods) {
                 let labels = [pod.uid.as_str()];
                 connections.push(&labels, pod.connections.into());
                 refused.push(&labels, pod.connections_refused as f64);
+                requests.push(&labels, pod.requests.into());
+                requests_refused.push(&labels, pod.requests_refused as f64);
                 buffered.push(&labels, pod.buffered_bytes as f64);
                 cpu.push(&labels, pod.cpu.as_secs_f64());
             }
@@ -275,7 +293,7 @@ impl Proxy {
             let (total, alive) = workers.upgrade().map_or((0, 0), |w| (w.len(), Workers(w).alive()));
             threads.push(&["alive"], alive as f64);
             threads.push(&["dead"], (total - alive) as f64);
-            vec![connections, refused, buffered, cpu, entries, threads]
+            vec![connections, refused, requests, requests_refused, buffered, cpu, entries, threads]
         }))
     }
 

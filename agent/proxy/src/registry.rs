@@ -78,10 +78,12 @@ pub struct ConnectionView {
     pub started: SystemTime,
     /// How long it has been open.
     pub age: Duration,
-    /// Bytes from the destination to the source.
+    /// Bytes from the destination to the source; of a connection of requests those of the bodies.
     pub bytes_sent: u64,
-    /// Bytes from the source to the destination.
+    /// The same from the source to the destination.
     pub bytes_received: u64,
+    /// HTTP requests so far, those under way included.
+    pub requests: u64,
 }
 
 /// What a connection is connected to, as far as it is known.
@@ -118,6 +120,7 @@ pub(crate) struct Conn {
     /// Carries HTTP: its requests are counted and logged, not the connection itself.
     is_http: Cell<bool>,
     requests: Cell<u64>,
+    requests_under_way: Cell<u64>,
     ended: Cell<Option<Reason>>,
     cut: Cell<Option<Reason>>,
     waker: RefCell<Option<Waker>>,
@@ -156,6 +159,7 @@ impl Conn {
             expired: Cell::new(false),
             is_http: Cell::new(false),
             requests: Cell::new(0),
+            requests_under_way: Cell::new(0),
             ended: Cell::new(None),
             cut: Cell::new(None),
             waker: RefCell::new(None),
@@ -187,18 +191,18 @@ impl Conn {
     }
 
     /// Counts bytes from the downstream to the upstream, which is from source to destination on both sides.
-    pub(crate) fn add_received(&self, bytes: usize) {
-        self.received.set(self.received.get() + bytes as u64);
+    pub(crate) fn add_received(&self, bytes: u64) {
+        self.received.set(self.received.get() + bytes);
         if let Some(tcp) = &*self.tcp.borrow() {
-            tcp.received(bytes as u64);
+            tcp.received(bytes);
         }
     }
 
     /// Counts bytes from the upstream to the downstream.
-    pub(crate) fn add_sent(&self, bytes: usize) {
-        self.sent.set(self.sent.get() + bytes as u64);
+    pub(crate) fn add_sent(&self, bytes: u64) {
+        self.sent.set(self.sent.get() + bytes);
         if let Some(tcp) = &*self.tcp.borrow() {
-            tcp.sent(bytes as u64);
+            tcp.sent(bytes);
         }
     }
 
@@ -254,6 +258,16 @@ impl Conn {
     pub(crate) fn carries_http(&self) {
         self.is_http.set(true);
         self.state.set(State::Open);
+    }
+
+    /// A request of it is under way.
+    pub(crate) fn begin_request(&self) {
+        self.requests_under_way.set(self.requests_under_way.get() + 1);
+    }
+
+    /// It is no longer.
+    pub(crate) fn end_request(&self) {
+        self.requests_under_way.set(self.requests_under_way.get() - 1);
     }
 
     /// A request of it was recorded.
@@ -380,6 +394,7 @@ impl Conn {
             age: self.started.elapsed(),
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
+            requests: self.requests.get() + self.requests_under_way.get(),
         }
     }
 }

@@ -22,7 +22,7 @@ const ACCEPT_ERRORS: FamilyDesc =
     FamilyDesc::counter("heddle_tcp_accept_errors_total", "Failed accept calls.", &["kind"]);
 const BUDGET: FamilyDesc = FamilyDesc::counter(
     "heddle_pod_budget_exceeded_total",
-    "Times a pod's budget made the agent refuse a connection or carry bytes unbuffered.",
+    "Times a pod's budget made the agent refuse a connection or a request, or carry bytes unbuffered.",
     &["reason"],
 );
 const BUFFERS: FamilyDesc =

@@ -166,6 +166,8 @@ impl Views for AgentViews {
                 if let Some(used) = usage.iter().find(|used| used.uid == pod.uid) {
                     view.connections = used.connections.into();
                     view.connections_refused = used.connections_refused;
+                    view.requests = used.requests.into();
+                    view.requests_refused = used.requests_refused;
                     view.buffered_bytes = used.buffered_bytes;
                     view.cpu_seconds = used.cpu.as_secs_f64();
                 }
@@ -349,5 +351,6 @@ fn connection(c: &ConnectionView) -> v1::Connection {
         bytes_sent: c.bytes_sent,
         bytes_received: c.bytes_received,
         worker: u32::try_from(c.worker).unwrap_or(u32::MAX),
+        requests: c.requests,
     }
 }

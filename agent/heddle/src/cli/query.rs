@@ -165,11 +165,12 @@ fn workloads(w: &v1::Workloads) -> String {
                 mesh,
                 w.capture.clone(),
                 w.connections.to_string(),
+                w.requests.to_string(),
                 w.capture_error.clone(),
             ]
         })
         .collect();
-    render(&["NAMESPACE", "POD", "NODE", "ADDRESSES", "MESH", "CAPTURE", "CONNECTIONS", "WHY"], &rows)
+    render(&["NAMESPACE", "POD", "NODE", "ADDRESSES", "MESH", "CAPTURE", "CONNECTIONS", "REQUESTS", "WHY"], &rows)
 }
 
 fn services(s: &v1::Services) -> String {
@@ -211,6 +212,7 @@ fn connections(c: &v1::Connections) -> String {
                     format!("{} ({})", c.destination, c.upstream)
                 },
                 format!("{:.1}", c.age_seconds),
+                c.requests.to_string(),
                 c.bytes_received.to_string(),
                 c.bytes_sent.to_string(),
             ]
@@ -226,6 +228,7 @@ fn connections(c: &v1::Connections) -> String {
             "SERVICE",
             "TO",
             "AGE s",
+            "REQUESTS",
             "BYTES UP",
             "BYTES DOWN",
         ],

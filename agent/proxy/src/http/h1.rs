@@ -187,6 +187,9 @@ impl Server<'_> {
         let mut facts = Facts::of(request, &limits);
         let (version, is_head, wants_more) = (facts.version, facts.is_head, request.keep_alive());
         let no_body = facts.body == Body::Empty;
+        if let Err(reason) = record.take_budget() {
+            return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
+        }
         let host = if request.authority().is_none() { self.original_host() } else { String::new() };
         match forward_request(request, &host) {
             Ok(body) => facts.wire_body = body,

@@ -10,6 +10,7 @@ use std::time::{Instant, SystemTime};
 use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
 
+use crate::budget::InFlight;
 use crate::hash::FastMap;
 use crate::labels::LabelKey;
 use crate::registry::Conn;
@@ -38,6 +39,8 @@ pub(crate) struct Record {
     pub(crate) detail: &'static str,
     endpoint: Option<(SocketAddr, Option<Arc<Workload>>)>,
     pub(crate) attempts: u32,
+    /// Its place in the pod's budget.
+    in_flight: Option<InFlight>,
     is_done: bool,
 }
 
@@ -70,6 +73,7 @@ impl Record {
             detail: "",
             endpoint: None,
             attempts: 0,
+            in_flight: None,
             is_done: false,
         }
     }
@@ -85,6 +89,26 @@ impl Record {
             fields.user_agent = cut(&String::from_utf8_lossy(told.user_agent));
             fields.request_id = cut(&String::from_utf8_lossy(told.request_id));
         }
+    }
+
+    /// The request is known: it takes its place in the pod's budget until this record ends.
+    pub(crate) fn take_budget(&mut self) -> Result<(), Reason> {
+        let worker = &self.conn.worker;
+        self.in_flight = self.conn.pod.budget.try_request(worker.limits().requests_max);
+        if self.in_flight.is_some() {
+            self.conn.begin_request();
+            return Ok(());
+        }
+        worker.metrics().count_budget_exceeded(Reason::PodRequestsMax);
+        Err(Reason::PodRequestsMax)
+    }
+
+    /// Body bytes that passed so far.
+    pub(crate) fn progress(&mut self, request_bytes: u64, response_bytes: u64) {
+        // A request that is sent again begins anew.
+        self.conn.add_received(request_bytes.saturating_sub(self.request_bytes));
+        self.conn.add_sent(response_bytes.saturating_sub(self.response_bytes));
+        (self.request_bytes, self.response_bytes) = (request_bytes, response_bytes);
     }
 
     /// The endpoint that serves it, once chosen.
@@ -108,6 +132,9 @@ impl Record {
         }
         let (conn, duration) = (&self.conn, self.started.elapsed());
         conn.count_request();
+        if self.in_flight.is_some() {
+            conn.end_request();
+        }
         let mut peers = conn.label_key(reason.response_flags());
         if let Some((_, workload)) = &self.endpoint {
             peers.destination.clone_from(workload);

@@ -157,12 +157,13 @@ impl<'a> Relay<'a> {
     }
 
     fn count(&mut self) {
-        self.record.request_bytes = self.request.bytes;
         self.record.request_messages = self.request.messages.count;
+        let mut response_bytes = self.record.response_bytes;
         if let Response::Body { pipe, .. } = &self.response {
-            self.record.response_bytes = pipe.bytes;
+            response_bytes = pipe.bytes;
             self.record.response_messages = pipe.messages.count;
         }
+        self.record.progress(self.request.bytes, response_bytes);
     }
 
     /// `Some` if the exchange is over for it.

@@ -49,6 +49,9 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut 
         }
     };
     record.grpc = checked.grpc;
+    if let Err(reason) = record.take_budget() {
+        return refuse(&client, respond, record, reason);
+    }
     let asked = Asked {
         head: parts.method == Method::HEAD,
         connect: checked.kind == Kind::Connect,
@@ -86,10 +89,13 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut 
             asked,
             is_tunnel: false,
         };
-        let outcome = poll_fn(|cx| exchange.poll(cx, &mut respond, &mut record)).await;
-        record.request_bytes = exchange.up.bytes;
+        let outcome = poll_fn(|cx| {
+            let polled = exchange.poll(cx, &mut respond, &mut record);
+            record.progress(exchange.up.bytes, exchange.down.bytes);
+            polled
+        })
+        .await;
         record.request_messages = exchange.up.messages.count;
-        record.response_bytes = exchange.down.bytes;
         record.response_messages = exchange.down.messages.count;
         let _ends_after = (endpoint, place);
         match outcome {

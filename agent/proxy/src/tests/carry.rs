@@ -158,7 +158,7 @@ async fn an_idle_connection_holds_no_buffer() {
 async fn readers_that_never_read_cost_the_budget_and_no_more() {
     let mesh = Mesh::new(1);
     let budget = (SIZES[2] + SIZES[0]) as u64;
-    mesh.limits(PodLimits { connections_max: 100, buffered_bytes_max: budget });
+    mesh.limits(PodLimits { buffered_bytes_max: budget, ..PodLimits::default() });
     let (listener, addr) = backend().await;
     let vip = mesh.pod_calling("a", &[addr], |_| {}).await;
     let mut stuck = Vec::new();

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use heddle_model::Service;
 use heddle_model::mesh::PodLimits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +13,11 @@ use crate::Config;
 
 /// A pod whose Service port is declared `http`.
 async fn http_pod(mesh: &Mesh, endpoints: &[SocketAddr]) -> SocketAddr {
-    mesh.pod_calling("web", endpoints, |s| s.ports[0].name = "http".into()).await
+    mesh.pod_calling("web", endpoints, declare_http).await
+}
+
+fn declare_http(service: &mut Service) {
+    service.ports[0].name = "http".into();
 }
 
 async fn say(stream: &mut TcpStream, text: &str) {
@@ -369,6 +374,68 @@ async fn without_budget_requests_go_on_in_small_buffers() {
     head(&mut client).await;
     passes(&mut server, &mut client, &body).await;
     assert!(mesh.metrics.budget_exceeded(heddle_telemetry::Reason::PodBufferedBytesMax) > 0);
+}
+
+#[tokio::test]
+async fn requests_over_the_pods_budget_are_answered_and_others_are_not_disturbed() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let (vip, quiet) = (http_pod(&mesh, &[addr]).await, mesh.pod_calling("quiet", &[addr], declare_http).await);
+    mesh.limits(PodLimits { requests_max: 1, ..PodLimits::default() });
+    let (mut first, mut second, mut other) = (connect(vip).await, connect(vip).await, connect(quiet).await);
+    say(&mut first, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    for _ in 0..2 {
+        say(&mut second, GET).await;
+        let got = head(&mut second).await;
+        assert!(got.starts_with("HTTP/1.1 503 ") && got.contains("x-heddle-reason: pod_requests_max"), "{got}");
+        assert!(!got.contains("close"), "a request without a body costs no connection: {got}");
+        until_text(&mut second, ".").await;
+    }
+    say(&mut other, GET).await;
+    let mut of_other = accept(&listener).await;
+    head(&mut of_other).await;
+    let usage = mesh.proxy.pods();
+    let of = |name: &str| usage.iter().find(|p| p.uid.as_str() == name).unwrap();
+    assert_eq!((of("web").requests, of("web").requests_refused), (1, 2));
+    assert_eq!((of("quiet").requests, of("quiet").requests_refused), (1, 0));
+    assert_eq!(mesh.metrics.budget_exceeded(heddle_telemetry::Reason::PodRequestsMax), 2);
+    // The place comes back with the response.
+    say(&mut server, OK).await;
+    until_text(&mut first, "ok").await;
+    mesh.records(3).await;
+    say(&mut second, GET).await;
+    head(&mut server).await;
+    // And with a client that leaves.
+    drop(second);
+    is_reset(&mut server).await;
+    drop((first, other));
+    mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_connection_tells_its_requests_and_the_bytes_of_their_bodies_while_it_lives() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let told = || async {
+        let list = mesh.proxy.registry().list(10, |_| true).await;
+        let view = &list.connections[0];
+        (view.requests, view.bytes_received, view.bytes_sent)
+    };
+    say(&mut client, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut client, "ok").await;
+    say(&mut client, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await;
+    until_text(&mut server, "half").await;
+    assert_eq!(told().await, (2, 4, 2), "the second request is under way");
+    say(&mut server, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbegun").await;
+    until_text(&mut client, "begun").await;
+    assert_eq!(told().await, (2, 4, 7));
 }
 
 #[tokio::test]

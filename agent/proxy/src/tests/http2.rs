@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
+use heddle_model::mesh::PodLimits;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -196,6 +197,42 @@ async fn trailers_only_passes_and_is_what_grpc_gets_from_us() {
     );
     let records = mesh.records(2).await;
     assert!(records.iter().all(|r| r["reason"] == "upstream_connect_refused"), "{records:?}");
+}
+
+#[tokio::test]
+async fn requests_over_the_pods_budget_are_told_so() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    mesh.limits(PodLimits { requests_max: 2, ..PodLimits::default() });
+    let mut client = client(vip).await;
+    let (first, mut sink) = client.send_request(call("Watch"), false).unwrap();
+    let (_second, _sink) = client.send_request(call("Watch"), false).unwrap();
+    let mut server = server(&listener).await;
+    let (_, mut respond) = next(&mut server).await;
+    let _other = next(&mut server).await;
+    let serving = keep_going(server);
+    let over = soon(client.send_request(call("Get"), true).unwrap().0).await.unwrap();
+    assert_eq!((over.status(), &over.headers()["grpc-status"]), (StatusCode::OK, &"8".parse().unwrap()));
+    assert!(over.body().is_end_stream(), "trailers only");
+    let over = soon(client.send_request(get("/"), true).unwrap().0).await.unwrap();
+    assert_eq!(
+        (over.status(), &over.headers()["x-heddle-reason"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"pod_requests_max".parse().unwrap())
+    );
+    let list = mesh.proxy.registry().list(10, |_| true).await;
+    assert_eq!(list.connections[0].requests, 4, "two told off, two under way");
+    assert_eq!(mesh.proxy.pods()[0].requests, 2);
+    sink.send_data(message("half"), false).unwrap();
+    let mut told = answer(&mut respond);
+    told.send_data(message("well"), false).unwrap();
+    let mut body = soon(first).await.unwrap().into_body();
+    data(&mut body).await;
+    let list = mesh.proxy.registry().list(10, |_| true).await;
+    assert_eq!((list.connections[0].bytes_received, list.connections[0].bytes_sent), (9, 9), "while they live");
+    drop((body, sink, _second, _sink));
+    until("the places to come back", || mesh.proxy.pods()[0].requests == 0).await;
+    serving.abort();
 }
 
 #[tokio::test]

@@ -178,7 +178,7 @@ impl Mesh {
     /// Nothing is left behind: no connection, no budget, no buffer.
     pub async fn is_empty(&self) {
         until("budgets and buffers to come back", || {
-            self.proxy.pods().iter().all(|p| p.connections == 0 && p.buffered_bytes == 0)
+            self.proxy.pods().iter().all(|p| p.connections == 0 && p.requests == 0 && p.buffered_bytes == 0)
                 && self.metrics.buffer_lent() == 0
         })
         .await;
