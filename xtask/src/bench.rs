@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     tools::run(tools::cargo().args(["build", "--release", "-p", "heddle-discovery", "--example", "load_bench"]))?;
 
     let release = tools::target().join("release");
-    let envoy = setup::envoy_binary().context("Envoy is not where setup put it: run `cargo xtask setup --all`")?;
+    let envoy = setup::envoy()?;
     let haproxy = tools::find("haproxy").context("haproxy is not on this machine: run `cargo xtask setup --all`")?;
     let mut bench = Command::new(release.join("heddle-bench"));
     bench.env("HEDDLE_BIN", release.join("heddle")).env("PODAPP_BIN", release.join("podapp"));

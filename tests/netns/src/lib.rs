@@ -6,6 +6,9 @@
 //! the pod's own address to the pod's own address.
 #![forbid(unsafe_code)]
 
+pub mod exposition;
+pub mod peers;
+
 use std::net::IpAddr;
 use std::time::Duration;
 

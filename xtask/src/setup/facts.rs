@@ -1,9 +1,9 @@
 //! What a machine has, found by looking: no action here changes anything.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use super::install::python_environment;
 use super::plan::{Group, packages, programs};
 use crate::ebpf::BpfCompiler;
 use crate::tools;
@@ -18,7 +18,7 @@ pub struct Facts {
     pub(super) bpf_linker: Option<(u32, u32, u32)>,
     pub(super) has_nextest: bool,
     pub(super) has_python_venv: bool,
-    pub(super) has_envoy: bool,
+    pub(super) has_python_peers: bool,
     pub(super) has_apt: bool,
     pub(super) is_root: bool,
 }
@@ -27,7 +27,7 @@ impl Facts {
     /// Looks for everything that matters to `groups`.
     pub fn gather(groups: &[Group]) -> Facts {
         let for_building = groups.contains(&Group::Build);
-        let for_bench = groups.contains(&Group::Bench);
+        let for_peers = for_building || groups.contains(&Group::Bench);
         Facts {
             programs: programs(groups).filter(|name| tools::find(name).is_some()).collect(),
             packages: installed(packages(groups)),
@@ -36,20 +36,12 @@ impl Facts {
                 .and_then(|linker| first_version(Command::new(linker).arg("--version"))),
             has_nextest: tools::find("cargo-nextest")
                 .is_some_and(|nextest| succeeds(Command::new(nextest).args(["nextest", "--version"]))),
-            has_python_venv: for_bench && succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])),
-            has_envoy: for_bench && envoy_binary().is_some(),
+            has_python_venv: for_peers && succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])),
+            has_python_peers: for_peers && succeeds(&mut python_environment("check")),
             has_apt: tools::find("apt-get").is_some(),
             is_root: tools::is_root(),
         }
     }
-}
-
-/// The Envoy the benchmarks start: the binary itself, not the script of the same name that a package puts on the PATH.
-pub fn envoy_binary() -> Option<PathBuf> {
-    let library = super::install::bench_environment().join("lib");
-    let versions = std::fs::read_dir(library).ok()?;
-    let candidates = versions.flatten().map(|entry| entry.path().join("site-packages/envoy/_bin/envoy"));
-    candidates.into_iter().find(|path| tools::is_executable(path))
 }
 
 /// Those of `names` that dpkg has installed; none where there is no dpkg.

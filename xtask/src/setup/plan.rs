@@ -28,8 +28,8 @@ enum Evidence {
     Nextest,
     /// A Python that can make virtual environments.
     PythonVenv,
-    /// The Envoy binary in the bench environment.
-    Envoy,
+    /// The Python packages and the Envoy that tests and benchmarks run.
+    PythonPeers,
 }
 
 /// One thing a group needs.
@@ -72,7 +72,28 @@ const BUILD: &[Need] = &[
         why: "applications and peers in another language in the tests",
         packages: &["python3", "python3-venv"],
     },
+    Need {
+        evidence: Evidence::PythonPeers,
+        why: "peers in the tests: Envoy, grpcio, WebSocket and HTTP/2 libraries",
+        packages: &[],
+    },
     Need { evidence: Evidence::Program("nginx"), why: "a real HTTP server in the tests", packages: &["nginx"] },
+    Need {
+        evidence: Evidence::Program("h2load"),
+        why: "thousands of requests over many streams in the tests",
+        packages: &["nghttp2-client"],
+    },
+    Need { evidence: Evidence::Program("hey"), why: "Go's HTTP client in the tests", packages: &["hey"] },
+    Need {
+        evidence: Evidence::Program("prometheus"),
+        why: "scrapes real agents in the tests",
+        packages: &["prometheus"],
+    },
+    Need {
+        evidence: Evidence::Program("promtool"),
+        why: "reads the agents' metrics with Prometheus's own eyes",
+        packages: &["prometheus"],
+    },
 ];
 
 const DEMO: &[Need] = &[
@@ -84,7 +105,7 @@ const DEMO: &[Need] = &[
 const BENCH: &[Need] = &[
     Need { evidence: Evidence::Program("haproxy"), why: "a baseline of the benchmarks", packages: &["haproxy"] },
     Need { evidence: Evidence::PythonVenv, why: "unpacks Envoy", packages: &["python3", "python3-venv"] },
-    Need { evidence: Evidence::Envoy, why: "the baseline of the benchmarks", packages: &[] },
+    Need { evidence: Evidence::PythonPeers, why: "Envoy, the baseline of the benchmarks", packages: &[] },
 ];
 
 /// A step that changes the machine.
@@ -96,8 +117,8 @@ pub enum Action {
     BpfLinker,
     /// Compile and install cargo-nextest.
     Nextest,
-    /// Put Envoy into a virtual environment under `target/`.
-    Envoy,
+    /// Put Python's packages and Envoy into a virtual environment under `target/`.
+    PythonPeers,
 }
 
 /// What to do, in order; empty when nothing is missing.
@@ -114,7 +135,8 @@ pub fn plan(groups: &[Group], facts: &Facts) -> Vec<Action> {
         match need.evidence {
             Evidence::BpfLinker => actions.push(Action::BpfLinker),
             Evidence::Nextest => actions.push(Action::Nextest),
-            Evidence::Envoy => actions.push(Action::Envoy),
+            Evidence::PythonPeers if actions.contains(&Action::PythonPeers) => {}
+            Evidence::PythonPeers => actions.push(Action::PythonPeers),
             Evidence::Program(_) | Evidence::BpfCore | Evidence::PythonVenv => {}
         }
     }
@@ -180,7 +202,7 @@ fn is_met(evidence: Evidence, facts: &Facts) -> bool {
         Evidence::BpfLinker => facts.bpf_linker.is_some_and(|version| version >= super::install::BPF_LINKER),
         Evidence::Nextest => facts.has_nextest,
         Evidence::PythonVenv => facts.has_python_venv,
-        Evidence::Envoy => facts.has_envoy,
+        Evidence::PythonPeers => facts.has_python_peers,
     }
 }
 
@@ -191,7 +213,7 @@ fn name(evidence: Evidence) -> &'static str {
         Evidence::BpfLinker => "bpf-linker 0.13",
         Evidence::Nextest => "cargo-nextest",
         Evidence::PythonVenv => "python3 -m venv",
-        Evidence::Envoy => "envoy",
+        Evidence::PythonPeers => "the environment of tests/testkit/python",
     }
 }
 
@@ -213,7 +235,7 @@ mod tests {
             bpf_linker: Some(super::super::install::BPF_LINKER),
             has_nextest: true,
             has_python_venv: true,
-            has_envoy: true,
+            has_python_peers: true,
             has_apt: true,
             is_root: true,
         }
@@ -243,7 +265,35 @@ mod tests {
         {
             assert!(packages.contains(&wanted), "{wanted} is missing from {packages:?}");
         }
-        assert!(matches!(actions[..], [Action::Packages(_), Action::BpfLinker, Action::Nextest]), "{actions:?}");
+        let [Action::Packages(_), rest @ ..] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(rest, [Action::BpfLinker, Action::Nextest, Action::PythonPeers]);
+    }
+
+    #[test]
+    fn every_program_that_tests_run_as_a_peer_brings_its_package() {
+        for (program, package) in [
+            ("curl", "curl"),
+            ("nginx", "nginx"),
+            ("h2load", "nghttp2-client"),
+            ("hey", "hey"),
+            ("prometheus", "prometheus"),
+            ("promtool", "prometheus"),
+        ] {
+            let mut facts = complete();
+            assert!(facts.programs.remove(program), "nobody looks for {program}");
+            let packages = packages_of(&plan(&[Group::Build], &facts));
+            assert!(packages.contains(&package), "without {program}: {packages:?}");
+            assert!(missing(&[Group::Build], &facts).iter().any(|line| line.contains(program)));
+        }
+    }
+
+    #[test]
+    fn what_two_groups_need_is_made_once() {
+        let facts = Facts { has_python_peers: false, ..complete() };
+        assert_eq!(plan(&[Group::Build, Group::Bench], &facts), [Action::PythonPeers]);
+        // It comes from PyPI, below `target/`: neither root nor apt is needed.
+        let user = Facts { is_root: false, has_apt: false, ..facts };
+        assert_eq!(obstacle(&plan(&[Group::Build], &user), &user), None);
     }
 
     #[test]
@@ -278,8 +328,7 @@ mod tests {
         let actions = plan(&[Group::Build], &bare());
         let packages = packages_of(&actions);
         assert!(!packages.contains(&"haproxy"), "{packages:?}");
-        assert!(!actions.contains(&Action::Envoy));
-        assert!(plan(&[Group::Bench], &bare()).contains(&Action::Envoy));
+        assert!(packages_of(&plan(&[Group::Bench], &bare())).contains(&"haproxy"));
     }
 
     #[test]
