@@ -75,6 +75,26 @@ pub struct Seen {
     pub watched_cpu_ns: u64,
     /// CPU time of the whole machine in the window.
     pub machine_cpu_ns: u64,
+    /// Memory the watched processes hold for what is open (idle connections only).
+    pub resident_bytes: u64,
+}
+
+impl Seen {
+    /// What was spent between two moments; nothing is counted yet.
+    pub fn between(before: &Meter, after: &Meter) -> Seen {
+        Seen {
+            count: 0,
+            failed: 0,
+            failure: None,
+            bytes: 0,
+            seconds: (after.at - before.at).as_secs_f64(),
+            p50_ns: 0,
+            p99_ns: 0,
+            watched_cpu_ns: nanoseconds(after.watched.saturating_sub(before.watched)),
+            machine_cpu_ns: nanoseconds(after.machine.saturating_sub(before.machine)),
+            resident_bytes: 0,
+        }
+    }
 }
 
 /// Makes the load and prints [`Seen`] as JSON.
@@ -88,14 +108,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// CPU times at one moment.
-struct Meter {
-    at: Instant,
+pub struct Meter {
+    pub at: Instant,
     watched: Duration,
     machine: Duration,
 }
 
 impl Meter {
-    fn read(watch: &[u32]) -> Result<Meter> {
+    /// Of these processes, now.
+    pub fn read(watch: &[u32]) -> Result<Meter> {
         let watched = watch.iter().map(|pid| cpu::of_process(*pid)).sum::<Result<Duration>>()?;
         Ok(Meter { at: Instant::now(), watched, machine: cpu::of_machine()? })
     }
@@ -103,27 +124,28 @@ impl Meter {
 
 /// What the connections saw.
 #[derive(Default)]
-struct Tally {
-    times_ns: Vec<u64>,
+pub struct Tally {
+    pub times_ns: Vec<u64>,
     bytes: u64,
     failed: u64,
     failure: Option<String>,
 }
 
 impl Tally {
-    fn fail(&mut self, error: &anyhow::Error) {
+    pub fn fail(&mut self, error: &anyhow::Error) {
         self.failed += 1;
         self.failure.get_or_insert_with(|| format!("{error:#}"));
     }
 
-    fn add(&mut self, other: Tally) {
+    pub fn add(&mut self, other: Tally) {
         self.times_ns.extend(other.times_ns);
         self.bytes += other.bytes;
         self.failed += other.failed;
         self.failure = self.failure.take().or(other.failure);
     }
 
-    fn into_seen(mut self, before: &Meter, after: &Meter) -> Result<Seen> {
+    /// An error if nothing succeeded.
+    pub fn into_seen(mut self, before: &Meter, after: &Meter) -> Result<Seen> {
         if self.times_ns.is_empty() && self.bytes == 0 {
             bail!("nothing succeeded: {}", self.failure.unwrap_or_else(|| "no attempt was made".into()));
         }
@@ -133,16 +155,14 @@ impl Tally {
             failed: self.failed,
             failure: self.failure,
             bytes: self.bytes,
-            seconds: (after.at - before.at).as_secs_f64(),
             p50_ns: percentile(&self.times_ns, 50),
             p99_ns: percentile(&self.times_ns, 99),
-            watched_cpu_ns: nanoseconds(after.watched.saturating_sub(before.watched)),
-            machine_cpu_ns: nanoseconds(after.machine.saturating_sub(before.machine)),
+            ..Seen::between(before, after)
         })
     }
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

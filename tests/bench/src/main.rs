@@ -1,13 +1,16 @@
-//! `heddle-bench`: what Heddle costs, measured against direct connections, Envoy and HAProxy on the same machine.
+//! `heddle-bench`: what Heddle costs, measured against direct connections, Envoy, HAProxy and nginx on the same machine.
 //!
-//! One program in three parts: `run` builds the nodes and compares, `load` and `origin` are what it starts inside the
+//! One program in parts: `run` builds the nodes and compares, `load`, `http-load` and `origin` are what it starts inside the
 //! pods. Started by `cargo xtask bench`.
 #![forbid(unsafe_code)]
 
 mod contestants;
 mod cpu;
+mod http_client;
+mod http_load;
 mod load;
 mod origin;
+mod peers;
 mod rows;
 mod run;
 mod scenarios;
@@ -30,6 +33,8 @@ enum Part {
     Run(run::Arguments),
     /// Put load on an address and print one JSON object
     Load(load::Arguments),
+    /// Put HTTP load on an address and print one JSON object
+    HttpLoad(http_load::Arguments),
     /// Answer the load
     Origin(origin::Arguments),
 }
@@ -38,6 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().part {
         Part::Run(arguments) => run::run(&arguments),
         Part::Load(arguments) => load::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Part::HttpLoad(arguments) => http_load::run(&arguments).map(|()| ExitCode::SUCCESS),
         Part::Origin(arguments) => origin::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

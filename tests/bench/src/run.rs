@@ -10,11 +10,12 @@ use clap::Args;
 use heddle_testkit::prelude::*;
 use serde::Deserialize;
 
-use crate::contestants::{Arena, Binaries, start_agent};
+use crate::contestants::{Arena, Binaries, Contestant, start_agent};
 use crate::cpu::{self, PROXY_CORE};
 use crate::load::Seen;
+use crate::peers::PATH_1_KIB;
 use crate::rows::{self, Row};
-use crate::scenarios::{self, Scenario};
+use crate::scenarios::{self, HttpVersion, Load, Scenario};
 
 /// How much, and where to.
 #[derive(Args)]
@@ -49,6 +50,10 @@ const IDLE_WORKERS: usize = 2;
 const IDLE_MIB_MAX: f64 = 25.0;
 /// Above this the results deserve a warning.
 const BUSY_SHARE_MAX: f64 = 0.05;
+/// Open connections whose memory is measured, and what one of them may take (issue 3).
+const IDLE_CONNECTIONS: usize = 1000;
+const IDLE_CONNECTION_KIB_MAX: f64 = 12.0;
+const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Measures; success means that every bar was met.
@@ -62,12 +67,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let started = Instant::now();
     let is_wanted = |name: &str| name.contains(&arguments.filter);
 
+    let binaries = Binaries { envoy: arguments.envoy.clone(), haproxy: arguments.haproxy.clone() };
     let mut rows = Vec::new();
     let wanted: Vec<&Scenario> = scenarios::ALL.iter().filter(|scenario| is_wanted(scenario.name)).collect();
     if !wanted.is_empty() {
-        let arena = Arena::build(&Binaries { envoy: arguments.envoy.clone(), haproxy: arguments.haproxy.clone() })?;
+        let arena = Arena::build(&binaries)?;
         for scenario in wanted {
             rows.extend(compare(&arena, scenario, arguments)?);
+        }
+    }
+    for (version, name) in [(HttpVersion::H1, "http1-idle"), (HttpVersion::H2, "http2-idle")] {
+        if is_wanted(name) {
+            rows.extend(idle_connections(&binaries, name, version)?);
         }
     }
     if is_wanted("idle-memory") {
@@ -112,17 +123,37 @@ fn compare(arena: &Arena, scenario: &Scenario, arguments: &Arguments) -> Result<
         eprintln!("{}: round {} of {}", scenario.name, round + 1, arguments.rounds.max(1));
         for turn in 0..contestants.len() {
             let index = (turn + round as usize) % contestants.len();
-            let result = arena.measure(
-                contestants[index],
-                scenario.pattern,
-                scenario.target,
-                scenario.connections,
-                arguments.seconds,
-            )?;
+            let result =
+                arena.measure(contestants[index], &scenario.load, scenario.connections, arguments.seconds)?;
             seen[index].push(result);
         }
     }
     Ok(scenario.rows(&seen))
+}
+
+/// Memory of proxies per connection that made one request and stays open. Each pass of Heddle gets an arena of its own: memory
+/// that an earlier load made a process keep would hide what the next one takes.
+fn idle_connections(binaries: &Binaries, name: &str, version: HttpVersion) -> Result<Vec<Row>> {
+    let load = Load::Http { requests: "idle", version, path: PATH_1_KIB, streams: 1 };
+    let mut kib = Vec::new();
+    for contestants in [
+        &[Contestant::Envoy, Contestant::Nginx, Contestant::HeddleInbound][..],
+        &[Contestant::HeddleOutbound],
+    ] {
+        let arena = Arena::build(binaries)?;
+        for contestant in contestants {
+            eprintln!("{name}: {IDLE_CONNECTIONS} connections through {}", contestant.name(&load));
+            let seen = arena.measure(*contestant, &load, IDLE_CONNECTIONS, 0.0)?;
+            kib.push((*contestant, seen.resident_bytes as f64 / KIB / seen.count.max(1) as f64));
+        }
+    }
+    let row = |(contestant, kib): &(Contestant, f64)| {
+        let is_ours = matches!(contestant, Contestant::HeddleInbound | Contestant::HeddleOutbound);
+        let bar = is_ours.then_some(IDLE_CONNECTION_KIB_MAX);
+        let name = format!("{name} / {}", contestant.name(&load));
+        Row::alone(&name, IDLE_CONNECTIONS, "RSS per idle connection", "KiB", *kib, bar)
+    };
+    Ok(kib.iter().map(row).collect())
 }
 
 /// Memory of agent and keeper with pods enrolled and nothing to do.

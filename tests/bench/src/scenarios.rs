@@ -1,14 +1,64 @@
 //! What is measured, between whom, and which bars an issue named.
 
-use crate::contestants::{Contestant, Target};
+use crate::contestants::Contestant;
 use crate::load::Seen;
+use crate::origin::{ECHO_PORT, SINK_PORT};
+use crate::peers::{H1_PORT, H2_PORT, PATH_1_KIB, PATH_64_KIB};
 use crate::rows::{Measured, Row};
+
+/// What is put on an address.
+pub enum Load {
+    /// A pattern of `load`, on one of the origin's ports.
+    Tcp { pattern: &'static str, port: u16 },
+    /// A loop of `http-load`.
+    Http {
+        requests: &'static str,
+        version: HttpVersion,
+        path: &'static str,
+        /// Requests at a time on each connection.
+        streams: usize,
+    },
+}
+
+/// Which HTTP, on both sides of a proxy that can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpVersion {
+    H1,
+    H2,
+}
+
+/// Requests per second of a fixed rate: a fifth of what the slowest contestant can do, so that time is not waiting time.
+const PACED_RATE: u32 = 2000;
+
+impl Load {
+    /// The origin's port it belongs to.
+    pub fn port(&self) -> u16 {
+        match self {
+            Load::Tcp { port, .. } => *port,
+            Load::Http { version: HttpVersion::H1, .. } => H1_PORT,
+            Load::Http { version: HttpVersion::H2, .. } => H2_PORT,
+        }
+    }
+
+    /// As `heddle-bench` takes it.
+    pub fn arguments(&self) -> Vec<String> {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        match self {
+            Load::Tcp { pattern, .. } => words(&["load", "--pattern", pattern]),
+            Load::Http { requests, version, path, streams } => {
+                let version = if *version == HttpVersion::H1 { "h1" } else { "h2" };
+                let (streams, rate) = (streams.to_string(), PACED_RATE.to_string());
+                let first = ["http-load", "--loop", requests, "--version", version, "--path", path];
+                words(&[&first[..], &["--streams", &streams, "--rate", &rate]].concat())
+            }
+        }
+    }
+}
 
 /// A load put through several contestants in turn, round after round.
 pub struct Scenario {
     pub name: &'static str,
-    pub pattern: &'static str,
-    pub target: Target,
+    pub load: Load,
     pub connections: usize,
     pub metrics: &'static [Metric],
     pub ours: &'static [Contestant],
@@ -79,17 +129,55 @@ const CONNECT_CALL: &[Metric] = &[
     metric("connect() p99", "ns", |seen| seen.p99_ns as f64),
 ];
 
+/// What a closed loop of requests costs; issue 3 names the bars.
+const fn per_request(bar: Option<(Contestant, f64)>) -> [Metric; 3] {
+    [
+        proxy_cost(
+            "proxy CPU per request",
+            "µs",
+            |seen| microseconds_each(seen.watched_cpu_ns, seen.count),
+            bar,
+        ),
+        metric("machine CPU per request", "µs", |seen| microseconds_each(seen.machine_cpu_ns, seen.count)),
+        metric("requests per second", "1/s", |seen| seen.count as f64 / seen.seconds),
+    ]
+}
+
+const PER_REQUEST: &[Metric] = &per_request(None);
+const PER_H1_REQUEST_AT_64: &[Metric] = &per_request(Some((Contestant::Envoy, 0.42)));
+const PER_H2_REQUEST_AT_64: &[Metric] = &per_request(Some((Contestant::Envoy, 0.85)));
+
+const AT_FIXED_RATE: &[Metric] = &[
+    metric("request p50", "µs", |seen| seen.p50_ns as f64 / 1000.0),
+    metric("request p99", "µs", |seen| seen.p99_ns as f64 / 1000.0),
+    proxy_cost("proxy CPU per request", "µs", |seen| microseconds_each(seen.watched_cpu_ns, seen.count), None),
+];
+
+const REQUEST_ON_NEW_CONNECTION: &[Metric] = &[
+    proxy_cost("proxy CPU per request", "µs", |seen| microseconds_each(seen.watched_cpu_ns, seen.count), None),
+    metric("machine CPU per request", "µs", |seen| microseconds_each(seen.machine_cpu_ns, seen.count)),
+    metric("requests per second", "1/s", |seen| seen.count as f64 / seen.seconds),
+    metric("connect to close p50", "µs", |seen| seen.p50_ns as f64 / 1000.0),
+    metric("connect to close p99", "µs", |seen| seen.p99_ns as f64 / 1000.0),
+];
+
 const ONE_PASS: &[Contestant] = &[Contestant::HeddleInbound, Contestant::HeddleOutbound];
 const ALL_PASSES: &[Contestant] = &[Contestant::HeddleInbound, Contestant::HeddleOutbound, Contestant::HeddleBoth];
 const PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::EnvoyPair, Contestant::Haproxy];
 const SINGLE_PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::Haproxy];
+const HTTP_PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::EnvoyPair, Contestant::Nginx];
+const SINGLE_HTTP_PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::Nginx];
+
+/// Requests one after the other on each connection, or as many at a time as there are streams.
+const fn closed(version: HttpVersion, path: &'static str, streams: usize) -> Load {
+    Load::Http { requests: "closed", version, path, streams }
+}
 
 /// Every scenario in which contestants are compared.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "tcp-connection-rate",
-        pattern: "connect",
-        target: Target::Echo,
+        load: Load::Tcp { pattern: "connect", port: ECHO_PORT },
         connections: 16,
         metrics: PER_CONNECTION,
         ours: ALL_PASSES,
@@ -97,8 +185,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "tcp-round-trip",
-        pattern: "ping-pong",
-        target: Target::Echo,
+        load: Load::Tcp { pattern: "ping-pong", port: ECHO_PORT },
         connections: 1,
         metrics: PER_ROUND_TRIP,
         ours: ALL_PASSES,
@@ -106,8 +193,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "tcp-round-trip-64",
-        pattern: "ping-pong",
-        target: Target::Echo,
+        load: Load::Tcp { pattern: "ping-pong", port: ECHO_PORT },
         connections: 64,
         metrics: PER_ROUND_TRIP,
         ours: ONE_PASS,
@@ -115,8 +201,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "tcp-bulk",
-        pattern: "bulk",
-        target: Target::Sink,
+        load: Load::Tcp { pattern: "bulk", port: SINK_PORT },
         connections: 1,
         metrics: BULK,
         ours: ALL_PASSES,
@@ -124,12 +209,91 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "connect-call",
-        pattern: "connect-call",
-        target: Target::Echo,
+        load: Load::Tcp { pattern: "connect-call", port: ECHO_PORT },
         connections: 1,
         metrics: CONNECT_CALL,
         ours: &[Contestant::HeddleOutbound, Contestant::Bystander],
         baselines: &[Contestant::Direct],
+    },
+    Scenario {
+        name: "http1-1k-1",
+        load: closed(HttpVersion::H1, PATH_1_KIB, 1),
+        connections: 1,
+        metrics: PER_REQUEST,
+        ours: ONE_PASS,
+        baselines: SINGLE_HTTP_PEERS,
+    },
+    Scenario {
+        name: "http1-1k-16",
+        load: closed(HttpVersion::H1, PATH_1_KIB, 1),
+        connections: 16,
+        metrics: PER_REQUEST,
+        ours: ONE_PASS,
+        baselines: SINGLE_HTTP_PEERS,
+    },
+    Scenario {
+        name: "http1-1k-64",
+        load: closed(HttpVersion::H1, PATH_1_KIB, 1),
+        connections: 64,
+        metrics: PER_H1_REQUEST_AT_64,
+        ours: ALL_PASSES,
+        baselines: HTTP_PEERS,
+    },
+    Scenario {
+        name: "http1-1k-256",
+        load: closed(HttpVersion::H1, PATH_1_KIB, 1),
+        connections: 256,
+        metrics: PER_REQUEST,
+        ours: ONE_PASS,
+        baselines: SINGLE_HTTP_PEERS,
+    },
+    Scenario {
+        name: "http1-64k-64",
+        load: closed(HttpVersion::H1, PATH_64_KIB, 1),
+        connections: 64,
+        metrics: PER_REQUEST,
+        ours: ONE_PASS,
+        baselines: SINGLE_HTTP_PEERS,
+    },
+    Scenario {
+        name: "http2-1k-8x16",
+        load: closed(HttpVersion::H2, PATH_1_KIB, 16),
+        connections: 8,
+        metrics: PER_REQUEST,
+        ours: ONE_PASS,
+        baselines: SINGLE_HTTP_PEERS,
+    },
+    Scenario {
+        name: "http2-1k-64x1",
+        load: closed(HttpVersion::H2, PATH_1_KIB, 1),
+        connections: 64,
+        metrics: PER_H2_REQUEST_AT_64,
+        ours: ALL_PASSES,
+        baselines: HTTP_PEERS,
+    },
+    Scenario {
+        name: "http1-new-connections",
+        load: Load::Http { requests: "connect", version: HttpVersion::H1, path: PATH_1_KIB, streams: 1 },
+        connections: 16,
+        metrics: REQUEST_ON_NEW_CONNECTION,
+        ours: ONE_PASS,
+        baselines: SINGLE_HTTP_PEERS,
+    },
+    Scenario {
+        name: "http1-fixed-rate",
+        load: Load::Http { requests: "paced", version: HttpVersion::H1, path: PATH_1_KIB, streams: 1 },
+        connections: 64,
+        metrics: AT_FIXED_RATE,
+        ours: ALL_PASSES,
+        baselines: HTTP_PEERS,
+    },
+    Scenario {
+        name: "http2-fixed-rate",
+        load: Load::Http { requests: "paced", version: HttpVersion::H2, path: PATH_1_KIB, streams: 1 },
+        connections: 64,
+        metrics: AT_FIXED_RATE,
+        ours: ALL_PASSES,
+        baselines: HTTP_PEERS,
     },
 ];
 
@@ -148,10 +312,10 @@ impl Scenario {
         };
         let mut rows = Vec::new();
         for ours in self.ours {
-            let name = format!("{} / {}", self.name, ours.name());
+            let name = format!("{} / {}", self.name, ours.name(&self.load));
             for metric in self.metrics {
                 for baseline in self.baselines.iter().filter(|baseline| is_comparable(*ours, **baseline, metric)) {
-                    // The bars of issue 2 are for one pass.
+                    // The bars are for one pass.
                     let bar = metric
                         .bar
                         .filter(|(against, _)| against == baseline && ONE_PASS.contains(ours))
@@ -161,7 +325,7 @@ impl Scenario {
                         &name,
                         self.connections,
                         &measured(*ours, metric),
-                        baseline.name(),
+                        baseline.name(&self.load),
                         &theirs,
                         bar,
                     ));
@@ -196,6 +360,7 @@ mod tests {
             p99_ns: 2000,
             watched_cpu_ns: watched_us * 1000 * 100,
             machine_cpu_ns: 1,
+            resident_bytes: 0,
         }
     }
 
@@ -240,12 +405,28 @@ mod tests {
         let scenario = &ALL[0];
         let all: Vec<Vec<Seen>> = scenario.contestants().map(|_| vec![seen(1)]).collect();
         for row in scenario.rows(&all) {
-            let is_pair = row.baseline.as_deref() == Some(Contestant::EnvoyPair.name());
+            let is_pair = row.baseline.as_deref() == Some(Contestant::EnvoyPair.name(&scenario.load));
             let is_alone = [Contestant::Envoy, Contestant::Haproxy]
                 .iter()
-                .any(|peer| row.baseline.as_deref() == Some(peer.name()));
-            let is_both = row.scenario.ends_with(Contestant::HeddleBoth.name());
+                .any(|peer| row.baseline.as_deref() == Some(peer.name(&scenario.load)));
+            let is_both = row.scenario.ends_with(Contestant::HeddleBoth.name(&scenario.load));
             assert!(!(is_pair && !is_both || is_alone && is_both), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn the_bars_of_issue_3_stand_on_single_passes_at_64_connections() {
+        for (name, bar) in [("http1-1k-64", 0.42), ("http2-1k-64x1", 0.85)] {
+            let scenario = ALL.iter().find(|scenario| scenario.name == name).unwrap();
+            assert_eq!(scenario.connections, 64);
+            let all: Vec<Vec<Seen>> = scenario.contestants().map(|_| vec![seen(1)]).collect();
+            let rows = scenario.rows(&all);
+            let barred: Vec<_> = rows.iter().filter(|row| row.bar.is_some()).collect();
+            assert_eq!(barred.len(), 2, "{barred:?}");
+            for row in barred {
+                assert_eq!((row.bar, row.baseline.as_deref()), (Some(bar), Some("envoy 1.40 http")));
+                assert!(row.metric == "proxy CPU per request" && !row.scenario.ends_with("both passes"), "{row:?}");
+            }
         }
     }
 

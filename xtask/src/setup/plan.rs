@@ -104,6 +104,12 @@ const DEMO: &[Need] = &[
 
 const BENCH: &[Need] = &[
     Need { evidence: Evidence::Program("haproxy"), why: "a baseline of the benchmarks", packages: &["haproxy"] },
+    Need { evidence: Evidence::Program("nginx"), why: "origin and baseline of the benchmarks", packages: &["nginx"] },
+    Need {
+        evidence: Evidence::Program("h2load"),
+        why: "the benchmarks' load generator",
+        packages: &["nghttp2-client"],
+    },
     Need { evidence: Evidence::PythonVenv, why: "unpacks Envoy", packages: &["python3", "python3-venv"] },
     Need { evidence: Evidence::PythonPeers, why: "Envoy, the baseline of the benchmarks", packages: &[] },
 ];
