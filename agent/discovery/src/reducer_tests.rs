@@ -214,7 +214,7 @@ fn a_rejected_service_has_no_endpoints_and_refuses() {
     let mut world = World::new(SHOP);
     world.set("apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 0}]}\n");
     let to = OriginalDst::new("10.96.0.1:80".parse().unwrap());
-    assert_eq!(world.snapshot.resolve(None, to), Resolution::Refused(heddle_model::Refusal::InvalidObject));
+    assert_eq!(world.snapshot.resolve(None, to).refusal(), Some(heddle_model::Refusal::InvalidObject));
     world.set(SHOP);
     assert!(matches!(world.snapshot.resolve(None, to), Resolution::Service { .. }));
 }

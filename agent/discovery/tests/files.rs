@@ -201,10 +201,10 @@ async fn a_bad_document_is_reported_and_harms_no_other() {
     assert_eq!(told[0], "a.yaml:9: Service n/web: spec.ports[0].port: 0 is no port: 1 to 65535");
     assert!(told[1].starts_with("a.yaml:11:  : not YAML"), "{told:?}");
     let to = OriginalDst::new("10.96.0.1:80".parse().unwrap());
-    assert_eq!(snapshot.resolve(None, to), Resolution::Refused(heddle_model::Refusal::InvalidObject));
+    assert_eq!(snapshot.resolve(None, to).refusal(), Some(heddle_model::Refusal::InvalidObject));
     write(dir.path(), "a.yaml", &service("web", "10.96.0.1"));
     let snapshot = running.until("mended", |s| s.invalid.is_empty()).await;
-    assert_eq!(snapshot.resolve(None, to), Resolution::Refused(heddle_model::Refusal::NoReadyEndpoint));
+    assert_eq!(snapshot.resolve(None, to).refusal(), Some(heddle_model::Refusal::NoReadyEndpoint));
     running.stop().await;
 }
 

@@ -30,8 +30,28 @@ pub enum Resolution {
         /// Where to dial: the original destination.
         addr: SocketAddr,
     },
-    /// Not allowed or not possible.
+    /// The address and port belong to a Service that has nothing to offer there.
+    Unserved {
+        /// The Service.
+        service: Arc<Service>,
+        /// Index into `service.ports`.
+        port_index: usize,
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// Not allowed, or nobody's.
     Refused(Refusal),
+}
+
+impl Resolution {
+    /// Why it leads nowhere, if so.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Unserved { refusal, .. } | Self::Refused(refusal) => Some(*refusal),
+            Self::Service { .. } | Self::Workload { .. } | Self::External { .. } => None,
+        }
+    }
 }
 
 /// Indices into `service.ports[port_index].endpoints`.

@@ -356,8 +356,9 @@ fn resolve_vip(claims: &Claims<VipClaim>, dst: OriginalDst) -> Resolution {
         let service = &claim.entry.service;
         let index = service.ports.iter().position(|p| p.port == port);
         if service.invalid {
-            if index.is_some() {
-                return Resolution::Refused(Refusal::InvalidObject);
+            if let Some(port_index) = index {
+                let refusal = Refusal::InvalidObject;
+                return Resolution::Unserved { service: Arc::clone(service), port_index, refusal };
             }
             // Which ports it meant is not known: those that no neighbour on a shared address has.
             unreadable = true;
@@ -374,7 +375,7 @@ fn resolve_vip(claims: &Claims<VipClaim>, dst: OriginalDst) -> Resolution {
             Ok(candidates) => {
                 Resolution::Service { service: Arc::clone(service), port_index, candidates: candidates.clone() }
             }
-            Err(refusal) => Resolution::Refused(*refusal),
+            Err(refusal) => Resolution::Unserved { service: Arc::clone(service), port_index, refusal: *refusal },
         };
     }
     Resolution::Refused(if unreadable { Refusal::InvalidObject } else { Refusal::NoSuchServicePort })

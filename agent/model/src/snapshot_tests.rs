@@ -83,7 +83,7 @@ fn told(resolution: &Resolution) -> String {
         }
         Resolution::Workload { workload, addr } => format!("pod {} {addr}", workload.name),
         Resolution::External { addr } => format!("external {addr}"),
-        Resolution::Refused(refusal) => format!("refused {refusal:?}"),
+        Resolution::Unserved { refusal, .. } | Resolution::Refused(refusal) => format!("refused {refusal:?}"),
     }
 }
 

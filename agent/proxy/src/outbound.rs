@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use heddle_http::detect::Declared;
 use heddle_model::OriginalDst;
 use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
@@ -20,10 +21,13 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     }
     let route = Route::outbound(&conn, original, &snapshot);
     conn.set_target(route.target());
-    if let Kind::Refused(reason) = route.kind {
+    let declared = protocol::declared(&route, &snapshot);
+    // A client that is known to speak HTTP is told in HTTP, whose requests may succeed later.
+    if let Kind::Refused { reason, .. } = route.kind
+        && !matches!(declared, Declared::Http | Declared::Http2)
+    {
         return Ended::refused(reason, downstream);
     }
-    let declared = protocol::declared(&route, &snapshot);
     // A dial may wait; what it needs it has, and the rest of an old snapshot can go.
     drop(snapshot);
     protocol::run(&conn, declared, route, downstream).await

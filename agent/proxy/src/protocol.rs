@@ -27,7 +27,10 @@ use crate::task::Ended;
 /// What is said about the destination of a route: by the Service port, and by the opaque ports of the pods behind it.
 pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
     match &route.kind {
-        Kind::Refused(_) => Declared::Opaque,
+        Kind::Refused { service: None, .. } => Declared::Opaque,
+        Kind::Refused { service: Some((service, port_index)), .. } => {
+            service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
+        }
         Kind::Service { service, port_index, candidates } => {
             let opaque = |w: &Workload, addr: SocketAddr| w.capture.opaque_ports.contains(&addr.port());
             if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {

@@ -24,8 +24,8 @@ pub(crate) struct Route {
 }
 
 pub(crate) enum Kind {
-    /// Nowhere, and why.
-    Refused(Reason),
+    /// Nowhere, and why; the Service port that was meant, if it was one.
+    Refused { reason: Reason, service: Option<(Arc<Service>, usize)> },
     /// To one address that has no alternative.
     Address { hop: Hop, workload: Option<Arc<Workload>>, external: bool },
     /// To an endpoint of a Service port.
@@ -94,7 +94,10 @@ impl Route {
             timeout,
         };
         let kind = match snapshot.resolve(conn.source.as_deref(), original) {
-            Resolution::Refused(refusal) => Kind::Refused(refusal.into()),
+            Resolution::Unserved { service, port_index, refusal } => {
+                Kind::Refused { reason: refusal.into(), service: Some((service, port_index)) }
+            }
+            Resolution::Refused(refusal) => Kind::Refused { reason: refusal.into(), service: None },
             Resolution::Service { service, port_index, candidates } => {
                 Kind::Service { service, port_index, candidates }
             }
@@ -118,15 +121,18 @@ impl Route {
 
     /// What the registry and the records say about it before an endpoint is chosen.
     pub(crate) fn target(&self) -> Target {
+        let of_service = |service: &Arc<Service>, port_index: usize| {
+            let port = service.ports.get(port_index).map_or(0, |p| p.port);
+            Target { service: Some((service.clone(), port)), ..Target::default() }
+        };
         match &self.kind {
-            Kind::Refused(_) => Target::default(),
+            Kind::Refused { service, .. } => {
+                service.as_ref().map_or_else(Target::default, |(service, index)| of_service(service, *index))
+            }
             Kind::Address { workload, external, .. } => {
                 Target { workload: workload.clone(), external: *external, ..Target::default() }
             }
-            Kind::Service { service, port_index, .. } => {
-                let port = service.ports.get(*port_index).map_or(0, |p| p.port);
-                Target { service: Some((service.clone(), port)), ..Target::default() }
-            }
+            Kind::Service { service, port_index, .. } => of_service(service, *port_index),
         }
     }
 
@@ -139,7 +145,7 @@ impl Route {
         kept: &mut Option<Upstream>,
     ) -> Result<Upstream, Reason> {
         match &self.kind {
-            Kind::Refused(reason) => Err(*reason),
+            Kind::Refused { reason, .. } => Err(*reason),
             Kind::Address { hop, workload, .. } => {
                 conn.upstream.set(Some(hop.addr));
                 let endpoint = EndpointRef::only(hop, workload.as_ref());

@@ -48,7 +48,7 @@ impl Client {
         let route = self.route();
         let place = |endpoint: EndpointRef, place: Place| Ok((endpoint, place));
         match &route.kind {
-            Kind::Refused(reason) => Err(*reason),
+            Kind::Refused { reason, .. } => Err(*reason),
             Kind::Address { hop, workload, .. } => loop {
                 let endpoint = EndpointRef::only(hop, workload.as_ref());
                 match self.pool(hop).place(&self.conn, *hop, &mut record.attempts).await {

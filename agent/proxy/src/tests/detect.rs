@@ -138,3 +138,41 @@ async fn opaque_ports_of_a_pod_are_never_parsed() {
     drop((client, server));
     assert!(mesh.records(1).await[0].get("method").is_none());
 }
+
+#[tokio::test]
+async fn a_service_without_an_endpoint_says_so_in_http_where_its_port_is_http() {
+    let mesh = Mesh::new(1);
+    let vip = mesh.pod_calling("cart", &[], |s| s.ports[0].name = "http".into()).await;
+    let mut client = connect(vip).await;
+    soon(client.write_all(GET)).await.unwrap();
+    let mut head = vec![0; 12];
+    soon(client.read_exact(&mut head)).await.unwrap();
+    assert_eq!(head, b"HTTP/1.1 503");
+    let record = &mesh.records(1).await[0];
+    assert_eq!(record["reason"], "no_ready_endpoint", "{record}");
+    assert_eq!((&record["status"], &record["method"]), (&503.into(), &"GET".into()), "{record}");
+    let host = format!("cart.shop.svc.cluster.local:{}", vip.port());
+    assert_eq!(record["destination_service"], host, "{record}");
+
+    // The connection is kept, and its next request finds the endpoint that came meanwhile.
+    let (listener, addr) = backend().await;
+    let mut service = service("cart", vip, &[addr]);
+    service.ports[0].name = "http".into();
+    mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+    soon(client.write_all(GET)).await.unwrap();
+    let (mut server, _) = soon(listener.accept()).await.unwrap();
+    let mut got = vec![0; GET.len()];
+    soon(server.read_exact(&mut got)).await.unwrap();
+    assert_eq!(got, GET);
+}
+
+#[tokio::test]
+async fn a_service_without_an_endpoint_is_refused_where_its_port_says_nothing_of_http() {
+    for name in ["", "tcp", "tls"] {
+        let mesh = Mesh::new(1);
+        is_refused(mesh.pod_calling("cart", &[], |s| s.ports[0].name = name.into()).await).await;
+        let record = &mesh.records(1).await[0];
+        assert_eq!(record["reason"], "no_ready_endpoint", "{record}");
+        assert!(record["destination_service"].as_str().unwrap().starts_with("cart.shop."), "{record}");
+    }
+}
