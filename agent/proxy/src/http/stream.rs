@@ -12,7 +12,7 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use heddle_http::h1::{Asked, Body};
 use heddle_http::translate::{self, Kind, LengthCheck};
-use heddle_http::{Reject, answer};
+use heddle_http::{Limits, Reject, answer};
 use heddle_telemetry::{Direction, Reason};
 use http::{HeaderMap, Method, Request};
 
@@ -80,6 +80,7 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut 
         up.ended = ended;
         let mut exchange = Exchange {
             response: Some(response),
+            interim_left: Limits::DEFAULT.interim_responses_max,
             up,
             down: Carry::new(Body::Empty, record.grpc),
             up_sink: sink,
@@ -174,6 +175,8 @@ impl Failed {
 struct Exchange {
     /// Until the final head came.
     response: Option<ResponseFuture>,
+    /// Interim responses that may still come before it: they are outside flow control.
+    interim_left: u32,
     up: Carry,
     down: Carry,
     up_source: RecvStream,
@@ -248,6 +251,12 @@ impl Exchange {
         let Some(response) = &mut self.response else { return Poll::Ready(Ok(())) };
         while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
             let (mut parts, ()) = interim.map_err(|e| Failed::of_upstream(&e))?.into_parts();
+            let Some(left) = self.interim_left.checked_sub(1) else {
+                record.detail = Reject::TooManyInterim.as_str();
+                let reason = Reject::TooManyInterim.response_reason();
+                return Poll::Ready(Err(Failed { reason, code: h2::Reason::INTERNAL_ERROR }));
+            };
+            self.interim_left = left;
             if translate::check_response(&mut parts, false, self.asked).is_ok() {
                 // An error means that the client is gone, which shows elsewhere.
                 let _ = respond.send_informational(http::Response::from_parts(parts, ()));
@@ -372,8 +381,8 @@ impl Carry {
             self.length.end().map_err(Broke::Rule)?;
             self.ended = true;
             let sent = match trailers {
-                Some(trailers) => {
-                    translate::trailers_to_h1(&trailers).map_err(Broke::Rule)?;
+                Some(mut trailers) => {
+                    translate::check_trailers(&mut trailers).map_err(Broke::Rule)?;
                     if let Some(record) = record {
                         read_grpc_status(record, &trailers);
                     }

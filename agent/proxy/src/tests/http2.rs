@@ -375,6 +375,68 @@ async fn interim_responses_pass() {
 }
 
 #[tokio::test]
+async fn nobody_speaks_in_the_agents_name() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let mut client = client(vip).await;
+    let mut ours = HeaderMap::new();
+    for name in ["x-heddle-attempt", "x-heddle-reason", "x_heddle_shadow"] {
+        ours.insert(name, "forged".parse().unwrap());
+    }
+    ours.insert("x-cost", "3".parse().unwrap());
+    let mut request = call("Chat");
+    request.headers_mut().extend(ours.clone());
+    let (mut response, mut sink) = client.send_request(request, false).unwrap();
+    sink.send_trailers(ours.clone()).unwrap();
+    let mut server = server(&listener).await;
+    let (request, mut respond) = next(&mut server).await;
+    let serving = keep_going(server);
+    let is_clean = |what: &str, fields: &HeaderMap| {
+        let names: Vec<_> = fields.keys().map(http::HeaderName::as_str).collect();
+        assert!(names.iter().all(|n| !n.contains("heddle")) && fields["x-cost"] == "3", "{what}: {names:?}");
+    };
+    is_clean("request", request.headers());
+    let mut asked = request.into_body();
+    assert!(soon(asked.data()).await.is_none());
+    is_clean("request trailers", &soon(asked.trailers()).await.unwrap().unwrap());
+    let mut hints = Response::builder().status(103).body(()).unwrap();
+    hints.headers_mut().extend(ours.clone());
+    respond.send_informational(hints).unwrap();
+    let interim = soon(std::future::poll_fn(|cx| response.poll_informational(cx))).await.unwrap().unwrap();
+    is_clean("interim response", interim.headers());
+    let mut head = Response::new(());
+    head.headers_mut().extend(ours.clone());
+    let mut told = respond.send_response(head, false).unwrap();
+    told.send_trailers(ours).unwrap();
+    let response = soon(response).await.unwrap();
+    is_clean("response", response.headers());
+    let mut body = response.into_body();
+    assert!(soon(body.data()).await.is_none());
+    is_clean("response trailers", &soon(body.trailers()).await.unwrap().unwrap());
+    serving.abort();
+}
+
+#[tokio::test]
+async fn interim_responses_without_end_are_cut_off() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let mut client = client(vip).await;
+    let (response, _) = client.send_request(get("/"), true).unwrap();
+    let mut server = server(&listener).await;
+    let (_, mut respond) = next(&mut server).await;
+    for _ in 0..17 {
+        respond.send_informational(Response::builder().status(102).body(()).unwrap()).unwrap();
+    }
+    let serving = keep_going(server);
+    assert_eq!(soon(response).await.unwrap().status(), 502);
+    let record = &mesh.records(1).await[0];
+    assert_eq!((&record["reason"], &record["detail"]), (&"response_malformed".into(), &"too_many_interim".into()));
+    serving.abort();
+}
+
+#[tokio::test]
 async fn extended_connect_is_a_tunnel_until_both_ends() {
     let mesh = Mesh::new(1);
     let (listener, addr) = backend().await;
