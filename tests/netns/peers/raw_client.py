@@ -1,7 +1,7 @@
 """Sends what a plan says over raw sockets and tells what came back; it judges nothing. Usage: raw_client.py PLAN CONCURRENCY PATIENCE.
 
 PLAN is a JSON list of {"id", "host", "port", "steps", "honest"}. Steps: ["send", hex], ["read", METHOD] (one response),
-["raw", count] (so many bytes), ["end"] (end our direction), ["pause", seconds], ["gone"] (until the other side closes or resets). Behind
+["raw", count] (so many bytes), ["drip", hex, seconds] (byte by byte, until something comes back), ["end"] (end our direction), ["pause", seconds], ["gone"] (until the other side closes or resets). Behind
 the steps, and while their connection is still open, an honest request goes over a connection of its own.
 Prints one JSON line per case.
 """
@@ -122,6 +122,17 @@ class Wire:
         told["body"] = bytes(body).hex()
         return told
 
+    async def drip(self, data, pause):
+        for byte in data:
+            await self.send(bytes([byte]))
+            try:
+                self.buffer += await asyncio.wait_for(self.reader.read(1 << 16), pause)
+                break
+            except asyncio.TimeoutError:
+                pass
+            except OSError:
+                break
+
     async def gone(self):
         try:
             while True:
@@ -158,6 +169,8 @@ async def run(case):
                 except Cut as cut:
                     told["raw_end"] = str(cut)
                 told["raw"] += bytes(raw).hex()
+            elif step == "drip":
+                await wire.drip(bytes.fromhex(words[0]), words[1])
             elif step == "end":
                 try:
                     wire.writer.write_eof()

@@ -5,10 +5,10 @@
 //! The strict origin is h11, the parser of uvicorn and hypercorn, which refuses what the grammar does not have. The lenient one is
 //! eventlet on Python's own http.server, told to forgive: it takes nearly anything, so what passes us shows there. Both are unmodified.
 
-#[path = "../../../agent/http/tests/support/mod.rs"]
-mod codec;
 #[path = "strictness/case.rs"]
 mod case;
+#[path = "../../../agent/http/tests/support/mod.rs"]
+mod codec;
 #[path = "strictness/judge.rs"]
 mod judge;
 
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use case::{Case, Origin};
+use case::{Case, Origin, hex};
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
 use heddle_testkit::programs::python;
@@ -79,9 +79,9 @@ fn start_origin(place: &Place, script: &str, packages: &[&str], argument: &Path)
 }
 
 /// Starts the client with a plan; silence of `patience` seconds counts as the end.
-fn start_client(place: &Place, plan: &Path, patience: f64) -> Result<Process> {
+fn start_client(place: &Place, plan: &Path, concurrency: usize, patience: f64) -> Result<Process> {
     let mut command = python(&[])?;
-    command.arg(peer("raw_client.py")).arg(plan).args([CONCURRENCY.to_string(), patience.to_string()]);
+    command.arg(peer("raw_client.py")).arg(plan).args([concurrency.to_string(), patience.to_string()]);
     place.spawn("raw-client", command)
 }
 
@@ -163,7 +163,7 @@ fn requests_are_understood_alike_by_everyone_or_refused() -> Result<()> {
         let host = |c: &Case| if direct { mesh.pod(pod).v4() } else { address(&mesh, pod, &cases, c.port) };
         let plan: Vec<Value> = cases.iter().map(|c| c.plan(&host(c).to_string())).collect();
         let patience = if direct { 0.3 } else { PATIENCE_SECONDS };
-        start_client(mesh.pod(from), &write(&directory, &format!("{pod}.json"), &json!(plan))?, patience)
+        start_client(mesh.pod(from), &write(&directory, &format!("{pod}.json"), &json!(plan))?, CONCURRENCY, patience)
     };
     let (mut faults, mut judged) = (Vec::new(), 0);
     for (pod, origin) in [("strict", &strict), ("lenient", &lenient), ("detected", &detected)] {
@@ -226,14 +226,62 @@ fn what_a_server_answers_is_told_truly() -> Result<()> {
     let mut faults = Vec::new();
     for (pod, one_agent) in [("raw", false), ("outside", true)] {
         let origin = start_origin(mesh.pod(pod), "raw_origin.py", &[], &scripts)?;
-        let plan: Vec<Value> =
-            cases.iter().map(|c| c.plan(&address(&mesh, pod, &cases, c.port).to_string())).collect();
+        let plan: Vec<Value> = cases.iter().map(|c| c.plan(&address(&mesh, pod, &cases, c.port).to_string())).collect();
         let plan = write(&directory, &format!("{pod}.json"), &json!(plan))?;
-        let client = finish_client(&start_client(mesh.pod("client"), &plan, PATIENCE_SECONDS)?)?;
+        let client = finish_client(&start_client(mesh.pod("client"), &plan, CONCURRENCY, PATIENCE_SECONDS)?)?;
         let (origin_log, access_log) = (origin_log(&origin)?, access_log(&mesh, pod));
         let (client, origin_log, access_log) = (&client, &origin_log, &access_log);
         let evidence = Evidence { origin: "raw", client, origin_log, access_log, one_agent };
         faults.extend(cases.iter().flat_map(|c| evidence.judge(c)).map(|fault| format!("{pod}: {fault}")));
     }
     report(&faults, cases.len() * 2, started.elapsed())
+}
+
+#[test]
+fn slow_clients_are_told_and_let_go() -> Result<()> {
+    let cases = case::numbered(case::sequences().into_iter().filter(|c| c.origin == Origin::Slow));
+    let ports: Vec<u16> = cases.iter().map(|c| c.port).collect();
+    let timeouts =
+        ["--workers", "1", "--request-head-timeout-seconds", "2", "--request-body-idle-timeout-seconds", "3"];
+    let topology = Mesh::declare("slow")
+        .node("a")
+        .agent_arguments(&timeouts)
+        .pod("client")
+        .node("b")
+        .agent_arguments(&["--workers", "1"])
+        .pod("strict")
+        .topology();
+    let mesh = in_front_of(topology, "strict", &ports, true).start()?;
+    let directory = mesh.node("a").paths().run.clone();
+    let ports = write(&directory, "ports.json", &json!(ports))?;
+    let origin = start_origin(mesh.pod("strict"), "strict_origin.py", &["h11"], &ports)?;
+    let plan: Vec<Value> =
+        cases.iter().map(|c| c.plan(&address(&mesh, "strict", &cases, c.port).to_string())).collect();
+    let plan = write(&directory, "plan.json", &json!(plan))?;
+    let started = Instant::now();
+    // Enough of them to take the place of others, if they took any.
+    let host = address(&mesh, "strict", &cases, cases[0].port).to_string();
+    let crowd: Vec<Value> = (0..200)
+        .map(|n| {
+            let steps = json!([
+                ["drip", hex(b"GET / HTTP/1.1\r\nHost: a\r\nX: and so on and on and on"), 0.5],
+                ["read", "GET"]
+            ]);
+            json!({"id": format!("crowd-{n}"), "host": host, "port": cases[0].port, "steps": steps, "honest": false})
+        })
+        .collect();
+    let crowd = write(&directory, "crowd.json", &json!(crowd))?;
+    let crowd = start_client(mesh.pod("client"), &crowd, 200, PATIENCE_SECONDS)?;
+    let client = finish_client(&start_client(mesh.pod("client"), &plan, CONCURRENCY, PATIENCE_SECONDS)?)?;
+    let took = started.elapsed();
+    let crowd = finish_client(&crowd)?;
+    let (origin_log, access_log) = (origin_log(&origin)?, access_log(&mesh, "strict"));
+    let (client, origin_log, access_log) = (&client, &origin_log, &access_log);
+    let evidence = Evidence { origin: "strict", client, origin_log, access_log, one_agent: false };
+    let mut faults: Vec<String> = cases.iter().flat_map(|c| evidence.judge(c)).collect();
+    let told = crowd.values().filter(|t| t["responses"][0]["status"] == 408).count();
+    if told != 200 {
+        faults.push(format!("{told} of 200 slow clients were told 408"));
+    }
+    report(&faults, cases.len(), took)
 }

@@ -17,12 +17,16 @@ pub enum Origin {
     Both,
     /// One that answers with given bytes.
     Raw,
+    /// The strict one, by agents with short timeouts.
+    Slow,
 }
 
 /// One thing the client does, as `raw_client.py` reads it.
 #[derive(Clone, Debug)]
 pub enum Step {
     Send(Vec<u8>),
+    /// Sends byte by byte until something comes back.
+    Drip(Vec<u8>),
     /// Reads a response to this method.
     Read(String),
     /// Reads so many bytes of a tunnel.
@@ -37,6 +41,7 @@ impl Step {
     fn json(&self) -> Value {
         match self {
             Self::Send(bytes) => json!(["send", hex(bytes)]),
+            Self::Drip(bytes) => json!(["drip", hex(bytes), DRIP_SECONDS]),
             Self::Read(method) => json!(["read", method]),
             Self::Raw(count) => json!(["raw", count]),
             Self::End => json!(["end"]),
@@ -48,6 +53,9 @@ impl Step {
 
 /// `WAIT` of a case.
 const WAIT_SECONDS: f64 = 0.05;
+
+/// Between two bytes of a `DRIP`.
+const DRIP_SECONDS: f64 = 0.25;
 
 /// A response the client expects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,6 +112,8 @@ pub struct Case {
     pub tunnelled: Vec<u8>,
     pub after: After,
     pub saw: Vec<Seen>,
+    /// Seconds it takes.
+    pub took: Option<(f64, f64)>,
     /// The origin may have seen a part of one more.
     pub partly: bool,
     /// Sent straight to the lenient origin, the bytes make it see this method and target too.
@@ -125,6 +135,7 @@ impl Case {
             tunnelled: Vec::new(),
             after: After::Kept,
             saw: Vec::new(),
+            took: None,
             partly: false,
             direct: None,
             greet: Vec::new(),
@@ -326,6 +337,7 @@ fn begin(title: &str) -> Option<Case> {
     let origin = match to {
         "both" => Origin::Both,
         "raw" => Origin::Raw,
+        "slow" => Origin::Slow,
         _ => return None,
     };
     Some(Case::new(name, citation, origin))
@@ -336,6 +348,7 @@ fn continue_case(case: &mut Case, line: &str) -> Option<()> {
     match (word, rest) {
         ("->", "END") => case.steps.push(Step::End),
         ("->", "WAIT") => case.steps.push(Step::Wait),
+        ("->", drip) if drip.starts_with("DRIP ") => case.steps.push(Step::Drip(codec::unescape(&drip[5..]))),
         ("->", bytes) => case.steps.push(Step::Send(codec::unescape(bytes))),
         ("=>", "NEXT") => case.replies.push(Vec::new()),
         ("=>", what) => {
@@ -370,6 +383,10 @@ fn continue_case(case: &mut Case, line: &str) -> Option<()> {
             let (method, target, body) = (words.next()?, words.next()?, words.next()?);
             let body = body.strip_prefix('"')?.strip_suffix('"')?;
             case.saw.push(Seen::new(method, target, &codec::unescape(body)));
+        }
+        ("took", range) => {
+            let (least, most) = range.split_once(' ')?;
+            case.took = Some((least.parse().ok()?, most.parse().ok()?));
         }
         ("partly", "") => case.partly = true,
         ("direct", seen) => {

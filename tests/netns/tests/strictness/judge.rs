@@ -24,7 +24,8 @@ pub struct Evidence<'a> {
 impl Evidence<'_> {
     /// What is wrong, a line each.
     pub fn judge(&self, case: &Case) -> Vec<String> {
-        let mut faults = Faults { case: format!("{} [{}] ({})", case.name, self.origin, case.citation), found: Vec::new() };
+        let mut faults =
+            Faults { case: format!("{} [{}] ({})", case.name, self.origin, case.citation), found: Vec::new() };
         let Some(told) = self.client.get(&case.name) else {
             faults.add("the client told nothing".to_owned());
             return faults.found;
@@ -58,7 +59,15 @@ impl Evidence<'_> {
             After::Any => true,
         };
         faults.check(is_right, || format!("the connection is {state}, not {:?}", case.after));
-        faults.equal("bytes nobody asked for", &String::from_utf8_lossy(&unhex(text(&told["extra"]))).into_owned(), &String::new());
+        faults.equal(
+            "bytes nobody asked for",
+            &String::from_utf8_lossy(&unhex(text(&told["extra"]))).into_owned(),
+            &String::new(),
+        );
+        if let Some((least, most)) = case.took {
+            let seconds = told["seconds"].as_f64().unwrap_or(0.0);
+            faults.check((least..most).contains(&seconds), || format!("it took {seconds:.1} s, not {least} to {most}"));
+        }
         let honest = &told["honest"];
         let body = unhex(text(&honest["body"]));
         let expected = format!("{} GET /honest-{} 0", self.origin, case.name);
@@ -129,10 +138,11 @@ impl Evidence<'_> {
                 body: unhex(text(&e["body"])),
             })
             .collect();
-        let honest =
-            Seen { method: "GET".to_owned(), target: format!("/honest-{}", case.name), body: Vec::new() };
+        let honest = Seen { method: "GET".to_owned(), target: format!("/honest-{}", case.name), body: Vec::new() };
         let wanted: Vec<Seen> = case.saw.iter().cloned().chain([honest]).collect();
-        faults.check(whole == wanted, || format!("the origin saw\n      {}\n    not\n      {}", list(&whole), list(&wanted)));
+        faults.check(whole == wanted, || {
+            format!("the origin saw\n      {}\n    not\n      {}", list(&whole), list(&wanted))
+        });
         for event in log {
             match text(&event["event"]) {
                 "request" => judge_framing(event, faults),
