@@ -129,7 +129,10 @@ impl Node {
         self.common_arguments(&mut command, self.cgroup.path());
         command.arg("--metrics-address").arg(format!("0.0.0.0:{METRICS_PORT}"));
         command.arg("--health-address").arg(format!("0.0.0.0:{HEALTH_PORT}"));
-        command.args(["--workers", "2", "--access-log", "stdout", "--drain-deadline-seconds", "5"]);
+        command.args(["--access-log", "stdout", "--drain-deadline-seconds", "5"]);
+        if !self.agent_arguments.iter().any(|a| a == "--workers") {
+            command.args(["--workers", "2"]);
+        }
         command.args(&self.agent_arguments);
         self.heddle_place.spawn("agent", command)
     }

@@ -64,7 +64,14 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         proxy: ProxyMetrics::new(workers),
         access: access.clone(),
     };
-    let config = Config { workers, node: options.node.as_str().into(), socket_wait: SOCKET_WAIT, ..Config::default() };
+    let config = Config {
+        workers,
+        node: options.node.as_str().into(),
+        socket_wait: SOCKET_WAIT,
+        request_head_timeout: Duration::from_secs(options.request_head_timeout_seconds),
+        request_body_idle_timeout: Duration::from_secs(options.request_body_idle_timeout_seconds),
+        ..Config::default()
+    };
     let shared: Arc<dyn heddle_proxy::SocketSource> = sockets.clone();
     let proxy = Arc::new(Proxy::start(config, snapshots.clone(), shared, telemetry.clone()).context("data plane")?);
 

@@ -71,6 +71,12 @@ pub struct AgentOptions {
     /// How long open connections may go on once the agent drains.
     #[arg(long, default_value_t = 30)]
     pub drain_deadline_seconds: u64,
+    /// How long a client may take for a request's head, from its first byte; beyond: 408.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub request_head_timeout_seconds: u64,
+    /// How long a request's body may stand still while nothing else happens; beyond: 408.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub request_body_idle_timeout_seconds: u64,
     /// `spawn` a keeper if none answers, or only `connect` to one.
     #[arg(long, value_enum, default_value = "spawn")]
     pub keeper: KeeperMode,

@@ -102,7 +102,7 @@ fn parse_facts(mut facts: &str) -> Option<Accepted> {
 }
 
 /// `\r \n \t \0 \\ \xNN \{N:text}`
-fn unescape(text: &str) -> Vec<u8> {
+pub fn unescape(text: &str) -> Vec<u8> {
     let mut bytes = text.as_bytes();
     let out = unescape_until(&mut bytes, false);
     assert!(bytes.is_empty(), "{text}");

@@ -639,6 +639,22 @@ async fn a_drain_ends_connections_behind_their_requests() {
 }
 
 #[tokio::test]
+async fn what_is_pipelined_behind_the_last_answer_does_no_harm() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\nGET /more HTTP/1.1\r\n").await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    let got = String::from_utf8(rest(&mut client).await).unwrap();
+    assert!(got.ends_with("ok"), "{got}");
+    drop(client);
+    assert_eq!(mesh.only_reason().await, "completed");
+}
+
+#[tokio::test]
 async fn requests_are_counted_as_istio_counts_them() {
     let mesh = Mesh::new(1);
     let (listener, addr) = backend().await;
