@@ -15,7 +15,7 @@ pub struct Arguments {
     /// Write the results there, as a JSON array
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Only scenarios whose name contains this
+    /// Only scenarios whose name contains this: `http` for all of HTTP, `http2-1k-64x1` for one
     #[arg(long)]
     filter: Option<String>,
     /// Interleaved rounds per scenario
@@ -33,7 +33,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ebpf::build()?;
     let packages = ["-p", "heddle", "-p", "heddle-bench", "-p", "heddle-testkit"];
     tools::run(tools::cargo().args(["build", "--release", "--bins"]).args(packages))?;
-    tools::run(tools::cargo().args(["build", "--release", "-p", "heddle-discovery", "--example", "load_bench"]))?;
+    for (package, example) in [("heddle-discovery", "load_bench"), ("heddle-proxy", "record_bench")] {
+        tools::run(tools::cargo().args(["build", "--release", "-p", package, "--example", example]))?;
+    }
 
     let release = tools::target().join("release");
     let envoy = setup::envoy()?;
@@ -42,6 +44,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     bench.env("HEDDLE_BIN", release.join("heddle")).env("PODAPP_BIN", release.join("podapp"));
     bench.arg("run").arg("--envoy").arg(envoy).arg("--haproxy").arg(haproxy);
     bench.arg("--discovery-bench").arg(release.join("examples/load_bench"));
+    bench.arg("--record-bench").arg(release.join("examples/record_bench"));
     bench.args(["--rounds", &arguments.rounds.to_string(), "--seconds", &arguments.seconds.to_string()]);
     if let Some(path) = &arguments.json {
         bench.arg("--json").arg(path);

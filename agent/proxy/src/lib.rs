@@ -18,6 +18,8 @@ mod hash;
 mod http;
 mod inbound;
 mod labels;
+#[doc(hidden)]
+pub mod measure;
 mod outbound;
 mod protocol;
 mod proxy;

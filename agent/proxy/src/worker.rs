@@ -233,7 +233,7 @@ fn prepare(listener: std::net::TcpListener) -> io::Result<TcpListener> {
 }
 
 impl Worker {
-    fn new(mut seed: Seed) -> Self {
+    pub(crate) fn new(mut seed: Seed) -> Self {
         let snapshot = seed.snapshots.borrow_and_update().clone();
         Self {
             index: seed.index,

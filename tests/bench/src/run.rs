@@ -1,7 +1,7 @@
 //! `run`: rounds of all contestants in turn, then memory at rest and the cost of configuration.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// The program that measures loading of configuration
     #[arg(long)]
     discovery_bench: PathBuf,
+    /// The program that measures the recording of requests
+    #[arg(long)]
+    record_bench: PathBuf,
     /// Write the rows there
     #[arg(long)]
     json: Option<PathBuf>,
@@ -53,6 +56,8 @@ const BUSY_SHARE_MAX: f64 = 0.05;
 /// Open connections whose memory is measured, and what one of them may take (issue 3).
 const IDLE_CONNECTIONS: usize = 1000;
 const IDLE_CONNECTION_KIB_MAX: f64 = 12.0;
+/// The metrics of one request (issue 3).
+const RECORD_US_MAX: f64 = 1.0;
 const KIB: f64 = 1024.0;
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -84,8 +89,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if is_wanted("idle-memory") {
         rows.extend(idle_memory()?);
     }
+    if is_wanted("http-record") {
+        rows.extend(told_by(&arguments.record_bench, "http-record", Some(RECORD_US_MAX))?);
+    }
     if is_wanted("discovery-load") {
-        rows.extend(discovery(&arguments.discovery_bench)?);
+        rows.extend(told_by(&arguments.discovery_bench, "discovery-load", None)?);
     }
     ensure!(!rows.is_empty(), "no scenario contains {:?}", arguments.filter);
 
@@ -123,8 +131,7 @@ fn compare(arena: &Arena, scenario: &Scenario, arguments: &Arguments) -> Result<
         eprintln!("{}: round {} of {}", scenario.name, round + 1, arguments.rounds.max(1));
         for turn in 0..contestants.len() {
             let index = (turn + round as usize) % contestants.len();
-            let result =
-                arena.measure(contestants[index], &scenario.load, scenario.connections, arguments.seconds)?;
+            let result = arena.measure(contestants[index], &scenario.load, scenario.connections, arguments.seconds)?;
             seen[index].push(result);
         }
     }
@@ -136,10 +143,9 @@ fn compare(arena: &Arena, scenario: &Scenario, arguments: &Arguments) -> Result<
 fn idle_connections(binaries: &Binaries, name: &str, version: HttpVersion) -> Result<Vec<Row>> {
     let load = Load::Http { requests: "idle", version, path: PATH_1_KIB, streams: 1 };
     let mut kib = Vec::new();
-    for contestants in [
-        &[Contestant::Envoy, Contestant::Nginx, Contestant::HeddleInbound][..],
-        &[Contestant::HeddleOutbound],
-    ] {
+    for contestants in
+        [&[Contestant::Envoy, Contestant::Nginx, Contestant::HeddleInbound][..], &[Contestant::HeddleOutbound]]
+    {
         let arena = Arena::build(binaries)?;
         for contestant in contestants {
             eprintln!("{name}: {IDLE_CONNECTIONS} connections through {}", contestant.name(&load));
@@ -181,15 +187,15 @@ fn idle_memory() -> Result<Vec<Row>> {
 }
 
 #[derive(Deserialize)]
-struct DiscoveryLine {
+struct Told {
     metric: String,
     value: f64,
     unit: String,
 }
 
-/// What the room `discovery` measures about itself.
-fn discovery(program: &PathBuf) -> Result<Vec<Row>> {
-    eprintln!("discovery-load: objects from files");
+/// What a room measures about itself: a program that prints a JSON object per measurement.
+fn told_by(program: &Path, scenario: &str, bar: Option<f64>) -> Result<Vec<Row>> {
+    eprintln!("{scenario}: {}", program.display());
     let output = Command::new(program).output().with_context(|| format!("cannot start {}", program.display()))?;
     ensure!(
         output.status.success(),
@@ -202,9 +208,8 @@ fn discovery(program: &PathBuf) -> Result<Vec<Row>> {
     text.lines()
         .filter(|line| line.starts_with('{'))
         .map(|line| {
-            let line: DiscoveryLine =
-                serde_json::from_str(line).with_context(|| format!("not a measurement: {line}"))?;
-            Ok(Row::alone("discovery-load", 0, &line.metric, &line.unit, line.value, None))
+            let told: Told = serde_json::from_str(line).with_context(|| format!("not a measurement: {line}"))?;
+            Ok(Row::alone(scenario, 0, &told.metric, &told.unit, told.value, bar))
         })
         .collect()
 }

@@ -132,12 +132,7 @@ const CONNECT_CALL: &[Metric] = &[
 /// What a closed loop of requests costs; issue 3 names the bars.
 const fn per_request(bar: Option<(Contestant, f64)>) -> [Metric; 3] {
     [
-        proxy_cost(
-            "proxy CPU per request",
-            "µs",
-            |seen| microseconds_each(seen.watched_cpu_ns, seen.count),
-            bar,
-        ),
+        proxy_cost("proxy CPU per request", "µs", |seen| microseconds_each(seen.watched_cpu_ns, seen.count), bar),
         metric("machine CPU per request", "µs", |seen| microseconds_each(seen.machine_cpu_ns, seen.count)),
         metric("requests per second", "1/s", |seen| seen.count as f64 / seen.seconds),
     ]
