@@ -1,22 +1,32 @@
-//! The programs in the pods: nginx, a ledger that speaks first, and curl. None of them knows of the mesh.
+//! The programs in the pods: nginx, a gRPC service of prices, a ledger that speaks first, and their clients. None of them
+//! knows of the mesh.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::place::Place;
 use heddle_testkit::process::Process;
+use heddle_testkit::programs;
 use heddle_testkit::wait::wait_until;
+use serde_json::Value;
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 const LEDGER: &str = include_str!("../apps/ledger.py");
+const PRICES: &str = include_str!("../apps/prices.py");
+/// What Python needs from PyPI.
+const PACKAGES: &[&str] = &["grpcio"];
 
-/// Where nginx listens in its pod.
+/// Where nginx listens in its pod, for HTTP/1.1.
 pub const WEB_PORT: u16 = 8080;
+/// The same for HTTP/2: this nginx takes either on a port.
+pub const WEB_H2_PORT: u16 = 8082;
+/// Where a server of prices listens in its pod.
+pub const PRICES_PORT: u16 = 50051;
 /// Where the ledger listens in its pod.
 pub const LEDGER_PORT: u16 = 5432;
 
@@ -27,9 +37,7 @@ pub fn nginx(place: &Place, directory: &Path) -> Result<Process> {
     fs::create_dir_all(&prefix).with_context(|| format!("cannot create {}", prefix.display()))?;
     let configuration = prefix.join("nginx.conf");
     fs::write(&configuration, nginx_configuration(name, &prefix)).context("cannot write nginx.conf")?;
-    let program = find(&["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/bin/nginx"])
-        .context("nginx is not installed: run `cargo xtask setup --all`")?;
-    let mut command = Command::new(program);
+    let mut command = programs::program("nginx", "nginx")?;
     command.arg("-e").arg("stderr").arg("-p").arg(&prefix).arg("-c").arg(&configuration);
     let process = place.spawn("nginx", command)?;
     wait_listening(place, &process, WEB_PORT)?;
@@ -42,27 +50,36 @@ fn nginx_configuration(name: &str, prefix: &Path) -> String {
         "daemon off;\nworker_processes 1;\npid {prefix}/pid;\nerror_log stderr;\nevents {{ worker_connections 1024; }}\n\
          http {{\n  access_log off;\n  client_body_temp_path {prefix}/body;\n  proxy_temp_path {prefix}/proxy;\n  \
          fastcgi_temp_path {prefix}/fastcgi;\n  uwsgi_temp_path {prefix}/uwsgi;\n  scgi_temp_path {prefix}/scgi;\n  \
-         server {{\n    listen {WEB_PORT};\n    listen [::]:{WEB_PORT};\n    default_type text/plain;\n    \
-         location / {{ return 200 \"{name} $remote_addr\\n\"; }}\n  }}\n}}\n"
+         server {{\n    listen {WEB_PORT};\n    listen [::]:{WEB_PORT};\n    listen {WEB_H2_PORT} http2;\n    \
+         listen [::]:{WEB_H2_PORT} http2;\n    default_type text/plain;\n    \
+         location / {{ return 200 \"{name} $remote_addr\\n\"; }}\n    \
+         location = /missing {{ return 404 \"{name} has no such page\\n\"; }}\n  }}\n}}\n"
     )
 }
 
 /// Starts the ledger.
 pub fn ledger(place: &Place) -> Result<Process> {
-    let process = place.spawn("ledger", python(&["serve", &LEDGER_PORT.to_string()])?)?;
+    let process = place.spawn("ledger", python(LEDGER, &["serve", &LEDGER_PORT.to_string()])?)?;
     wait_listening(place, &process, LEDGER_PORT)?;
     Ok(process)
 }
 
-fn python(arguments: &[&str]) -> Result<Command> {
-    let program = find(&["/usr/bin/python3", "/usr/local/bin/python3"]).unwrap_or_else(|| PathBuf::from("python3"));
-    let mut command = Command::new(program);
-    command.args(["-c", LEDGER]).args(arguments);
-    Ok(command)
+/// Starts a server of prices.
+pub fn prices(place: &Place) -> Result<Process> {
+    let process = place.spawn("prices", python(PRICES, &["serve", &PRICES_PORT.to_string(), place.name()])?)?;
+    wait_listening(place, &process, PRICES_PORT)?;
+    Ok(process)
 }
 
-fn find(candidates: &[&str]) -> Option<PathBuf> {
-    candidates.iter().map(PathBuf::from).find(|path| path.is_file())
+/// Fetches what the programs need, if it is not there.
+pub fn prepare() -> Result<()> {
+    programs::python(PACKAGES).map(drop)
+}
+
+fn python(script: &str, arguments: &[&str]) -> Result<Command> {
+    let mut command = programs::python(PACKAGES)?;
+    command.args(["-c", script]).args(arguments);
+    Ok(command)
 }
 
 fn wait_listening(place: &Place, process: &Process, port: u16) -> Result<()> {
@@ -84,41 +101,116 @@ pub struct Fetched {
     pub server_seen: SocketAddr,
 }
 
-/// What a run of curl printed, and how often it failed.
+/// What a run of curl printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetches {
+    /// The requests answered 200.
     pub fetched: Vec<Fetched>,
+    /// The others.
     pub failed: usize,
+    /// Connections curl opened.
+    pub connections: usize,
 }
 
-/// `count` requests by curl, each on a connection of its own.
-pub fn curl(place: &Place, to: SocketAddr, count: usize) -> Result<Fetches> {
-    let form = "%{http_code} %{remote_ip} %{remote_port}\\n";
-    // One after another in one shell, as a script in a pod would do it.
-    let script =
-        format!("for i in $(seq {count}); do curl -s --max-time 2 -w '{form}' http://{to}/ || echo failed; done");
+/// How curl connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connections {
+    /// Every request on a connection of its own, for `/item/1` and so on.
+    OneEach,
+    /// All requests one after another on one connection, for `/kept/1` and so on.
+    OneForAll,
+}
+
+/// curl's options for the version of HTTP.
+pub const HTTP_1: &str = "--http1.1";
+/// HTTP/2 without asking first. (Debian's curl 7.88 cannot send two such requests on one connection.)
+pub const HTTP_2: &str = "--http2-prior-knowledge";
+
+/// What every call of curl begins with: no configuration file, and no proxy that the environment may name.
+const CURL: &str = "curl -q -s --noproxy '*' --max-time 5";
+
+/// `count` requests by curl.
+pub fn curl(place: &Place, to: SocketAddr, version: &str, count: usize, connections: Connections) -> Result<Fetches> {
+    let form = "%{http_code} %{remote_ip} %{remote_port} %{num_connects}\\n";
+    // In a shell, as a script in a pod would do it.
+    let output = shell(
+        place,
+        &match connections {
+            Connections::OneEach => {
+                format!("for i in $(seq {count}); do {CURL} {version} -w '{form}' http://{to}/item/$i; done")
+            }
+            Connections::OneForAll => format!("{CURL} {version} -w '{form}' 'http://{to}/kept/[1-{count}]'"),
+        },
+        CALL_TIMEOUT + Duration::from_secs(5) * u32::try_from(count).unwrap_or(u32::MAX),
+    )?;
+    Ok(fetches(&output, count))
+}
+
+/// What `curl -i` shows of one page.
+pub fn curl_page(place: &Place, to: SocketAddr, path: &str) -> Result<String> {
+    shell(place, &format!("{CURL} -i http://{to}{path}"), CALL_TIMEOUT)
+}
+
+fn shell(place: &Place, script: &str, timeout: Duration) -> Result<String> {
     let mut command = Command::new("sh");
-    command.args(["-c", &script]);
+    command.args(["-c", script]);
     let process = place.spawn("curl", command)?;
-    process.wait(CALL_TIMEOUT + Duration::from_secs(3) * u32::try_from(count).unwrap_or(u32::MAX))?;
-    Ok(fetches(&process.stdout()))
+    process.wait(timeout)?;
+    Ok(process.stdout())
 }
 
-fn fetches(output: &str) -> Fetches {
+fn fetches(output: &str, count: usize) -> Fetches {
     let lines: Vec<&str> = output.lines().collect();
-    let failed = lines.iter().filter(|line| line.ends_with("failed")).count();
-    let fetched = lines.windows(2).filter_map(|pair| fetch(pair[0], pair[1])).collect();
-    Fetches { fetched, failed }
+    let fetched: Vec<Fetched> = lines.windows(2).filter_map(|pair| fetch(pair[0], pair[1])).collect();
+    let opened = |line: &&str| line.split(' ').nth(3)?.parse::<usize>().ok();
+    Fetches { failed: count - fetched.len().min(count), connections: lines.iter().filter_map(opened).sum(), fetched }
 }
 
 fn fetch(page: &str, report: &str) -> Option<Fetched> {
     let (server, client) = page.split_once(' ')?;
-    let report = report.strip_prefix("200 ")?;
-    let (ip, port) = report.split_once(' ')?;
+    let mut report = report.strip_prefix("200 ")?.split(' ');
     Some(Fetched {
         server: server.to_owned(),
         client_seen: client.parse().ok()?,
-        server_seen: SocketAddr::new(ip.parse().ok()?, port.parse().ok()?),
+        server_seen: SocketAddr::new(report.next()?.parse().ok()?, report.next()?.parse().ok()?),
+    })
+}
+
+/// What one gRPC call showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub method: String,
+    /// The status, by its name.
+    pub code: String,
+    /// Messages of the server.
+    pub messages: u64,
+    /// Which pod answered.
+    pub server: String,
+    /// The client's address as the server saw it.
+    pub client_seen: Option<IpAddr>,
+    /// What the server said about an error.
+    pub details: String,
+}
+
+/// Calls prices in three ways, over one channel.
+pub fn call_prices(place: &Place, to: SocketAddr) -> Result<Vec<Call>> {
+    let process = place.spawn("prices-client", python(PRICES, &["call", &to.to_string()])?)?;
+    process.close_stdin();
+    let status = process.wait(CALL_TIMEOUT)?;
+    ensure!(status.success(), "the client of prices failed: {status}\n{}", process.tail());
+    Ok(process.stdout().lines().filter_map(call).collect())
+}
+
+fn call(line: &str) -> Option<Call> {
+    let told: Value = serde_json::from_str(line).ok()?;
+    let text = |field: &str| told[field].as_str().unwrap_or_default().to_owned();
+    Some(Call {
+        method: text("method"),
+        code: text("code"),
+        messages: told["messages"].as_u64()?,
+        server: text("server"),
+        client_seen: text("client_seen").parse().ok(),
+        details: text("details"),
     })
 }
 
@@ -137,7 +229,7 @@ pub struct Caller(Process);
 /// Starts a client of the ledger.
 pub fn call_ledger(place: &Place, to: SocketAddr, stay: Duration) -> Result<Caller> {
     let arguments = ["call".to_owned(), to.ip().to_string(), to.port().to_string(), stay.as_secs_f64().to_string()];
-    Ok(Caller(place.spawn("ledger-client", python(&arguments.each_ref().map(String::as_str))?)?))
+    Ok(Caller(place.spawn("ledger-client", python(LEDGER, &arguments.each_ref().map(String::as_str))?)?))
 }
 
 impl Caller {
@@ -187,12 +279,23 @@ mod tests {
 
     #[test]
     fn pages_and_reports_of_curl_are_read_in_pairs() {
-        let output = "web-1 10.77.1.10\n200 10.96.0.10 80\n000  0\nfailed\nweb-2 10.77.1.10\n200 10.96.0.10 80\n";
-        let fetches = fetches(output);
-        assert_eq!(fetches.failed, 1);
+        let output = "web-1 10.77.1.10\n200 10.96.0.10 80 1\n000  0 0\nweb-2 10.77.1.10\n200 10.96.0.10 80 0\n\
+                      The Service has\n503 10.96.0.10 80 1\n";
+        let fetches = fetches(output, 4);
+        // One failed before it was connected, one was answered 503.
+        assert_eq!((fetches.failed, fetches.connections), (2, 2));
         let servers: Vec<&str> = fetches.fetched.iter().map(|fetched| fetched.server.as_str()).collect();
         assert_eq!(servers, ["web-1", "web-2"]);
         assert_eq!(fetches.fetched[0].server_seen, "10.96.0.10:80".parse().unwrap());
+    }
+
+    #[test]
+    fn calls_are_read_from_lines_of_json() {
+        let line = r#"{"method": "Set", "code": "PERMISSION_DENIED", "messages": 0, "server": "prices-1", "client_seen": "10.0.0.1", "details": "no"}"#;
+        let told = call(line).unwrap();
+        assert_eq!((told.method.as_str(), told.code.as_str(), told.messages), ("Set", "PERMISSION_DENIED", 0));
+        assert_eq!((told.server.as_str(), told.client_seen), ("prices-1", "10.0.0.1".parse().ok()));
+        assert_eq!(call("Traceback"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `heddle-demo`: two nodes on this machine, real programs in their pods, and what the mesh does for them, told in under a
 //! minute. Started by `cargo xtask demo`.
 //!
-//! [`story`] is what happens, [`apps`] the programs, [`account`] what is made of logs and metrics, [`page`] how it looks.
+//! [`story`] is what happens, [`traffic`] its middle part, [`apps`] the programs, [`account`] what is made of logs and metrics, [`page`] how it looks.
 #![forbid(unsafe_code)]
 
 mod account;
@@ -9,6 +9,7 @@ mod apps;
 mod interrupt;
 mod page;
 mod story;
+mod traffic;
 
 use std::process::ExitCode;
 

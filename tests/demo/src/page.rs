@@ -1,5 +1,6 @@
 //! How the demo looks: numbered headings, short lines, aligned tables; colour only on a terminal that wants it.
 
+use std::cell::Cell;
 use std::env;
 use std::io::IsTerminal;
 
@@ -7,13 +8,14 @@ use std::io::IsTerminal;
 pub struct Page {
     is_coloured: bool,
     chapter: u32,
+    failures: Cell<u32>,
 }
 
 impl Page {
     /// Coloured on a terminal, unless `NO_COLOR` is set.
     pub fn open(title: &str, subtitle: &str) -> Page {
         let is_coloured = std::io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none();
-        let page = Page { is_coloured, chapter: 0 };
+        let page = Page { is_coloured, chapter: 0, failures: Cell::new(0) };
         println!("\n{}   {}", page.style("1", title), page.style("2", subtitle));
         page
     }
@@ -26,7 +28,7 @@ impl Page {
 
     /// A line of text under the heading.
     pub fn say(&self, text: impl AsRef<str>) {
-        println!("   {}", text.as_ref());
+        println!("{}", format!("   {}", text.as_ref()).trim_end());
     }
 
     /// A line that matters less.
@@ -34,10 +36,16 @@ impl Page {
         println!("   {}", self.style("2", text.as_ref()));
     }
 
-    /// A line whose truth was checked.
+    /// A line whose truth was checked. One that is not good is remembered.
     pub fn verdict(&self, is_good: bool, text: impl AsRef<str>) {
+        self.failures.update(|failures| failures + u32::from(!is_good));
         let mark = if is_good { self.style("32", "✓") } else { self.style("31", "✗") };
         println!("   {mark} {}", text.as_ref());
+    }
+
+    /// Verdicts that were not good.
+    pub fn failures(&self) -> u32 {
+        self.failures.get()
     }
 
     /// A table; the first row is its heading.
@@ -53,14 +61,16 @@ impl Page {
     }
 }
 
+/// The cell of a number that there is not.
+pub const NONE: &str = "–";
+
 /// Columns as wide as their widest cell; columns of numbers to the right.
 fn align(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or_default()
     };
-    let is_number =
-        |cell: &str| cell.starts_with(|c: char| c.is_ascii_digit()) && !cell.contains('.') && !cell.contains(':');
+    let is_number = |cell: &str| cell == NONE || cell.parse::<f64>().is_ok();
     let is_numeric = |column: usize| rows.iter().skip(1).filter_map(|row| row.get(column)).all(|cell| is_number(cell));
     let layout: Vec<(usize, bool)> =
         (0..columns).map(|column| (width(column), is_numeric(column) && rows.len() > 1)).collect();
@@ -91,6 +101,21 @@ mod tests {
             align(&rows),
             ["who       connections  path", "frontend            7  a → b", "db                120  b"]
         );
+    }
+
+    #[test]
+    fn numbers_with_and_without_a_point_and_missing_ones_stand_to_the_right() {
+        let rows = [row!["a"], row!["10"], row!["1.5"], row![NONE]];
+        assert_eq!(align(&rows), ["  a", " 10", "1.5", "  –"]);
+    }
+
+    #[test]
+    fn verdicts_that_fail_are_counted() {
+        let page = Page { is_coloured: false, chapter: 0, failures: Cell::new(0) };
+        page.verdict(true, "good");
+        assert_eq!(page.failures(), 0);
+        page.verdict(false, "bad");
+        assert_eq!(page.failures(), 1);
     }
 
     #[test]

@@ -1,56 +1,43 @@
-//! What happens in the demo, chapter by chapter.
+//! What happens in the demo, chapter by chapter. The chapters about the traffic itself are in [`crate::traffic`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use heddle_testkit::node::Node;
 use heddle_testkit::prelude::*;
 use heddle_testkit::probe::{self, BpfObjects};
 use heddle_testkit::process::Process;
 use heddle_testkit::sweep;
 use heddle_testkit::topology::MESH_LABEL;
-use serde_json::Value;
+use serde_json::json;
 
-use crate::account::{self, Edge};
-use crate::apps::{self, LEDGER_PORT, WEB_PORT};
+use crate::apps::{self, Connections, HTTP_1, LEDGER_PORT, PRICES_PORT, WEB_H2_PORT, WEB_PORT};
 use crate::interrupt;
 use crate::page::Page;
 use crate::row;
+use crate::traffic::Traffic;
 
 const NAMESPACE: &str = "boutique";
 const NODES: [&str; 2] = ["a", "b"];
-const PODS: [&str; 5] = ["frontend", "web-1", "db", "web-2", "reports"];
-const OUTSIDER: &str = "laptop";
+const PODS: [&str; 7] = ["frontend", "web-1", "prices-1", "db", "web-2", "prices-2", "reports"];
+/// A host that is no pod.
+pub const OUTSIDER: &str = "laptop";
 /// An echo server beside the ledger, for the load of the last chapter.
 const ECHO_PORT: u16 = 7000;
-const REQUESTS: usize = 20;
-/// The agent's listener in every captured pod.
-const OUTBOUND_PORT: u16 = 15001;
+/// Connections that the end of an agent may catch open: they come every 10 ms and last about one.
+const OPEN_AT_KILL_MAX: u64 = 3;
 const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
-const RECORDS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Metrics shown, with the labels that are summed over.
-const METRICS: [(&str, &str); 9] = [
-    ("heddle_datapath_connections_total", "direction=\"outbound\" verdict=\"captured\""),
-    ("heddle_datapath_connections_total", "direction=\"inbound\" verdict=\"captured\""),
-    ("heddle_datapath_connections_total", "verdict=\"refused\""),
-    ("heddle_datapath_records_total", "event=\"missing\""),
-    ("istio_tcp_connections_opened_total", "reporter=\"source\""),
-    ("istio_tcp_connections_opened_total", "reporter=\"destination\""),
-    ("istio_tcp_sent_bytes_total", "reporter=\"destination\""),
-    ("istio_tcp_received_bytes_total", "reporter=\"destination\""),
-    ("heddle_tcp_connections_ended_total", "reason=\"completed\""),
-];
 
 /// Tells it all; whatever happens, nothing stays behind.
 pub fn tell(keep: bool) -> Result<()> {
     let started = Instant::now();
     let mut page = Page::open("Heddle", "a service mesh without sidecars: two nodes, real programs, real traffic");
     interrupt::check()?;
+    apps::prepare()?;
     let mesh = build()?.quietly();
     let id = mesh.id();
     let told = Demo::start(mesh).and_then(|demo| demo.tell(&mut page, keep));
@@ -67,6 +54,7 @@ pub fn tell(keep: bool) -> Result<()> {
         },
     );
     page.remark(format!("{:.0} seconds in all", started.elapsed().as_secs_f64()));
+    ensure!(page.failures() == 0, "{} of the checks above failed (the lines marked ✗)", page.failures());
     Ok(())
 }
 
@@ -78,17 +66,22 @@ fn build() -> Result<Mesh> {
         .in_namespace(NAMESPACE)
         .pod("web-1")
         .in_namespace(NAMESPACE)
+        .pod("prices-1")
+        .in_namespace(NAMESPACE)
         .node("b")
         .pod("db")
         .in_namespace(NAMESPACE)
         .serves(tcp(ECHO_PORT).quiet())
         .pod("web-2")
         .in_namespace(NAMESPACE)
+        .pod("prices-2")
+        .in_namespace(NAMESPACE)
         .pod("reports")
         .in_namespace(NAMESPACE)
         .service("web")
         .in_namespace(NAMESPACE)
         .port(80, WEB_PORT)
+        .port(82, WEB_H2_PORT)
         .backed_by("web-1")
         .backed_by("web-2")
         .service("db")
@@ -96,14 +89,23 @@ fn build() -> Result<Mesh> {
         .port(LEDGER_PORT, LEDGER_PORT)
         .port(ECHO_PORT, ECHO_PORT)
         .backed_by("db")
+        .service("prices")
+        .in_namespace(NAMESPACE)
+        .port(PRICES_PORT, PRICES_PORT)
+        .backed_by("prices-1")
+        .backed_by("prices-2")
+        // No pod is behind it, and its port says by its name what is spoken there.
+        .service("cart")
+        .in_namespace(NAMESPACE)
+        .with("ports", json!([{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]))
         .external(OUTSIDER)
         .start()
 }
 
 /// What runs while the story is told. Programs end before the mesh does.
-struct Demo {
+pub struct Demo {
     programs: Vec<Process>,
-    mesh: Mesh,
+    pub mesh: Mesh,
 }
 
 impl Demo {
@@ -114,6 +116,8 @@ impl Demo {
         let programs = vec![
             apps::nginx(mesh.pod("web-1"), &directory)?,
             apps::nginx(mesh.pod("web-2"), &directory)?,
+            apps::prices(mesh.pod("prices-1"))?,
+            apps::prices(mesh.pod("prices-2"))?,
             apps::ledger(mesh.pod("db"))?,
         ];
         Ok(Demo { programs, mesh })
@@ -121,11 +125,13 @@ impl Demo {
 
     /// The eBPF objects the nodes had, so that the caller can see that they are gone.
     fn tell(self, page: &mut Page, keep: bool) -> Result<Vec<BpfObjects>> {
-        let chapters = [Self::nodes, Self::before, Self::label, Self::traffic, Self::metrics, Self::kill];
-        for chapter in chapters {
+        for chapter in [Self::nodes, Self::before, Self::label] {
             interrupt::check()?;
             chapter(&self, page)?;
         }
+        Traffic::make(&self)?.tell(&self, page)?;
+        interrupt::check()?;
+        self.kill(page)?;
         if keep {
             self.stay(page);
         }
@@ -136,8 +142,10 @@ impl Demo {
         page.chapter("Two nodes, joined by a bridge; pods in network namespaces and cgroups of their own");
         let programs = |pod: &str| match pod {
             "web-1" | "web-2" => "nginx",
-            "db" => "a ledger that speaks first",
-            _ => "calls by curl and Python",
+            "prices-1" | "prices-2" => "a gRPC service in Python",
+            "db" => "a ledger in Python: plain TCP, the server speaks first",
+            "frontend" => "calls web by curl and db by Python",
+            _ => "calls web by curl, db and prices by Python",
         };
         let mut rows = vec![row!["pod", "node", "address", "runs"]];
         rows.extend(PODS.map(|pod| {
@@ -147,9 +155,14 @@ impl Demo {
         rows.push(row![OUTSIDER, "outside", self.mesh.external(OUTSIDER).v4(), "calls by curl"]);
         page.table(&rows);
         page.say(format!(
-            "services: web {} → two nginx    db {} → the ledger",
+            "services: web {} → web-1, web-2    prices {} → prices-1, prices-2",
             self.service("web", 80),
-            self.service("db", LEDGER_PORT)
+            self.service("prices", PRICES_PORT),
+        ));
+        page.say(format!(
+            "          db {} → db    cart {} → nobody: its pods are away",
+            self.service("db", LEDGER_PORT),
+            self.service("cart", 80),
         ));
         for node in self.mesh_nodes() {
             let agent = node.agent_pid()?;
@@ -159,7 +172,10 @@ impl Demo {
             let keeper = node.keeper_pid()?;
             page.verdict(
                 is_powerless,
-                format!("node {}: agent (pid {agent}) is user {user} with no capability; keeper (pid {keeper}) has the privileges", node.name()),
+                format!(
+                    "node {}: agent (pid {agent}) is user {user} with no capability; keeper (pid {keeper}) is privileged",
+                    node.name()
+                ),
             );
         }
         Ok(())
@@ -167,13 +183,14 @@ impl Demo {
 
     fn before(&self, page: &mut Page) -> Result<()> {
         page.chapter(&format!("Before: namespace {NAMESPACE} is not in the mesh"));
-        let direct = apps::curl(self.mesh.pod("frontend"), self.pod("web-1", WEB_PORT), 1)?;
+        let direct =
+            apps::curl(self.mesh.pod("frontend"), self.pod("web-1", WEB_PORT), HTTP_1, 1, Connections::OneEach)?;
         let seen = direct
             .fetched
             .first()
             .context("frontend cannot reach web-1 without the mesh: the demo's network is broken")?;
         page.say(format!("frontend → web-1 at its own address: nginx saw {}, which is frontend", seen.client_seen));
-        let service = apps::curl(self.mesh.pod("frontend"), self.service("web", 80), 1)?;
+        let service = apps::curl(self.mesh.pod("frontend"), self.service("web", 80), HTTP_1, 1, Connections::OneEach)?;
         ensure!(service.fetched.is_empty(), "a Service address answered without the mesh");
         page.say(format!(
             "frontend → service web {}: nobody answers, these nodes have no kube-proxy",
@@ -203,93 +220,6 @@ impl Demo {
         Ok(())
     }
 
-    fn traffic(&self, page: &mut Page) -> Result<()> {
-        page.chapter("Traffic, and who talked to whom");
-        let (web, db) = (self.service("web", 80), self.service("db", LEDGER_PORT));
-        let (frontend, reports) = (self.mesh.pod("frontend"), self.mesh.pod("reports"));
-        let by_frontend = apps::curl(frontend, web, REQUESTS)?;
-        let by_reports = apps::curl(reports, web, REQUESTS)?;
-        let by_laptop = apps::curl(self.mesh.external(OUTSIDER), self.pod("web-2", WEB_PORT), REQUESTS / 4)?;
-        // One conversation is held open, so that the kernel's own view of it can be shown.
-        let held = apps::call_ledger(frontend, db, Duration::from_secs(2))?;
-        let told = held.told()?;
-        let (app_socket, agent_socket) =
-            (apps::kernel_view(frontend, OUTBOUND_PORT)?, apps::kernel_view(frontend, LEDGER_PORT)?);
-        apps::call_ledger(reports, db, Duration::ZERO)?.finish()?;
-        held.finish()?;
-        interrupt::check()?;
-
-        let wanted = (2 * REQUESTS + REQUESTS / 4 + 2) as u64;
-        let edges = self.edges(wanted)?;
-        let mut rows = vec![row!["caller", "callee", "asked for", "connections", "bytes there", "back", "carried by"]];
-        rows.extend(edges.iter().map(|((caller, callee), edge)| {
-            row![caller, callee, asked_for(edge), edge.connections(), edge.bytes().0, edge.bytes().1, edge.path()]
-        }));
-        page.table(&rows);
-        let failed = by_frontend.failed + by_reports.failed + by_laptop.failed;
-        page.verdict(failed == 0, format!("{failed} of {wanted} conversations failed"));
-
-        page.chapter("What each application saw");
-        let mut rows = vec![row!["application", "connection", "saw", "which is"]];
-        let mut is_true = true;
-        let mut note = |application: &str, connection: &str, seen: IpAddr, truth: IpAddr, what: &str| {
-            is_true &= seen == truth;
-            rows.push(row![
-                application,
-                connection,
-                seen,
-                if seen == truth { what.to_owned() } else { format!("WRONG: it is {truth}") }
-            ]);
-        };
-        for (name, fetches, caller) in [
-            ("frontend", &by_frontend, frontend.v4()),
-            ("reports", &by_reports, reports.v4()),
-            (OUTSIDER, &by_laptop, self.mesh.external(OUTSIDER).v4()),
-        ] {
-            for server in ["web-1", "web-2"] {
-                let Some(fetched) = fetches.fetched.iter().find(|fetched| fetched.server == server) else { continue };
-                note(
-                    &format!("nginx on {server}"),
-                    &format!("from {name}"),
-                    fetched.client_seen,
-                    caller,
-                    "the caller's own address",
-                );
-            }
-        }
-        note("ledger on db", "from frontend", told.client_seen, frontend.v4(), "the caller's own address");
-        let seen = by_frontend.fetched.first().context("curl on frontend fetched nothing")?.server_seen;
-        note("curl on frontend", "to service web", seen.ip(), web.ip(), "the address it asked for");
-        note("Python on frontend", "to service db", told.server_seen, db.ip(), "the address it asked for");
-        page.table(&rows);
-        page.verdict(is_true, "the same addresses as without a mesh, on every side");
-        page.remark("behind it, in the kernel's own words, frontend's connection to the ledger was two:");
-        page.remark(format!("  the application's  {}, the agent's listener", app_socket.join(", ")));
-        page.remark(format!("  the agent's        {}, from the pod's own address", agent_socket.join(", ")));
-        Ok(())
-    }
-
-    fn metrics(&self, page: &mut Page) -> Result<()> {
-        page.chapter("What the metrics say, so far");
-        let pages = self.mesh_nodes().iter().map(|node| node.metrics()).collect::<Result<Vec<String>>>()?;
-        let mut rows = vec![row!["metric", "of which", "node a", "node b"]];
-        for (metric, labels) in METRICS {
-            let labels: Vec<&str> = labels.split(' ').filter(|label| !label.is_empty()).collect();
-            let sums = pages.iter().map(|text| account::sum(text, metric, &labels).to_string());
-            rows.push([metric.to_owned(), labels.join(" ").replace('"', "")].into_iter().chain(sums).collect());
-        }
-        page.table(&rows);
-        for node in self.mesh_nodes() {
-            let memory = probe::usage(node.agent_pid()?)?.rss_kib + probe::usage(node.keeper_pid()?)?.rss_kib;
-            page.remark(format!(
-                "node {}: agent and keeper together hold {:.1} MiB (a debug build)",
-                node.name(),
-                memory as f64 / 1024.0
-            ));
-        }
-        Ok(())
-    }
-
     fn kill(&self, page: &mut Page) -> Result<()> {
         page.chapter("kill -9 of agent a, under 100 new connections a second");
         let to = self.service("db", ECHO_PORT);
@@ -311,7 +241,8 @@ impl Demo {
             format!("{} connections opened, {} refused", summary.attempted, summary.refused),
         );
         page.verdict(
-            interrupted == 0,
+            // At this rate a connection or two may be open at the very moment; those are reset, and no other fails.
+            interrupted <= OPEN_AT_KILL_MAX && summary.failures.keys().all(|why| why == "reset"),
             format!(
                 "{} answered; median {:.1} ms, the longest waited {} ms for its agent",
                 summary.succeeded,
@@ -387,47 +318,25 @@ impl Demo {
         Ok(kernel)
     }
 
-    fn mesh_nodes(&self) -> [&Node; 2] {
+    /// The nodes, in order.
+    pub fn mesh_nodes(&self) -> [&Node; 2] {
         NODES.map(|name| self.mesh.node(name))
     }
 
-    fn service(&self, name: &str, port: u16) -> SocketAddr {
+    /// A Service's cluster address.
+    pub fn service(&self, name: &str, port: u16) -> SocketAddr {
         SocketAddr::new(self.mesh.service(name).cluster_v4(), port)
     }
 
-    fn pod(&self, name: &str, port: u16) -> SocketAddr {
+    /// A pod's own address.
+    pub fn pod(&self, name: &str, port: u16) -> SocketAddr {
         SocketAddr::new(self.mesh.pod(name).v4(), port)
     }
 
-    /// Edges from both nodes' access logs, once all that is expected has been written.
-    fn edges(&self, wanted: u64) -> Result<std::collections::BTreeMap<(String, String), Edge>> {
-        let mut last = Vec::new();
-        let complete = wait_for("the access records of the traffic", RECORDS_TIMEOUT, || {
-            last = self.mesh_nodes().iter().flat_map(|node| node.access_log()).collect::<Vec<Value>>();
-            let edges = account::edges(&last, |ip| self.name_of(ip));
-            Ok((edges.values().map(Edge::connections).sum::<u64>() >= wanted).then_some(edges))
-        });
-        match complete {
-            Ok(edges) => Ok(edges),
-            Err(error) if last.is_empty() => bail!("{error}: the agents wrote no access record"),
-            Err(_) => Ok(account::edges(&last, |ip| self.name_of(ip))),
-        }
-    }
-
-    fn name_of(&self, ip: &str) -> String {
+    /// The name of a pod or host, the address itself if it has none.
+    pub fn name_of(&self, ip: &str) -> String {
         let places = PODS.iter().map(|name| self.mesh.pod(name).v4()).zip(PODS);
         let mut places = places.chain([(self.mesh.external(OUTSIDER).v4(), OUTSIDER)]);
         places.find(|(address, _)| address.to_string() == ip).map_or_else(|| ip.to_owned(), |(_, name)| name.to_owned())
-    }
-}
-
-/// `web.boutique` for the service's full name, or that the pod itself was called.
-fn asked_for(edge: &Edge) -> String {
-    let (host, port) = edge.service.rsplit_once(':').unwrap_or((&edge.service, ""));
-    match host.split_once(".svc.") {
-        Some((name, _)) if !port.is_empty() => format!("{name}:{port}"),
-        Some((name, _)) => name.to_owned(),
-        None if host.is_empty() => "the pod's address".to_owned(),
-        None => edge.service.clone(),
     }
 }

@@ -98,7 +98,11 @@ const BUILD: &[Need] = &[
 
 const DEMO: &[Need] = &[
     Need { evidence: Evidence::Program("curl"), why: "the demo's client", packages: &["curl", "ca-certificates"] },
-    Need { evidence: Evidence::Program("python3"), why: "the demo's database-like service", packages: &["python3"] },
+    Need {
+        evidence: Evidence::PythonVenv,
+        why: "the demo's gRPC service and its database-like one",
+        packages: &["python3", "python3-venv"],
+    },
     Need { evidence: Evidence::Program("nginx"), why: "the demo's HTTP server", packages: &["nginx"] },
 ];
 
