@@ -46,9 +46,10 @@ pub(crate) async fn carry(conn: &Conn, downstream: &TcpStream, upstream: &TcpStr
     let mut downstream_broke = pin!(watch(downstream));
     let mut upstream_broke = pin!(watch(upstream));
     poll_fn(|cx| {
-        let mut allowance = burst(conn.worker.table.len());
-        let forward = to_upstream.poll(cx, conn, downstream, upstream, &mut allowance);
-        if let Some(reason) = forward.or_else(|| to_downstream.poll(cx, conn, upstream, downstream, &mut allowance)) {
+        // One allowance each: a full upload must not keep the download waiting.
+        let (mut there, mut back) = (burst(conn.worker.table.len()), burst(conn.worker.table.len()));
+        let forward = to_upstream.poll(cx, conn, downstream, upstream, &mut there);
+        if let Some(reason) = forward.or_else(|| to_downstream.poll(cx, conn, upstream, downstream, &mut back)) {
             return Poll::Ready(reason);
         }
         if to_upstream.is_done() && to_downstream.is_done() {

@@ -97,6 +97,10 @@ impl Server<'_> {
             self.conn.clear_deadline();
             let next = match parsed {
                 Ok(()) => self.exchange(&mut heads, record).await,
+                Err(Unread::Nothing) => {
+                    record.forget();
+                    Next::Request
+                }
                 Err(Unread::Left(Reason::Completed)) => {
                     record.forget();
                     return Reason::Completed;
@@ -149,7 +153,12 @@ impl Server<'_> {
                     self.inbox.consume(consumed);
                     return Poll::Ready(Ok(()));
                 }
-                Ok(Progress::NeedMore) => {}
+                Ok(Progress::NeedMore) => {
+                    if !self.parser.has_begun() && self.inbox.bytes().ends_with(b"\n") {
+                        self.inbox.consume(usize::MAX);
+                        return Poll::Ready(Err(Unread::Nothing));
+                    }
+                }
                 Err(rule) => return Poll::Ready(Err(Unread::Rejected(rule.request_reason(), rule.as_str()))),
             }
             if self.conn.is_out_of_time() {
@@ -425,6 +434,8 @@ fn poll_empty(cx: &mut Context<'_>, inbox: &mut Inbox, sink: &TcpStream) -> Poll
 
 /// Why there is no head.
 enum Unread {
+    /// Only empty lines came, which mean nothing (RFC 9112 §2.2): the client is as idle as before.
+    Nothing,
     /// The client left.
     Left(Reason),
     /// It is not accepted; the rule's name.

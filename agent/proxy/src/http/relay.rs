@@ -1,6 +1,7 @@
 //! One request and its response, both at once: the response may begin before the request is complete, and may end before it.
 
 use std::io;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use heddle_http::Limits;
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 use super::inbox::{Filled, Inbox};
 use super::pipe::{Broken, Pipe};
 use super::record::{Messages, Record};
-use crate::copy::{Side, burst};
+use crate::copy::{Side, burst, watch};
 use crate::registry::Conn;
 
 /// Bytes of following requests read ahead while a response is awaited: reading is how a client's leaving is noticed.
@@ -94,6 +95,7 @@ pub(crate) struct Relay<'a> {
     parser: ResponseParser,
     limits: Limits,
     response: Response,
+    client_gone: Option<Pin<Box<dyn Future<Output = io::Error> + 'a>>>,
 }
 
 impl<'a> Relay<'a> {
@@ -128,6 +130,7 @@ impl<'a> Relay<'a> {
             parser: ResponseParser::new(limits),
             limits,
             response: Response::Head { framing: conn.worker.spare.take(), written: 0 },
+            client_gone: None,
         }
     }
 
@@ -144,13 +147,16 @@ impl<'a> Relay<'a> {
 
     /// Moves both directions as far as they go.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let mut allowance = burst(self.conn.worker.table.len());
-        if let Some(failed) = self.poll_request(cx, &mut allowance) {
+        // One allowance each: a full upload must not keep the download waiting.
+        let (mut there, mut back) = (burst(self.conn.worker.table.len()), burst(self.conn.worker.table.len()));
+        if let Some(failed) = self.poll_request(cx, &mut there) {
             return Poll::Ready(Outcome::Failed(failed));
         }
-        let polled = self.poll_response(cx, &mut allowance);
+        let polled = self.poll_response(cx, &mut back);
         if polled.is_ready() {
             self.conn.clear_deadline();
+        } else if let Some(failed) = self.poll_client_gone(cx) {
+            return Poll::Ready(Outcome::Failed(failed));
         }
         self.count();
         polled
@@ -218,6 +224,19 @@ impl<'a> Relay<'a> {
             self.conn.set_deadline(self.conn.worker.config.request_body_idle_timeout);
         }
         None
+    }
+
+    /// A client that nobody reads from, because the upstream does not take what it sent, is watched for its reset.
+    fn poll_client_gone(&mut self, cx: &mut Context<'_>) -> Option<Failed> {
+        if self.request_told || self.request_lost.is_some() || !self.request.is_held_up() {
+            return None;
+        }
+        let stream = self.down.stream;
+        let watch = self.client_gone.get_or_insert_with(|| Box::pin(watch(stream)));
+        match watch.as_mut().poll(cx) {
+            Poll::Ready(error) => Some(self.failed(Side::Downstream.broke(&error))),
+            Poll::Pending => None,
+        }
     }
 
     fn request_broke(&mut self, broken: &Broken) -> Option<Failed> {

@@ -8,4 +8,5 @@ mod http1;
 mod http2;
 mod inbound;
 mod life;
+mod patience;
 mod support;
