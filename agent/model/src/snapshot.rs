@@ -139,6 +139,16 @@ impl Snapshot {
         ports.filter(move |port| port.endpoints.binary_search_by_key(&addr, |e| e.addr).is_ok())
     }
 
+    /// The port of a Service that an address and port mean, whether or not it can be called now.
+    #[must_use]
+    pub fn service_port(&self, dst: OriginalDst) -> Option<&ServicePort> {
+        let claims = self.vips.get(&dst.get().ip())?;
+        let rank = claims.best().by_cluster_ip;
+        let ports = |claim: &'_ VipClaim| claim.entry.service.ports.iter().position(|p| p.port == dst.port());
+        let claim = claims.iter().filter(|c| c.by_cluster_ip == rank).find(|c| ports(c).is_some())?;
+        claim.entry.service.ports.get(ports(claim)?)
+    }
+
     /// A pod by uid.
     #[must_use]
     pub fn workload(&self, uid: &PodUid) -> Option<&Arc<Workload>> {
