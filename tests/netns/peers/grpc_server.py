@@ -6,28 +6,53 @@ from concurrent import futures
 
 import grpc
 
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
 
 def unary(request, context):
-    if request == b"fail":
+    if request.startswith(b"code "):
+        number = int(request.split()[1])
         context.set_trailing_metadata((("why", "asked for"),))
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as you wish")
+        context.abort(CODES[number], f"Nr. {number}: 100 % Ärger")
     if request == b"sleep":
-        time.sleep(5)
-    metadata = dict(context.invocation_metadata())
-    context.send_initial_metadata((("seen", metadata.get("tag", "-")),))
+        time.sleep(1)
+    if request == b"time left":
+        request = b"%f" % context.time_remaining()
+    if request == b"wait to be cancelled":
+        context.add_callback(lambda: print("unary cancelled", flush=True))
+        while context.is_active():
+            time.sleep(0.02)
+    metadata = context.invocation_metadata()
+    many = ",".join(value for key, value in metadata if key == "many")
+    seen = dict(metadata)
+    context.send_initial_metadata(
+        (("seen", seen.get("tag", "-")), ("seen-bin", seen.get("raw-bin", b"-")), ("seen-many", many or "-"))
+    )
     context.set_trailing_metadata((("bin-bin", b"\x00\xff"),))
     return b"unary:" + request + b" from " + context.peer().encode()
 
 
+def compressed(request, context):
+    context.set_compression(grpc.Compression.Gzip)
+    return request
+
+
 def server_stream(request, context):
     if request == b"forever":
-        context.add_callback(lambda: print("cancelled", flush=True))
+        context.add_callback(lambda: print("stream cancelled", flush=True))
         while context.is_active():
             yield b"tick"
             time.sleep(0.02)
         return
-    for n in range(int(request)):
+    if request == b"big":
+        for _ in range(32):
+            yield bytes(1 << 20)
+        return
+    count, *fail = request.split()
+    for n in range(int(count)):
         yield b"%d" % n
+    if fail:
+        context.abort(grpc.StatusCode.DATA_LOSS, "as you wish")
 
 
 def client_stream(requests, context):
@@ -43,13 +68,14 @@ handler = grpc.method_handlers_generic_handler(
     "test.Peer",
     {
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Compressed": grpc.unary_unary_rpc_method_handler(compressed),
         "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
         "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
         "Bidi": grpc.stream_stream_rpc_method_handler(bidi),
     },
 )
 options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
-server = grpc.server(futures.ThreadPoolExecutor(max_workers=16), options=options)
+server = grpc.server(futures.ThreadPoolExecutor(max_workers=32), options=options)
 server.add_generic_rpc_handlers((handler,))
 assert server.add_insecure_port(f"[::]:{sys.argv[1]}"), "the port is taken"
 server.start()

@@ -20,6 +20,7 @@ import h11
 
 class Handler(socketserver.BaseRequestHandler):
     def handle(self):
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.h11 = h11.Connection(h11.SERVER)
         while True:
             try:

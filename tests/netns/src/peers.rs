@@ -138,6 +138,8 @@ pub fn start_envoy(
     let path = directory.join(configuration);
     fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
     let mut command = envoy()?;
-    command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning", "--config-path"]).arg(path);
+    command.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]);
+    // Its access log is read while it runs.
+    command.args(["--file-flush-interval-msec", "20", "--config-path"]).arg(path);
     serve(place, "envoy", command, ports)
 }

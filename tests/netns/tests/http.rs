@@ -1,50 +1,13 @@
 //! HTTP between pods on real eBPF, with peers of other people: curl, nginx, Python's grpcio (FEATURES D5, D7).
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::prelude::*;
-use heddle_testkit::process::Process;
-use heddle_testkit::programs::{program, python};
+use heddle_testkit::programs::program;
+use heddle_tests_netns::exposition::{scrape, sum};
+use heddle_tests_netns::peers::{PATIENCE, curl, nginx, run_script, serve_script};
 use heddle_tests_netns::{SOON, wait_logged};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Runs curl in a pod to its end and returns what it printed.
-fn curl(from: &Place, arguments: &[&str]) -> Result<String> {
-    let mut command = program("curl", "curl")?;
-    command.args(["--silent", "--show-error", "--max-time", "20"]).args(arguments);
-    let process = from.spawn("curl", command)?;
-    process.close_stdin();
-    let status = process.wait(PATIENCE)?;
-    ensure!(status.success(), "curl {arguments:?}: {status}\n{}", process.tail());
-    Ok(process.stdout())
-}
-
-/// nginx in a pod, with HTTP/1 on 8080 and HTTP/2 (prior knowledge) on 8082.
-fn nginx(pod: &Pod, directory: &Path) -> Result<Process> {
-    fs::create_dir_all(directory.join("logs"))?;
-    fs::write(directory.join("big"), vec![b'x'; 3 << 20])?;
-    fs::write(
-        directory.join("nginx.conf"),
-        "daemon off; worker_processes 1; error_log stderr; pid nginx.pid; user root;\n\
-         events { worker_connections 256; }\n\
-         http { access_log off; client_max_body_size 10m; client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;\n\
-         server { listen 8080; listen [::]:8080; listen 8082 http2; listen [::]:8082 http2; root .;\n\
-         location /who { return 200 \"$remote_addr $server_protocol $http_host\\n\"; }\n\
-         location /post { proxy_pass http://127.0.0.1:8081; } }\n\
-         server { listen 127.0.0.1:8081; location / { return 201 \"$content_length\\n\"; } } }\n",
-    )?;
-    let mut command = program("nginx", "nginx-light")?;
-    command.arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
-    let process = pod.spawn("nginx", command)?;
-    wait_until("nginx listens", SOON, || pod.listeners().is_ok_and(|l| l.iter().any(|a| a.port() == 8082)))
-        .with_context(|| process.tail())?;
-    Ok(process)
-}
 
 #[test]
 fn curl_and_nginx_speak_both_versions_through_two_agents() -> Result<()> {
@@ -195,44 +158,41 @@ fn grpcio_calls_in_all_four_ways() -> Result<()> {
         .backed_by("peer")
         .start()?;
     let (client, peer) = (mesh.pod("client"), mesh.pod("peer"));
-    let script = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name);
-    let mut command = python(&["grpcio"])?;
-    command.arg(script("grpc_server.py")).arg("50051");
-    let server = peer.spawn("grpc-server", command)?;
-    wait_until("the server listens", PATIENCE, || server.stdout().contains("listening"))
-        .with_context(|| server.tail())?;
-    let mut command = python(&["grpcio"])?;
-    command.arg(script("grpc_client.py")).arg(format!("{}:50051", mesh.service("peer").cluster_v4()));
-    let calls = client.spawn("grpc-client", command)?;
-    calls.close_stdin();
-    let status = calls.wait(Duration::from_secs(60))?;
-    ensure!(
-        status.success() && calls.stdout().contains("all is well"),
-        "{status}\n{}\n{}",
-        calls.tail(),
-        server.tail()
-    );
-    ensure!(
-        calls.stdout().contains(&format!("peer ipv4:{}:", client.v4())),
-        "the server sees the client: {}",
-        calls.stdout()
-    );
-    // The cancel reached the server's handler.
-    wait_until("the stream is cancelled", SOON, || server.stdout().contains("cancelled"))
-        .with_context(|| server.tail())?;
+    let server = serve_script(peer, "grpc_server.py", &["grpcio"], 50051)?;
+    let at = format!("{}:50051", mesh.service("peer").cluster_v4());
+    let printed = run_script(client, "grpc_client.py", &["grpcio"], &[&at]).with_context(|| server.tail())?;
+    ensure!(printed.contains(&format!("peer ipv4:{}:", client.v4())), "the server sees the client: {printed}");
+    // The cancels reached the server's handlers: the client's own, and the one of its deadline.
+    for (line, count) in [("unary cancelled", 1), ("stream cancelled", 2)] {
+        wait_until(line, SOON, || server.stdout().matches(line).count() == count).with_context(|| server.tail())?;
+    }
     for node in ["a", "b"] {
         let node = mesh.node(node);
-        for (path, grpc_status) in [("/test.Peer/Bidi", 0), ("/test.Peer/Unary", 9), ("/test.Peer/Nothing", 12)] {
-            wait_logged(node, path, |r| r["path"] == path && r["grpc_status"] == grpc_status)?;
+        let logged = |path: &str, what: &str, is: &dyn Fn(&serde_json::Value) -> bool| {
+            wait_logged(node, what, |r| r["path"] == path && is(r))
+        };
+        for (path, grpc_status) in [("/test.Peer/Bidi", 0), ("/test.Peer/ServerStream", 15), ("/test.Peer/Nothing", 12)]
+        {
+            logged(path, path, &|r| r["grpc_status"] == grpc_status)?;
         }
-        wait_logged(node, "the cancel", |r| {
-            r["path"] == "/test.Peer/ServerStream" && r["reason"] == "request_cancelled"
-        })?;
-        let metrics = node.metrics()?;
-        let messages = metrics
-            .lines()
-            .any(|l| l.starts_with("istio_response_messages_total{") && l.contains("request_protocol=\"grpc\""));
-        ensure!(messages, "{metrics}");
+        for code in 1..=16 {
+            logged("/test.Peer/Unary", &format!("status {code}"), &|r| r["grpc_status"] == code)?;
+        }
+        for path in ["/test.Peer/ServerStream", "/test.Peer/Unary"] {
+            logged(path, "the cancel", &|r| r["reason"] == "request_cancelled")?;
+        }
+        // Compressed it came and compressed it went: of 1 MiB each way little was on the wire.
+        let small = |r: &serde_json::Value| {
+            ["bytes_sent", "bytes_received"].iter().all(|f| r[f].as_u64().is_some_and(|n| (1000..100_000).contains(&n)))
+        };
+        logged("/test.Peer/Compressed", "a compressed call", &small)?;
+        let samples = scrape(node)?;
+        for code in 0..=16 {
+            let labels = [("request_protocol", "grpc"), ("grpc_response_status", &*code.to_string())];
+            ensure!(sum(&samples, "istio_requests_total", &labels) > 0.0, "no call with status {code} is counted");
+        }
+        ensure!(sum(&samples, "istio_request_messages_total", &[]) > 1000.0, "{samples:?}");
+        ensure!(sum(&samples, "istio_response_messages_total", &[]) > 1000.0, "{samples:?}");
     }
     Ok(())
 }

@@ -40,6 +40,8 @@ pub(crate) struct Client {
     dialled: Cell<Option<Reason>>,
     /// The endpoint of the connection that detection dialled, for the first stream.
     first: RefCell<Option<EndpointRef>>,
+    /// Times the connection wrote what its streams had sent.
+    turns: Cell<u64>,
 }
 
 impl Client {
@@ -85,6 +87,19 @@ impl Client {
         }
     }
 
+    /// Ready when what streams sent before is written, as far as the client takes it: a reset would take back what is not.
+    pub(crate) async fn written(&self) {
+        let before = self.turns.get();
+        poll_fn(|cx| {
+            if self.turns.get() != before {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
     fn pool(&self, hop: &Hop) -> &PoolH2 {
         if hop.publish { &self.own } else { &self.conn.worker.pool_h2 }
     }
@@ -119,6 +134,7 @@ pub(crate) async fn run(
         own: PoolH2::default(),
         dialled: Cell::new(None),
         first: RefCell::new(None),
+        turns: Cell::new(0),
     });
     match dialled {
         Some(Ok(Upstream { stream, mut endpoint, .. })) => {
@@ -172,7 +188,7 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
-                Poll::Pending => {}
+                Poll::Pending => client.turns.update(|turns| turns + 1),
             }
             // Streams move; what they sent goes out with the next turn of the connection.
             let mut moved = false;

@@ -117,6 +117,7 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut 
                 // The response has begun: a reset is the only truth left.
                 exchange.up_sink.send_reset(h2::Reason::CANCEL);
                 if let Some(mut sink) = exchange.down_sink {
+                    client.written().await;
                     sink.send_reset(code);
                 }
                 return record.finish(reason);

@@ -308,6 +308,41 @@ async fn a_reset_of_the_server_is_a_status_before_the_head_and_a_reset_behind_it
     serving.abort();
 }
 
+/// What a server says and resets in one breath: an Envoy whose WebSocket ended, a server that gives up. The words come first.
+#[tokio::test]
+async fn what_came_before_a_reset_arrives_before_it() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let mut client = client(vip).await;
+    let (response, _) = client.send_request(get("/"), true).unwrap();
+    let (mut read, mut write) = soon(listener.accept()).await.unwrap().0.into_split();
+    let serving = tokio::spawn(async move {
+        write.write_all(&[frame(4, 0, 0, &[]), frame(4, 1, 0, &[])].concat()).await.unwrap();
+        // The agent's preface and SETTINGS, then its HEADERS, may come in any cut: nothing is said before they are here.
+        let mut seen = Vec::new();
+        while !seen.windows(9).any(|w| w[3] == 1 && w[5..] == [0, 0, 0, 1]) {
+            read.read_buf(&mut seen).await.unwrap();
+        }
+        let words = [frame(1, 4, 1, b"\x88"), frame(0, 0, 1, b"last "), frame(0, 0, 1, b"words")].concat();
+        write.write_all(&[words, frame(3, 0, 1, &[0, 0, 0, 8])].concat()).await.unwrap();
+        (read, write)
+    });
+    let mut body = soon(response).await.unwrap().into_body();
+    let mut said = Vec::new();
+    let error = loop {
+        match soon(body.data()).await {
+            Some(Ok(data)) => said.extend(data),
+            Some(Err(error)) => break error,
+            None => panic!("a cut body ended well behind {said:?}"),
+        }
+    };
+    assert_eq!(String::from_utf8(said).unwrap(), "last words");
+    assert_eq!(error.reason(), Some(Reason::CANCEL));
+    assert_eq!(mesh.only_reason().await, "upstream_stream_reset");
+    serving.abort();
+}
+
 #[tokio::test]
 async fn a_refused_stream_is_sent_again() {
     let mesh = Mesh::new(1);
