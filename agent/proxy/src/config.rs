@@ -25,6 +25,9 @@ pub struct Config {
     pub request_head_timeout: Duration,
     /// How long a request's body may stand still while nothing else happens, in whole seconds; beyond: 408.
     pub request_body_idle_timeout: Duration,
+    /// How long a client's HTTP connection may be without a request, in whole seconds, before it is closed cleanly (HTTP/2: with
+    /// GOAWAY). Envoy's and Istio's default.
+    pub client_idle_timeout: Duration,
     /// How long an idle upstream connection is kept, in whole seconds.
     pub pool_idle_timeout: Duration,
     /// Permits dialling loopback addresses. False in an agent (DESIGN §9); tests on one machine have nothing else.
@@ -43,6 +46,7 @@ impl Default for Config {
             affinity_entries_max: 65_536,
             request_head_timeout: Duration::from_secs(10),
             request_body_idle_timeout: Duration::from_secs(60),
+            client_idle_timeout: Duration::from_secs(3600),
             pool_idle_timeout: Duration::from_secs(60),
             dial_loopback: false,
         }

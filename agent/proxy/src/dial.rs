@@ -168,7 +168,9 @@ pub(crate) fn set_keepalive(socket: &SockRef<'_>) -> io::Result<()> {
 fn failure(error: &io::Error) -> Failure {
     use io::ErrorKind::{ConnectionRefused, ConnectionReset, TimedOut};
     match error.kind() {
-        ConnectionRefused | ConnectionReset => Failure::last(Reason::UpstreamConnectRefused),
+        ConnectionRefused => Failure::last(Reason::UpstreamConnectRefused),
+        // A SYN is never answered so (that is ECONNREFUSED): it connected, and was reset before we looked.
+        ConnectionReset => Failure::last(Reason::UpstreamReset),
         TimedOut => Failure { reason: Reason::UpstreamConnectTimeout, retryable: true },
         _ => Failure::last(Reason::UpstreamUnreachable),
     }
@@ -205,7 +207,7 @@ mod tests {
     fn only_silence_is_tried_again_at_the_same_address() {
         for (errno, reason, retryable) in [
             (111, Reason::UpstreamConnectRefused, false),
-            (104, Reason::UpstreamConnectRefused, false),
+            (104, Reason::UpstreamReset, false),
             (110, Reason::UpstreamConnectTimeout, true),
             (113, Reason::UpstreamUnreachable, false),
             (101, Reason::UpstreamUnreachable, false),

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use heddle_http::detect::Declared;
 use heddle_model::OriginalDst;
 use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
@@ -10,7 +9,7 @@ use tokio::net::TcpStream;
 use crate::config::AGENT_PORTS;
 use crate::protocol;
 use crate::registry::Conn;
-use crate::route::{Kind, Route};
+use crate::route::Route;
 use crate::task::Ended;
 use crate::worker::Current;
 
@@ -22,12 +21,6 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     let route = Route::outbound(&conn, original, &snapshot);
     conn.set_target(route.target());
     let declared = protocol::declared(&route, &snapshot);
-    // A client that is known to speak HTTP is told in HTTP, whose requests may succeed later.
-    if let Kind::Refused { reason, .. } = route.kind
-        && !matches!(declared, Declared::Http | Declared::Http2)
-    {
-        return Ended::refused(reason, downstream);
-    }
     // A dial may wait; what it needs it has, and the rest of an old snapshot can go.
     drop(snapshot);
     protocol::run(&conn, declared, route, downstream).await

@@ -5,14 +5,19 @@
 //! connection and no timer. Bytes are only peeked at: whoever takes the connection over finds all of them. A socket tells an
 //! error once, to a peek too: it is passed on, for the next read would show a clean end.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use heddle_http::detect::{self, DETECT_BYTES_MAX, Declared, Detection, HTTP2_PREFACE, Protocol};
+use heddle_http::answer;
+use heddle_http::detect::{
+    self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, Protocol,
+};
 use heddle_model::{ServicePort, Snapshot, Workload};
 use heddle_telemetry::Reason;
 use tokio::io::{Interest, ReadBuf};
@@ -24,10 +29,17 @@ use crate::registry::{Conn, State};
 use crate::route::{From, Kind, Route, Upstream};
 use crate::task::Ended;
 
+/// Where a dial failed before the client spoke, and nothing says whether it speaks HTTP: how long it may take to begin. A request
+/// is answered with the reason; without one a reset says it.
+const UNTOLD_GRACE: Duration = Duration::from_millis(100);
+/// How long the rest of a ClientHello is waited for, and how often it is looked at as it grows.
+const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
+const HELLO_LOOKS_MAX: u32 = 16;
+
 /// What is said about the destination of a route: by the Service port, and by the opaque ports of the pods behind it.
 pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
     match &route.kind {
-        Kind::Refused { service: None, .. } => Declared::Opaque,
+        Kind::Refused { service: None, .. } => Declared::Unknown,
         Kind::Refused { service: Some((service, port_index)), .. } => {
             service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
         }
@@ -55,29 +67,58 @@ fn of_port(port: &ServicePort) -> Declared {
 }
 
 /// Carries a connection to its end, as what it is.
-pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, downstream: TcpStream) -> Ended {
+pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, mut downstream: TcpStream) -> Ended {
     match declared {
-        Declared::Opaque | Declared::Tls => {
+        Declared::Opaque => {
             conn.state.set(State::Dialling);
             let dialled = route.connect(conn, &downstream, From::Dial, &mut None).await;
             opaque(conn, downstream, dialled).await
         }
-        Declared::Http | Declared::Http2 => match poll_fn(|cx| poll_declared(cx, conn, &downstream)).await {
-            Ok(Protocol::Http2) => http::run_h2(conn, route, downstream, None).await,
-            // What is no HTTP is told so.
-            Ok(_) => http::run_h1(conn, route, downstream, None).await,
-            Err(error) => Ended::refused(Side::Downstream.broke(&error), downstream),
-        },
-        Declared::Unknown => {
-            conn.state.set(State::Dialling);
-            let (dialled, spoken) = listen(conn, &route, &downstream).await;
+        Declared::Http | Declared::Http2 => {
+            let mut seen = 0;
+            let spoken = poll_fn(|cx| poll_declared(cx, conn, &downstream, &mut seen)).await;
+            if seen > 0 && conn.is_out_of_time() {
+                // Whoever reads the head gives it a time of its own.
+                conn.clear_deadline();
+                match watched_anew(downstream) {
+                    Ok(again) => downstream = again,
+                    Err(reason) => return Ended::lost(reason),
+                }
+            }
             match spoken {
-                Protocol::Opaque | Protocol::Tls => opaque(conn, downstream, dialled).await,
-                Protocol::Http1 => http::run_h1(conn, route, downstream, Some(dialled)).await,
-                Protocol::Http2 => http::run_h2(conn, route, downstream, Some(dialled)).await,
+                Ok(Protocol::Http2) => http::run_h2(conn, route, downstream, None).await,
+                // What is no HTTP is told so.
+                Ok(_) => http::run_h1(conn, route, downstream, None).await,
+                Err(error) => Ended::refused(Side::Downstream.broke(&error), downstream),
+            }
+        }
+        Declared::Tls | Declared::Unknown => {
+            conn.state.set(State::Dialling);
+            // On a port that is said to be TLS there is nobody to answer.
+            let grace = if declared == Declared::Tls { Duration::ZERO } else { UNTOLD_GRACE };
+            let Heard { dialled, spoken, is_unwatched } = listen(conn, &route, &downstream, grace).await;
+            if is_unwatched {
+                match watched_anew(downstream) {
+                    Ok(again) => downstream = again,
+                    Err(reason) => return Ended::lost(reason),
+                }
+            }
+            match spoken {
+                Protocol::Http1 if declared == Declared::Unknown => {
+                    http::run_h1(conn, route, downstream, Some(dialled)).await
+                }
+                Protocol::Http2 if declared == Declared::Unknown => {
+                    http::run_h2(conn, route, downstream, Some(dialled)).await
+                }
+                _ => opaque(conn, downstream, dialled).await,
             }
         }
     }
+}
+
+/// A socket whose bytes were peeked at and whose readiness was then forgotten, though they are still there to be read.
+fn watched_anew(stream: TcpStream) -> Result<TcpStream, Reason> {
+    stream.into_std().and_then(TcpStream::from_std).map_err(|error| Side::Downstream.broke(&error))
 }
 
 async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Upstream, Reason>) -> Ended {
@@ -91,12 +132,22 @@ async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Upstream
     }
 }
 
-/// Dials, and waits until one of the two sides spoke.
-async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream) -> (Result<Upstream, Reason>, Protocol) {
+/// What came of listening.
+struct Heard {
+    dialled: Result<Upstream, Reason>,
+    spoken: Protocol,
+    /// See [`watched_anew`].
+    is_unwatched: bool,
+}
+
+/// Dials, and waits until one of the two sides spoke. Where the dial fails first, the client has `grace` to begin a request that
+/// can be answered.
+async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream, grace: Duration) -> Heard {
     let mut none = None;
     let mut dialling = pin!(route.connect(conn, downstream, From::Dial, &mut none));
     let (mut dialled, mut spoken, mut seen) = (None, None, 0);
-    poll_fn(|cx| {
+    let mut waiting = None;
+    let (dialled, spoken) = poll_fn(|cx| {
         if dialled.is_none()
             && let Poll::Ready(result) = dialling.as_mut().poll(cx)
         {
@@ -107,25 +158,82 @@ async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream) -> (Resu
         {
             match result {
                 Ok(protocol) => spoken = Some(protocol),
-                Err(error) => return Poll::Ready((Err(Side::Downstream.broke(&error)), Protocol::Opaque)),
+                Err(error) => return Poll::Ready((Err(Side::Downstream.broke(&error)), None)),
             }
         }
         match (&dialled, spoken) {
             (None, _) => return Poll::Pending,
-            // A dial that failed is told at once, a silent client too.
-            (Some(Err(_)), _) | (Some(Ok(_)), Some(_)) => {}
+            (Some(_), Some(_)) => {}
+            (Some(Err(reason)), None) => {
+                if !grace.is_zero() && answer::status(*reason).is_some() {
+                    let waiting = waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(grace)));
+                    ready!(waiting.as_mut().poll(cx));
+                }
+            }
             (Some(Ok(upstream)), None) => {
                 if let Err(error) = ready!(poll_speaks_first(cx, conn, &upstream.stream)) {
-                    return Poll::Ready((Err(Side::Upstream.broke(&error)), Protocol::Opaque));
+                    return Poll::Ready((Err(Side::Upstream.broke(&error)), None));
                 }
             }
         }
         match dialled.take() {
-            Some(result) => Poll::Ready((result, spoken.unwrap_or(Protocol::Opaque))),
+            Some(result) => Poll::Ready((result, spoken)),
             None => Poll::Pending,
         }
     })
-    .await
+    .await;
+    let Some(spoken) = spoken else { return Heard { dialled, spoken: Protocol::Opaque, is_unwatched: seen > 0 } };
+    let mut is_unwatched = false;
+    if spoken == Protocol::Tls {
+        is_unwatched = read_hello(conn, downstream, dialled.as_ref().ok().map(|upstream| &upstream.stream)).await;
+    }
+    Heard { dialled, spoken, is_unwatched }
+}
+
+/// Reads the server name out of a ClientHello that is only peeked at. It delays nothing: no server can answer one before it is
+/// complete, and one that stops in the middle, or a server that speaks all the same, is not waited for. See [`watched_anew`] for
+/// what it returns.
+async fn read_hello(conn: &Conn, downstream: &TcpStream, upstream: Option<&TcpStream>) -> bool {
+    let (mut seen, mut looks) = (0, 0);
+    let is_unwatched = Cell::new(false);
+    let reading = poll_fn(|cx| {
+        loop {
+            {
+                let mut scratch = conn.worker.scratch.borrow_mut();
+                let mut into = ReadBuf::new(&mut scratch[..HELLO_BYTES_MAX]);
+                match downstream.poll_peek(cx, &mut into) {
+                    Poll::Ready(peeked) => {
+                        is_unwatched.set(false);
+                        // The end, or an error: whoever reads next finds it.
+                        match peeked {
+                            Ok(count) if count > seen => seen = count,
+                            Ok(count) if count == seen && !has_ended(cx, downstream) => {}
+                            Ok(_) | Err(_) => return Poll::Ready(None),
+                        }
+                    }
+                    Poll::Pending if upstream.is_some_and(|u| u.poll_read_ready(cx).is_ready()) => {
+                        return Poll::Ready(None);
+                    }
+                    Poll::Pending => return Poll::Pending,
+                }
+                match detect::client_hello(into.filled()) {
+                    Hello::Complete(hello) => return Poll::Ready(hello.server_name),
+                    Hello::Invalid => return Poll::Ready(None),
+                    Hello::NeedMore => {}
+                }
+            }
+            looks += 1;
+            if looks == HELLO_LOOKS_MAX || upstream.is_none() {
+                return Poll::Ready(None);
+            }
+            not_ready(downstream, Interest::READABLE);
+            is_unwatched.set(true);
+        }
+    });
+    if let Ok(Some(name)) = tokio::time::timeout(HELLO_WAIT_MAX, reading).await {
+        conn.set_sni(name);
+    }
+    is_unwatched.get()
 }
 
 /// Ready when the server speaks first: bytes, an end or an error. An HTTP/2 server greets with SETTINGS and does not wait for
@@ -160,7 +268,7 @@ fn poll_spoken(
         let mut scratch = conn.worker.scratch.borrow_mut();
         let mut into = ReadBuf::new(&mut scratch[..DETECT_BYTES_MAX]);
         let count = ready!(downstream.poll_peek(cx, &mut into))?;
-        if count == 0 || count == *seen {
+        if count == 0 || count == *seen && has_ended(cx, downstream) {
             return Poll::Ready(Ok(Protocol::Opaque));
         }
         *seen = count;
@@ -171,9 +279,24 @@ fn poll_spoken(
     }
 }
 
-/// HTTP it is; ready when it is clear which. A client that begins the HTTP/2 preface and stops is out of time like any slow head.
-fn poll_declared(cx: &mut Context<'_>, conn: &Conn, downstream: &TcpStream) -> Poll<io::Result<Protocol>> {
-    let mut seen = 0;
+/// Whether the peer ended its direction. A socket that is readable with no more bytes than before need not have: the kernel tells
+/// all it knows whenever anything changes.
+fn has_ended(cx: &mut Context<'_>, socket: &TcpStream) -> bool {
+    let ready = pin!(socket.ready(Interest::READABLE)).poll(cx);
+    !matches!(ready, Poll::Ready(Ok(ready)) if !ready.is_read_closed())
+}
+
+/// HTTP it is; ready when it is clear which. A client that begins the HTTP/2 preface and stops is out of time like any slow head,
+/// one that is silent like any idle connection.
+fn poll_declared(
+    cx: &mut Context<'_>,
+    conn: &Conn,
+    downstream: &TcpStream,
+    seen: &mut usize,
+) -> Poll<io::Result<Protocol>> {
+    if !conn.has_deadline() && !conn.is_out_of_time() {
+        conn.set_deadline(conn.worker.config.client_idle_timeout);
+    }
     loop {
         if conn.is_out_of_time() {
             return Poll::Ready(Ok(Protocol::Http1));
@@ -182,9 +305,10 @@ fn poll_declared(cx: &mut Context<'_>, conn: &Conn, downstream: &TcpStream) -> P
         let mut into = ReadBuf::new(&mut scratch[..DETECT_BYTES_MAX]);
         let count = ready!(downstream.poll_peek(cx, &mut into))?;
         match detect::detect(into.filled()) {
-            Detection::NeedMore if count > seen && HTTP2_PREFACE.starts_with(into.filled()) => {
-                seen = count;
-                if !conn.has_deadline() {
+            Detection::NeedMore
+                if HTTP2_PREFACE.starts_with(into.filled()) && (count > *seen || !has_ended(cx, downstream)) =>
+            {
+                if std::mem::replace(seen, count) == 0 {
                     conn.set_deadline(conn.worker.config.request_head_timeout);
                 }
                 not_ready(downstream, Interest::READABLE);

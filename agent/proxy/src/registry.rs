@@ -84,6 +84,8 @@ pub struct ConnectionView {
     pub bytes_received: u64,
     /// HTTP requests so far, those under way included.
     pub requests: u64,
+    /// Server name of a TLS ClientHello that was passed through.
+    pub sni: Option<Box<str>>,
 }
 
 /// What a connection is connected to, as far as it is known.
@@ -121,6 +123,7 @@ pub(crate) struct Conn {
     is_http: Cell<bool>,
     requests: Cell<u64>,
     requests_under_way: Cell<u64>,
+    sni: RefCell<Option<Box<str>>>,
     ended: Cell<Option<Reason>>,
     cut: Cell<Option<Reason>>,
     waker: RefCell<Option<Waker>>,
@@ -160,6 +163,7 @@ impl Conn {
             is_http: Cell::new(false),
             requests: Cell::new(0),
             requests_under_way: Cell::new(0),
+            sni: RefCell::new(None),
             ended: Cell::new(None),
             cut: Cell::new(None),
             waker: RefCell::new(None),
@@ -258,6 +262,11 @@ impl Conn {
     pub(crate) fn carries_http(&self) {
         self.is_http.set(true);
         self.state.set(State::Open);
+    }
+
+    /// The name a TLS client asked for.
+    pub(crate) fn set_sni(&self, name: String) {
+        *self.sni.borrow_mut() = Some(name.into());
     }
 
     /// A request of it is under way.
@@ -372,6 +381,7 @@ impl Conn {
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
             connection_id: self.id,
+            sni: self.sni.borrow().clone().unwrap_or_default(),
             http: None,
         }
     }
@@ -395,6 +405,7 @@ impl Conn {
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
             requests: self.requests.get() + self.requests_under_way.get(),
+            sni: self.sni.borrow().clone(),
         }
     }
 }

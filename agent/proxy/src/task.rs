@@ -30,6 +30,11 @@ impl Ended {
         Self { reason, downstream: Some(downstream), upstream: None, held: None }
     }
 
+    /// The downstream is gone.
+    pub(crate) fn lost(reason: Reason) -> Self {
+        Self { reason, downstream: None, upstream: None, held: None }
+    }
+
     /// Closes both sockets: cleanly only if both directions ended cleanly, with a reset otherwise. Sockets that are
     /// dropped elsewhere (cut, panic, shutdown, kill) reset too, because they were made with `SO_LINGER {on, 0}`.
     fn close(self) {

@@ -79,6 +79,9 @@ pub struct AccessRecord {
     pub bytes_received: u64,
     /// Number of the connection in this agent, as in `heddle connections`.
     pub connection_id: u64,
+    /// Server name a TLS client asked for in the clear.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub sni: Box<str>,
     /// The request, if the connection carried HTTP; `bytes_*` are then the sizes of its bodies.
     #[serde(flatten)]
     pub http: Option<HttpFields>,
@@ -332,6 +335,7 @@ mod tests {
             bytes_sent: 7,
             bytes_received: 8,
             connection_id: id,
+            sni: "".into(),
             http: None,
         }
     }

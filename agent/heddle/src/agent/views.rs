@@ -352,6 +352,6 @@ fn connection(c: &ConnectionView) -> v1::Connection {
         bytes_received: c.bytes_received,
         worker: u32::try_from(c.worker).unwrap_or(u32::MAX),
         requests: c.requests,
-        sni: String::new(),
+        sni: c.sni.as_deref().unwrap_or_default().to_owned(),
     }
 }

@@ -215,6 +215,7 @@ fn connections(c: &v1::Connections) -> String {
                 c.requests.to_string(),
                 c.bytes_received.to_string(),
                 c.bytes_sent.to_string(),
+                c.sni.clone(),
             ]
         })
         .collect();
@@ -231,6 +232,7 @@ fn connections(c: &v1::Connections) -> String {
             "REQUESTS",
             "BYTES UP",
             "BYTES DOWN",
+            "SNI",
         ],
         &rows,
     );

@@ -25,6 +25,8 @@ pub enum Hello {
 /// The largest ClientHello that is read, record headers included. Post-quantum key shares make hellos of 2 KiB.
 pub const HELLO_BYTES_MAX: usize = 16 * 1024;
 
+/// Protocol ids in one ALPN list. Clients send two or three; each costs an allocation.
+const ALPN_MAX: usize = 32;
 const RECORD_HEADER_BYTES: usize = 5;
 const MESSAGE_HEADER_BYTES: usize = 4;
 
@@ -156,7 +158,7 @@ fn read(body: &[u8]) -> Option<ClientHello> {
                 let mut protocols = data.vector16()?;
                 while !protocols.0.is_empty() {
                     let protocol = protocols.vector8()?;
-                    if protocol.is_empty() {
+                    if protocol.is_empty() || hello.alpn.len() == ALPN_MAX {
                         return None;
                     }
                     hello.alpn.push(protocol.to_vec());

@@ -137,8 +137,20 @@ impl Server<'_> {
         {
             pool::close(gone.stream);
         }
-        match ready!(self.inbox.poll_fill(cx, self.conn, self.downstream)) {
-            Ok(Filled::Bytes(_)) => Poll::Ready(None),
+        let Poll::Ready(filled) = self.inbox.poll_fill(cx, self.conn, self.downstream) else {
+            if self.conn.is_out_of_time() {
+                return Poll::Ready(Some(Reason::Completed));
+            }
+            if !self.conn.has_deadline() {
+                self.conn.set_deadline(self.conn.worker.config.client_idle_timeout);
+            }
+            return Poll::Pending;
+        };
+        match filled {
+            Ok(Filled::Bytes(_)) => {
+                self.conn.clear_deadline();
+                Poll::Ready(None)
+            }
             Ok(Filled::End) => Poll::Ready(Some(Reason::Completed)),
             Ok(Filled::NoRoom) => Poll::Ready(Some(Reason::PodBufferedBytesMax)),
             Err(error) => Poll::Ready(Some(Side::Downstream.broke(&error))),

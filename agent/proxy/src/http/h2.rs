@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -25,6 +26,9 @@ use crate::dial::Hop;
 use crate::registry::Conn;
 use crate::route::{EndpointRef, Kind, Picking, Route, Upstream};
 use crate::task::Ended;
+
+/// How long a client without a stream may take to close a connection it was told to leave.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the streams of one client share.
 pub(crate) struct Client {
@@ -150,8 +154,14 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     let mut streams = FuturesUnordered::new();
     let mut is_leaving = false;
     let end = poll_fn(|cx| {
-        if client.conn.worker.draining.get() && !is_leaving {
+        let conn = &client.conn;
+        if conn.is_out_of_time() && is_leaving {
+            // It was told, and goes on as if nothing was said.
+            return Poll::Ready(Ok(()));
+        }
+        if (conn.worker.draining.get() || conn.is_out_of_time()) && !is_leaving {
             is_leaving = true;
+            conn.clear_deadline();
             connection.graceful_shutdown();
         }
         loop {
@@ -169,9 +179,15 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
             while let Poll::Ready(Some(())) = streams.poll_next_unpin(cx) {
                 moved = true;
             }
-            if !moved {
-                return Poll::Pending;
+            if moved {
+                continue;
             }
+            if !streams.is_empty() {
+                conn.clear_deadline();
+            } else if !conn.has_deadline() {
+                conn.set_deadline(if is_leaving { GOODBYE_TIMEOUT } else { conn.worker.config.client_idle_timeout });
+            }
+            return Poll::Pending;
         }
     })
     .await;

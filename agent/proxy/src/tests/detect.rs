@@ -1,9 +1,10 @@
 //! Which protocol a connection speaks where its port does not say.
 
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heddle_model::{Delta, Workload};
+use heddle_telemetry::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::support::*;
@@ -28,6 +29,21 @@ async fn a_server_that_speaks_first_is_not_kept_waiting() {
     drop((client, server));
     let record = &mesh.records(1).await[0];
     assert!(record.get("method").is_none() && record["reason"] == "completed", "{record}");
+}
+
+#[tokio::test]
+async fn what_a_client_began_to_say_is_not_lost_when_its_server_speaks_first() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = undeclared(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let (mut server, _) = soon(listener.accept()).await.unwrap();
+    soon(client.write_all(b"PRI")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    passes(&mut server, &mut client, b"220 ready\r\n").await;
+    let mut got = [0; 3];
+    soon(server.read_exact(&mut got)).await.unwrap();
+    assert_eq!(&got, b"PRI");
 }
 
 #[tokio::test]
@@ -99,6 +115,33 @@ async fn the_connection_dialled_meanwhile_serves_the_request() {
 }
 
 #[tokio::test]
+async fn first_bytes_may_come_one_by_one() {
+    for (name, first) in
+        [("", GET), ("", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), ("http", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")]
+    {
+        let mesh = Mesh::new(1);
+        let (listener, addr) = backend().await;
+        let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = name.into()).await;
+        let mut client = connect(vip).await;
+        for part in first.chunks(5) {
+            soon(client.write_all(part)).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        if first != GET {
+            // An empty SETTINGS frame: an HTTP/2 server answers with its own, and nobody else would.
+            soon(client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])).await.unwrap();
+            let mut got = [0; 9];
+            soon(client.read_exact(&mut got)).await.unwrap();
+            assert_eq!(got[3], 4, "{name:?}: {got:?}");
+            continue;
+        }
+        drop(client);
+        drop(soon(listener.accept()).await);
+        assert!(mesh.records(1).await[0].get("method").is_some(), "{name:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_dial_in_vain_goes_to_the_pool() {
     let mesh = Mesh::new(1);
     let (listener, addr) = backend().await;
@@ -121,6 +164,116 @@ async fn a_dial_in_vain_goes_to_the_pool() {
     mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
     let mut client = connect(vip).await;
     passes(&mut client, &mut server, GET).await;
+}
+
+#[tokio::test]
+async fn a_dial_that_fails_before_the_client_spoke_is_told_to_a_request_that_comes_at_once() {
+    let mesh = Mesh::new(1);
+    let vip = undeclared(&mesh, &[dead_address().await]).await;
+    let mut client = connect(vip).await;
+    until("the dial to fail", || mesh.metrics.dial_failures(Reason::UpstreamConnectRefused) == 1).await;
+    soon(client.write_all(GET)).await.unwrap();
+    let mut got = [0; 512];
+    let count = soon(client.read(&mut got)).await.unwrap();
+    let got = String::from_utf8_lossy(&got[..count]);
+    assert!(got.starts_with("HTTP/1.1 503 ") && got.contains("x-heddle-reason: upstream_connect_refused"), "{got}");
+    // A client that says nothing, or nothing that could be answered, is reset, and soon.
+    let silent = Instant::now();
+    is_refused(vip).await;
+    assert!(silent.elapsed() < Duration::from_secs(1), "{:?}", silent.elapsed());
+    let mut other = connect(vip).await;
+    let _ = soon(other.write_all(b"*1\r\n$4\r\nPING\r\n")).await;
+    is_reset(&mut other).await;
+    let records = mesh.records(3).await;
+    assert!(records.iter().all(|r| r["reason"] == "upstream_connect_refused"), "{records:?}");
+    assert_eq!(records.iter().filter(|r| r["status"] == 503).count(), 1);
+}
+
+#[tokio::test]
+async fn a_service_without_endpoints_answers_requests() {
+    let mesh = Mesh::new(1);
+    // Where the port says HTTP the client has all the time it wants to ask.
+    for (name, wait) in [("", Duration::ZERO), ("http", Duration::from_millis(300))] {
+        let vip = mesh.pod_calling("web", &[], |s| s.ports[0].name = name.into()).await;
+        let mut client = connect(vip).await;
+        tokio::time::sleep(wait).await;
+        soon(client.write_all(GET)).await.unwrap();
+        let mut got = [0; 512];
+        let count = soon(client.read(&mut got)).await.unwrap();
+        let got = String::from_utf8_lossy(&got[..count]);
+        assert!(got.starts_with("HTTP/1.1 503 ") && got.contains("x-heddle-reason: no_ready_endpoint"), "{got}");
+    }
+}
+
+/// A ClientHello for `name`, with GREASE (RFC 8701) and what a browser sends around it.
+fn hello(name: &str) -> Vec<u8> {
+    let vector = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+    let extension = |kind: u16, data: &[u8]| [&kind.to_be_bytes()[..], &vector(data)].concat();
+    let mut extensions = extension(0x3a3a, &[]);
+    if !name.is_empty() {
+        extensions.extend(extension(0, &vector(&[&[0][..], &vector(name.as_bytes())].concat())));
+    }
+    extensions.extend(extension(16, &vector(b"\x02\x7a\x7a\x02h2")));
+    extensions.extend(extension(51, &vector(&[&[0x1a, 0x1a][..], &vector(&[7; 1216])].concat())));
+    extensions.extend(extension(0xcaca, &[0]));
+    let body = [&[3, 3][..], &[9; 32], &[0], &vector(&[0x2a, 0x2a, 0x13, 1]), &[1, 0], &vector(&extensions)].concat();
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    let message = [&[1][..], &length[1..], &body].concat();
+    [&[0x16, 3, 1][..], &vector(&message)].concat()
+}
+
+#[tokio::test]
+async fn the_name_a_tls_client_asks_for_is_told_and_its_bytes_are_passed_on() {
+    for port in ["", "https"] {
+        for (hello, cut, sni) in [
+            (hello("Shop.Example"), 0, "shop.example"),
+            (hello("shop.example"), 1, "shop.example"),
+            (hello("shop.example"), 700, "shop.example"),
+            (hello(""), 0, ""),
+            // A name that is none, and no hello at all behind a record header.
+            (hello("shop example"), 0, ""),
+            ([&b"\x16\x03\x01\x00\x10\x01\x00\x00\x05"[..], &[0xff; 11]].concat(), 0, ""),
+        ] {
+            let mesh = Mesh::new(1);
+            let (listener, addr) = backend().await;
+            let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = port.into()).await;
+            let mut client = connect(vip).await;
+            soon(client.write_all(&hello[..cut])).await.unwrap();
+            let (mut server, _) = soon(listener.accept()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            soon(client.write_all(&hello[cut..])).await.unwrap();
+            let mut got = vec![0; hello.len()];
+            soon(server.read_exact(&mut got)).await.unwrap();
+            assert!(got == hello, "passed on as it came");
+            passes(&mut server, &mut client, b"\x16\x03\x03").await;
+            let list = mesh.proxy.registry().list(10, |_| true).await;
+            assert_eq!(list.connections[0].sni.as_deref().unwrap_or_default(), sni, "{port:?} cut at {cut}");
+            drop((client, server));
+            let record = &mesh.records(1).await[0];
+            assert_eq!(record.get("sni").map_or("", |s| s.as_str().unwrap()), sni);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hello_that_never_ends_is_not_waited_for() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = undeclared(&mesh, &[addr]).await;
+    // A server that speaks all the same is heard at once; and the part that came goes on by itself after a while.
+    let (mut client, hello) = (connect(vip).await, hello("shop.example"));
+    soon(client.write_all(&hello[..200])).await.unwrap();
+    let (mut server, _) = soon(listener.accept()).await.unwrap();
+    let start = Instant::now();
+    passes(&mut server, &mut client, b"\x15\x03\x03\x00\x02\x02\x28").await;
+    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+    let mut got = vec![0; 200];
+    soon(server.read_exact(&mut got)).await.unwrap();
+    let mut client = connect(vip).await;
+    soon(client.write_all(&hello[..200])).await.unwrap();
+    let (mut server, _) = soon(listener.accept()).await.unwrap();
+    soon(server.read_exact(&mut got)).await.unwrap();
+    assert!(got == hello[..200]);
 }
 
 #[tokio::test]

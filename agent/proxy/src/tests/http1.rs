@@ -516,6 +516,7 @@ async fn what_breaks_a_rule_or_a_limit_is_told_so() {
         ("\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03\r\n".to_owned(), 400, "request_malformed"),
         // A head that stops is out of time.
         ("GET / HTTP/1.1\r\nHost".to_owned(), 408, "request_timeout"),
+        ("PRI * HT".to_owned(), 408, "request_timeout"),
     ]
     .into_iter()
     .enumerate()
@@ -529,6 +530,31 @@ async fn what_breaks_a_rule_or_a_limit_is_told_so() {
         let record = &mesh.records(n + 1).await[n];
         assert_eq!((&record["status"], &record["reason"]), (&status.into(), &reason.into()));
     }
+    mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_client_without_a_request_is_closed_cleanly() {
+    let mesh = Mesh::with(Config { client_idle_timeout: Duration::from_secs(1), ..Config::default() });
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let (mut idle, mut silent, mut waits) = (connect(vip).await, connect(vip).await, connect(vip).await);
+    say(&mut idle, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, OK).await;
+    until_text(&mut idle, "ok").await;
+    mesh.records(1).await;
+    say(&mut waits, GET).await;
+    head(&mut server).await;
+    // Behind a request, or without one ever; one that waits for its response is not idle.
+    assert_eq!(rest(&mut idle).await, b"");
+    assert_eq!(rest(&mut silent).await, b"");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    say(&mut server, OK).await;
+    until_text(&mut waits, "ok").await;
+    assert_eq!(rest(&mut waits).await, b"");
+    assert_eq!(mesh.records(2).await.len(), 2, "a clean end of an idle connection is no news");
     mesh.is_empty().await;
 }
 

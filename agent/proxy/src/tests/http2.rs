@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::support::*;
+use crate::Config;
 
 type Server = Connection<TcpStream, Bytes>;
 
@@ -497,6 +498,35 @@ async fn a_server_that_greets_with_settings_does_not_speak_first() {
     assert_eq!(got, PREFACE);
     drop(greeting);
     assert_eq!(mesh.records(1).await[0]["path"], "/seen", "parsed, not copied");
+}
+
+#[tokio::test]
+async fn a_client_without_a_stream_is_told_goodbye() {
+    let mesh = Mesh::with(Config { client_idle_timeout: Duration::from_secs(1), ..Config::default() });
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let (mut sender, connection) = soon(h2::client::handshake(connect(vip).await)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let (response, _) = sender.send_request(get("/"), true).unwrap();
+    let mut server = server(&listener).await;
+    let (_, mut respond) = next(&mut server).await;
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!connection.is_finished(), "a stream is under way");
+    respond.send_response(Response::new(()), true).unwrap();
+    let serving = keep_going(server);
+    assert_eq!(soon(response).await.unwrap().status(), 200);
+    // The client's own handle keeps the connection: only a GOAWAY ends it, and ends it cleanly.
+    soon(connection).await.unwrap().unwrap();
+    assert!(soon(std::future::poll_fn(|cx| sender.poll_ready(cx))).await.is_err());
+    until("the end", || mesh.proxy.pods()[0].connections == 0).await;
+    serving.abort();
+
+    // One that does not listen is closed all the same.
+    let mut deaf = connect(vip).await;
+    soon(deaf.write_all(&[PREFACE, &frame(4, 0, 0, &[]), &frame(4, 1, 0, &[])].concat())).await.unwrap();
+    let told = rest(&mut deaf).await;
+    assert!(told.windows(9).any(|w| w[3] == 7 && w[5..9] == [0; 4]), "a GOAWAY before the end: {told:x?}");
+    mesh.is_empty().await;
 }
 
 #[tokio::test]
