@@ -170,11 +170,18 @@ async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream, grace: D
                     ready!(waiting.as_mut().poll(cx));
                 }
             }
-            (Some(Ok(upstream)), None) => {
-                if let Err(error) = ready!(poll_speaks_first(cx, conn, &upstream.stream)) {
-                    return Poll::Ready((Err(Side::Upstream.broke(&error)), None));
+            (Some(Ok(upstream)), None) => match poll_speaks_first(cx, conn, &upstream.stream) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready((Err(Side::Upstream.broke(&error)), None)),
+                // Nobody has said a word, and nobody will be waited for.
+                Poll::Pending if seen == 0 && conn.worker.draining.get() => {
+                    if let Some(Ok(unused)) = dialled.take() {
+                        http::pool::close(unused.stream);
+                    }
+                    return Poll::Ready((Err(Reason::Completed), None));
                 }
-            }
+                Poll::Pending => return Poll::Pending,
+            },
         }
         match dialled.take() {
             Some(result) => Poll::Ready((result, spoken)),
@@ -303,7 +310,12 @@ fn poll_declared(
         }
         let mut scratch = conn.worker.scratch.borrow_mut();
         let mut into = ReadBuf::new(&mut scratch[..DETECT_BYTES_MAX]);
-        let count = ready!(downstream.poll_peek(cx, &mut into))?;
+        let Poll::Ready(peeked) = downstream.poll_peek(cx, &mut into) else {
+            // Whoever serves an idle connection ends it.
+            let ends = *seen == 0 && conn.worker.draining.get();
+            return if ends { Poll::Ready(Ok(Protocol::Http1)) } else { Poll::Pending };
+        };
+        let count = peeked?;
         match detect::detect(into.filled()) {
             Detection::NeedMore
                 if HTTP2_PREFACE.starts_with(into.filled()) && (count > *seen || !has_ended(cx, downstream)) =>

@@ -407,9 +407,13 @@ impl Server<'_> {
 
     /// Both directions are opaque: what was read ahead goes first, then the bytes are copied to the end.
     async fn tunnel(&mut self, (upstream, mut upbox, mut record): (Upstream, Inbox, Record)) -> Reason {
+        record.begin_tunnel();
         let mut ahead = poll_fn(|cx| {
+            let before = (self.inbox.len(), upbox.len());
             let up = poll_empty(cx, &mut self.inbox, &upstream.stream).map_err(|e| Side::Upstream.broke(&e));
             let down = poll_empty(cx, &mut upbox, self.downstream).map_err(|e| Side::Downstream.broke(&e));
+            self.conn.add_received((before.0 - self.inbox.len()) as u64);
+            self.conn.add_sent((before.1 - upbox.len()) as u64);
             match (up, down) {
                 (Poll::Ready(Err(reason)), _) | (_, Poll::Ready(Err(reason))) => Poll::Ready(Err(reason)),
                 (Poll::Ready(Ok(a)), Poll::Ready(Ok(b))) => Poll::Ready(Ok((a, b))),
@@ -417,14 +421,10 @@ impl Server<'_> {
             }
         })
         .await;
-        let before = self.conn.carried();
         let reason = match &mut ahead {
             Ok(_) => copy::carry(self.conn, self.downstream, &upstream.stream).await,
             Err(reason) => *reason,
         };
-        let now = self.conn.carried();
-        record.request_bytes += now.0 - before.0;
-        record.response_bytes += now.1 - before.1;
         record.finish(reason);
         if reason.is_success() {
             pool::close(upstream.stream);
