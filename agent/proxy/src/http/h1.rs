@@ -22,7 +22,7 @@ use super::relay::{End, Facts, Failed, Outcome, Relay, flush};
 use crate::copy;
 use crate::copy::Side;
 use crate::registry::Conn;
-use crate::route::{EndpointRef, From, Route, Upstream};
+use crate::route::{From, Route, Upstream};
 use crate::task::Ended;
 
 /// How long, and how many bytes, a client may go on sending behind an answer that ends its connection: closing before it has
@@ -312,8 +312,8 @@ impl Server<'_> {
                 pool::close(other.stream);
             }
         } else {
-            let EndpointRef { addr, .. } = upstream.endpoint;
-            self.conn.worker.pool.put(self.conn, addr, upstream.stream);
+            let Upstream { endpoint, stream, .. } = upstream;
+            self.conn.worker.pool.put(self.conn, &endpoint, self.route.generation, stream);
         }
     }
 
@@ -328,7 +328,7 @@ impl Server<'_> {
         if kept.endpoint.private || !pool::is_quiet(&kept.stream) {
             pool::close(kept.stream);
         } else {
-            self.conn.worker.pool.put(self.conn, kept.endpoint.addr, kept.stream);
+            self.conn.worker.pool.put(self.conn, &kept.endpoint, self.route.generation, kept.stream);
         }
     }
 
