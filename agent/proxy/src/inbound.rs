@@ -21,7 +21,7 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     if AGENT_PORTS.contains(&original.port()) {
         return Ended::refused(Reason::AgentPort, downstream);
     }
-    let declared = protocol::declared(&route, original, &snapshot);
+    let declared = protocol::declared(&route, &snapshot);
     drop(snapshot);
     protocol::run(&conn, declared, route, downstream).await
 }

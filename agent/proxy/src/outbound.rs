@@ -20,7 +20,7 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     }
     let route = Route::outbound(&conn, original, &snapshot);
     conn.set_target(route.target());
-    let declared = protocol::declared(&route, original, &snapshot);
+    let declared = protocol::declared(&route, &snapshot);
     // A dial may wait; what it needs it has, and the rest of an old snapshot can go.
     drop(snapshot);
     protocol::run(&conn, declared, route, downstream).await

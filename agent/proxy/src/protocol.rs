@@ -18,7 +18,7 @@ use heddle_http::answer;
 use heddle_http::detect::{
     self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, Protocol,
 };
-use heddle_model::{OriginalDst, ServicePort, Snapshot, Workload};
+use heddle_model::{ServicePort, Snapshot, Workload};
 use heddle_telemetry::Reason;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -37,9 +37,12 @@ const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
 const HELLO_LOOKS_MAX: u32 = 16;
 
 /// What is said about the destination of a route: by the Service port, and by the opaque ports of the pods behind it.
-pub(crate) fn declared(route: &Route, original: OriginalDst, snapshot: &Snapshot) -> Declared {
+pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
     match &route.kind {
-        Kind::Refused { .. } => snapshot.service_port(original).map_or(Declared::Unknown, of_port),
+        Kind::Refused { service: None, .. } => Declared::Unknown,
+        Kind::Refused { service: Some((service, port_index)), .. } => {
+            service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
+        }
         Kind::Service { service, port_index, candidates } => {
             let opaque = |w: &Workload, addr: SocketAddr| w.capture.opaque_ports.contains(&addr.port());
             if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
@@ -167,11 +170,18 @@ async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream, grace: D
                     ready!(waiting.as_mut().poll(cx));
                 }
             }
-            (Some(Ok(upstream)), None) => {
-                if let Err(error) = ready!(poll_speaks_first(cx, conn, &upstream.stream)) {
-                    return Poll::Ready((Err(Side::Upstream.broke(&error)), None));
+            (Some(Ok(upstream)), None) => match poll_speaks_first(cx, conn, &upstream.stream) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready((Err(Side::Upstream.broke(&error)), None)),
+                // Nobody has said a word, and nobody will be waited for.
+                Poll::Pending if seen == 0 && conn.worker.draining.get() => {
+                    if let Some(Ok(unused)) = dialled.take() {
+                        http::pool::close(unused.stream);
+                    }
+                    return Poll::Ready((Err(Reason::Completed), None));
                 }
-            }
+                Poll::Pending => return Poll::Pending,
+            },
         }
         match dialled.take() {
             Some(result) => Poll::Ready((result, spoken)),
@@ -300,7 +310,12 @@ fn poll_declared(
         }
         let mut scratch = conn.worker.scratch.borrow_mut();
         let mut into = ReadBuf::new(&mut scratch[..DETECT_BYTES_MAX]);
-        let count = ready!(downstream.poll_peek(cx, &mut into))?;
+        let Poll::Ready(peeked) = downstream.poll_peek(cx, &mut into) else {
+            // Whoever serves an idle connection ends it.
+            let ends = *seen == 0 && conn.worker.draining.get();
+            return if ends { Poll::Ready(Ok(Protocol::Http1)) } else { Poll::Pending };
+        };
+        let count = peeked?;
         match detect::detect(into.filled()) {
             Detection::NeedMore
                 if HTTP2_PREFACE.starts_with(into.filled()) && (count > *seen || !has_ended(cx, downstream)) =>

@@ -329,7 +329,9 @@ impl Conn {
             self.worker.labels.handle(&self.worker, &self.label_key(flags)).closed();
         }
         self.worker.metrics().count_ended(self.direction, reason);
-        let is_told = self.is_http.get() && (self.requests.get() > 0 || reason.is_success());
+        // A request under way is told when its own record ends, with this reason.
+        let has_requests = self.requests.get() + self.requests_under_way.get() > 0;
+        let is_told = self.is_http.get() && (has_requests || reason.is_success());
         if !is_told && self.worker.telemetry.access.enabled() {
             self.worker.telemetry.access.log(self.record(reason));
         }

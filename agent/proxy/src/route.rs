@@ -46,6 +46,8 @@ pub(crate) struct EndpointRef {
     pub(crate) workload: Option<Arc<Workload>>,
     /// Its server was told who the client is: it serves no other client.
     pub(crate) private: bool,
+    /// It is an endpoint of a Service, chosen among others.
+    is_chosen: bool,
     /// Its weight in the balance while a connection or request uses it; none where there is no choice, or at rest.
     load: Option<Load>,
 }
@@ -53,14 +55,26 @@ pub(crate) struct EndpointRef {
 impl EndpointRef {
     /// The one address there is: nothing is balanced.
     pub(crate) fn only(hop: &Hop, workload: Option<&Arc<Workload>>) -> Self {
-        Self { addr: hop.addr, workload: workload.cloned(), private: hop.publish, load: None }
+        Self { addr: hop.addr, workload: workload.cloned(), private: hop.publish, is_chosen: false, load: None }
     }
 
     /// Chosen among others: it weighs from now on.
     pub(crate) fn chosen(conn: &Conn, hop: &Hop, workload: Option<&Arc<Workload>>) -> Self {
         let mut chosen = Self::only(hop, workload);
+        chosen.is_chosen = true;
         chosen.weigh(&conn.worker);
         chosen
+    }
+
+    /// Whether it is still what it was chosen for, by a later snapshot: an endpoint that serves, its pod the same.
+    pub(crate) fn stands(&self, snapshot: &Snapshot) -> bool {
+        let owner = snapshot.workload_by_ip(self.addr.ip());
+        let is_same = match &self.workload {
+            Some(workload) => workload.host_network || owner.is_some_and(|now| now.uid == workload.uid),
+            None => owner.is_none(),
+        };
+        let serves = |e: &Endpoint| e.addr == self.addr && (e.ready || e.serving);
+        is_same && (!self.is_chosen || snapshot.ports_at(self.addr).any(|port| port.endpoints.iter().any(serves)))
     }
 
     /// Nothing uses it for now: a connection that only waits for the next request must not weigh.

@@ -148,8 +148,9 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
             _ = ticks.tick() => {
                 worker.tick.set(worker.tick.get() + 1);
                 worker.table.expire(worker.tick.get());
-                worker.pool.sweep(worker.tick.get());
-                worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs());
+                let snapshot = worker.refresh();
+                worker.pool.sweep(worker.tick.get(), &snapshot);
+                worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
                 continue;
             }
         };

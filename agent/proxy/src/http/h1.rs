@@ -22,7 +22,7 @@ use super::relay::{End, Facts, Failed, Outcome, Relay, flush};
 use crate::copy;
 use crate::copy::Side;
 use crate::registry::Conn;
-use crate::route::{EndpointRef, From, Route, Upstream};
+use crate::route::{From, Route, Upstream};
 use crate::task::Ended;
 
 /// How long, and how many bytes, a client may go on sending behind an answer that ends its connection: closing before it has
@@ -312,8 +312,8 @@ impl Server<'_> {
                 pool::close(other.stream);
             }
         } else {
-            let EndpointRef { addr, .. } = upstream.endpoint;
-            self.conn.worker.pool.put(self.conn, addr, upstream.stream);
+            let Upstream { endpoint, stream, .. } = upstream;
+            self.conn.worker.pool.put(self.conn, &endpoint, self.route.generation, stream);
         }
     }
 
@@ -328,7 +328,7 @@ impl Server<'_> {
         if kept.endpoint.private || !pool::is_quiet(&kept.stream) {
             pool::close(kept.stream);
         } else {
-            self.conn.worker.pool.put(self.conn, kept.endpoint.addr, kept.stream);
+            self.conn.worker.pool.put(self.conn, &kept.endpoint, self.route.generation, kept.stream);
         }
     }
 
@@ -407,9 +407,13 @@ impl Server<'_> {
 
     /// Both directions are opaque: what was read ahead goes first, then the bytes are copied to the end.
     async fn tunnel(&mut self, (upstream, mut upbox, mut record): (Upstream, Inbox, Record)) -> Reason {
+        record.begin_tunnel();
         let mut ahead = poll_fn(|cx| {
+            let before = (self.inbox.len(), upbox.len());
             let up = poll_empty(cx, &mut self.inbox, &upstream.stream).map_err(|e| Side::Upstream.broke(&e));
             let down = poll_empty(cx, &mut upbox, self.downstream).map_err(|e| Side::Downstream.broke(&e));
+            self.conn.add_received((before.0 - self.inbox.len()) as u64);
+            self.conn.add_sent((before.1 - upbox.len()) as u64);
             match (up, down) {
                 (Poll::Ready(Err(reason)), _) | (_, Poll::Ready(Err(reason))) => Poll::Ready(Err(reason)),
                 (Poll::Ready(Ok(a)), Poll::Ready(Ok(b))) => Poll::Ready(Ok((a, b))),
@@ -417,14 +421,10 @@ impl Server<'_> {
             }
         })
         .await;
-        let before = self.conn.carried();
         let reason = match &mut ahead {
             Ok(_) => copy::carry(self.conn, self.downstream, &upstream.stream).await,
             Err(reason) => *reason,
         };
-        let now = self.conn.carried();
-        record.request_bytes += now.0 - before.0;
-        record.response_bytes += now.1 - before.1;
         record.finish(reason);
         if reason.is_success() {
             pool::close(upstream.stream);

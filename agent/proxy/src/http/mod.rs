@@ -15,6 +15,7 @@ pub(crate) mod pool_h2;
 mod record;
 mod relay;
 pub(crate) mod spare;
+mod standing;
 mod stream;
 
 /// What a stream's peer may send before it is read on: bytes held per stream, at most.

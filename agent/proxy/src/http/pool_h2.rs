@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
+use heddle_model::Snapshot;
 use heddle_telemetry::Reason;
 use std::net::SocketAddr;
 use tokio::net::TcpStream;
@@ -19,6 +20,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use super::io::{Io, Verdict};
+use super::standing::Standing;
 use super::{CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::dial::{self, Failure, Hop};
 use crate::registry::Conn;
@@ -73,6 +75,7 @@ impl Drop for Place {
 #[derive(Default)]
 struct Entry {
     all: Vec<Rc<Shared>>,
+    standing: Standing,
     /// A dial is under way.
     dialling: bool,
     /// Dials begun, and how the last one failed, by its number.
@@ -160,12 +163,20 @@ impl PoolH2 {
         let idle_since = Cell::new(conn.worker.tick());
         let shared = Rc::new(Shared { sender: RefCell::new(sender), streams: Cell::new(0), is_dead, idle_since, task });
         let mut pool = self.0.borrow_mut();
-        pool.entry((conn.pod.serial, addr)).or_default().all.push(shared);
+        let entry = pool.entry((conn.pod.serial, addr)).or_default();
+        if entry.all.is_empty() {
+            entry.standing = Standing::of(&conn.worker.snapshot(), addr);
+        }
+        entry.all.push(shared);
     }
 
-    /// Lets go of connections that died, or had no stream for `idle` ticks.
-    pub(crate) fn sweep(&self, tick: u64, idle: u64) {
-        self.0.borrow_mut().retain(|_, entry| {
+    /// Lets go of connections that died, had no stream for `idle` ticks, or lead to an address that is no longer what it was.
+    /// Streams under way end in peace.
+    pub(crate) fn sweep(&self, tick: u64, idle: u64, snapshot: &Snapshot) {
+        self.0.borrow_mut().retain(|key, entry| {
+            if !entry.standing.holds(snapshot, key.1) {
+                entry.all.clear();
+            }
             entry.all.retain(|s| {
                 let idles = s.streams.get() == 0 && s.idle_since.get() + idle < tick;
                 !s.is_dead.get() && !idles

@@ -41,6 +41,8 @@ pub(crate) struct Record {
     pub(crate) attempts: u32,
     /// Its place in the pod's budget.
     in_flight: Option<InFlight>,
+    /// What its connection had carried when it became a tunnel.
+    tunnel_from: Option<(u64, u64)>,
     is_done: bool,
 }
 
@@ -58,6 +60,7 @@ pub(crate) struct Told<'a> {
 impl Record {
     /// A request whose first byte came just now.
     pub(crate) fn begin(conn: &Rc<Conn>) -> Self {
+        conn.begin_request();
         let told = conn.worker.telemetry.access.enabled().then(|| Box::new((SystemTime::now(), HttpFields::default())));
         Self {
             conn: conn.clone(),
@@ -74,6 +77,7 @@ impl Record {
             endpoint: None,
             attempts: 0,
             in_flight: None,
+            tunnel_from: None,
             is_done: false,
         }
     }
@@ -96,7 +100,6 @@ impl Record {
         let worker = &self.conn.worker;
         self.in_flight = self.conn.pod.budget.try_request(worker.limits().requests_max);
         if self.in_flight.is_some() {
-            self.conn.begin_request();
             return Ok(());
         }
         worker.metrics().count_budget_exceeded(Reason::PodRequestsMax);
@@ -111,6 +114,11 @@ impl Record {
         (self.request_bytes, self.response_bytes) = (request_bytes, response_bytes);
     }
 
+    /// From here on every byte its connection carries is its own.
+    pub(crate) fn begin_tunnel(&mut self) {
+        self.tunnel_from = Some(self.conn.carried());
+    }
+
     /// The endpoint that serves it, once chosen.
     pub(crate) fn set_endpoint(&mut self, addr: SocketAddr, workload: Option<&Arc<Workload>>) {
         self.endpoint = Some((addr, workload.cloned()));
@@ -123,6 +131,7 @@ impl Record {
 
     /// There was no request after all.
     pub(crate) fn forget(mut self) {
+        self.conn.end_request();
         self.is_done = true;
     }
 
@@ -131,9 +140,12 @@ impl Record {
             return;
         }
         let (conn, duration) = (&self.conn, self.started.elapsed());
+        conn.end_request();
         conn.count_request();
-        if self.in_flight.is_some() {
-            conn.end_request();
+        if let Some(before) = self.tunnel_from {
+            let now = conn.carried();
+            self.request_bytes += now.0 - before.0;
+            self.response_bytes += now.1 - before.1;
         }
         let mut peers = conn.label_key(reason.response_flags());
         if let Some((_, workload)) = &self.endpoint {

@@ -212,8 +212,38 @@ async fn an_upgrade_becomes_a_tunnel() {
     assert_eq!(rest(&mut client).await, b"");
     let record = &mesh.records(1).await[0];
     assert_eq!((&record["status"], &record["reason"]), (&101.into(), &"completed".into()));
-    assert_eq!(record["bytes_received"], 100_000);
+    assert_eq!((&record["bytes_received"], &record["bytes_sent"]), (&100_000.into(), &100_008.into()));
     mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_cut_has_one_record_with_what_it_carried() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, GET).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    let registry = mesh.proxy.registry();
+    assert_eq!(registry.close(heddle_telemetry::Reason::ClosedByOperator, |_| true).await, 1);
+    is_reset(&mut client).await;
+    mesh.records(1).await;
+    let mut client = connect(vip).await;
+    say(&mut client, "CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\n").await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, "HTTP/1.1 200 OK\r\n\r\nhello").await;
+    until_text(&mut client, "hello").await;
+    passes(&mut client, &mut server, &pattern(1000)).await;
+    assert_eq!(registry.close(heddle_telemetry::Reason::PolicyClosed, |_| true).await, 1);
+    is_reset(&mut client).await;
+    mesh.is_empty().await;
+    let records = mesh.records(2).await;
+    let told: Vec<_> = records.iter().map(|r| (&r["reason"], &r["bytes_received"], &r["bytes_sent"])).collect();
+    let (no, all, ahead) = (0.into(), 1000.into(), 5.into());
+    assert_eq!(told, [(&"closed_by_operator".into(), &no, &no), (&"policy_closed".into(), &all, &ahead)]);
+    assert!(records.iter().all(|r| r.get("method").is_some()), "{records:?}");
 }
 
 #[tokio::test]
@@ -644,6 +674,11 @@ async fn a_drain_ends_connections_behind_their_requests() {
     let (listener, addr) = backend().await;
     let vip = http_pod(&mesh, &[addr]).await;
     let (mut idle, mut busy) = (connect(vip).await, connect(vip).await);
+    // Connections that have not said a word, on ports that say HTTP and on ports that say nothing.
+    let (other, other_addr) = backend().await;
+    let undeclared = mesh.pod_calling("undeclared", &[other_addr], |s| s.ports[0].name = "".into()).await;
+    let (mut silent, mut unknown) = (connect(vip).await, connect(undeclared).await);
+    let mut unused = accept(&other).await;
     say(&mut idle, GET).await;
     let mut server = accept(&listener).await;
     head(&mut server).await;
@@ -654,7 +689,9 @@ async fn a_drain_ends_connections_behind_their_requests() {
     head(&mut server).await;
     let drained = mesh.proxy.drain(std::time::Instant::now() + PATIENCE);
     let served = async {
-        assert_eq!(rest(&mut idle).await, b"", "an idle connection ends at once");
+        for silent in [&mut idle, &mut silent, &mut unknown, &mut unused] {
+            assert_eq!(rest(silent).await, b"", "an idle connection ends at once");
+        }
         say(&mut server, OK).await;
         let got = String::from_utf8(rest(&mut busy).await).unwrap();
         assert!(got.to_ascii_lowercase().contains("connection: close") && got.ends_with("ok"), "{got}");

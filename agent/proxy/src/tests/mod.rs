@@ -9,4 +9,5 @@ mod http2;
 mod inbound;
 mod life;
 mod patience;
+mod pools;
 mod support;
