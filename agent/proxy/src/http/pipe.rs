@@ -5,7 +5,7 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
 use heddle_http::Reject;
-use heddle_http::h1::{BodyDecoder, BodyEncoder};
+use heddle_http::h1::{BodyDecoder, BodyEncoder, Fields};
 use heddle_telemetry::Reason;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -95,6 +95,11 @@ impl Pipe {
     /// Whether it waits for the one it writes to, not for the one it reads from.
     pub(crate) fn is_held_up(&self) -> bool {
         self.at < self.count
+    }
+
+    /// The trailers, once the message is complete.
+    pub(crate) fn trailers(&self) -> Option<&Fields> {
+        self.decoder.trailers()
     }
 
     /// Gives the framing buffer back.

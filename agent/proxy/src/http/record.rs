@@ -95,6 +95,16 @@ impl Record {
         }
     }
 
+    /// `grpc-status`, of trailers or of a response that is nothing but trailers. What is no known code is UNKNOWN.
+    pub(crate) fn read_grpc_status(&mut self, value: Option<&[u8]>) {
+        if self.grpc
+            && let Some(value) = value
+        {
+            let code = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).filter(|code| *code <= 16);
+            self.grpc_status = Some(code.unwrap_or(2));
+        }
+    }
+
     /// The request is known: it takes its place in the pod's budget until this record ends.
     pub(crate) fn take_budget(&mut self) -> Result<(), Reason> {
         let worker = &self.conn.worker;

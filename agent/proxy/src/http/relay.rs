@@ -331,6 +331,12 @@ impl<'a> Relay<'a> {
     }
 
     fn complete(&mut self, keep_client: bool) -> Outcome {
+        if self.record.grpc
+            && let Response::Body { pipe, .. } = &self.response
+        {
+            let trailer = pipe.trailers().and_then(|fields| fields.get("grpc-status"));
+            self.record.read_grpc_status(trailer.or_else(|| self.head.fields().get("grpc-status")));
+        }
         self.exchange.response_received();
         let sent = self.request.is_done();
         Outcome::Complete {

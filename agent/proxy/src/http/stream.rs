@@ -14,7 +14,7 @@ use heddle_http::h1::{Asked, Body};
 use heddle_http::translate::{self, Kind, LengthCheck};
 use heddle_http::{Limits, Reject, answer};
 use heddle_telemetry::{Direction, Reason};
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, HeaderValue, Method, Request};
 
 use super::h2::Client;
 use super::pool_h2::{Place, reason_of};
@@ -278,7 +278,7 @@ impl Exchange {
         self.down.ended = ended;
         record.status = parts.status.as_u16();
         if ended {
-            read_grpc_status(record, &parts.headers);
+            record.read_grpc_status(grpc_status(&parts.headers));
         }
         let gone = |_| Failed::of_client(h2::Reason::CANCEL);
         let sink = respond.send_response(http::Response::from_parts(parts, ()), ended).map_err(gone)?;
@@ -287,14 +287,8 @@ impl Exchange {
     }
 }
 
-/// `grpc-status`, of trailers or of a response that is nothing but trailers. What is no known code is UNKNOWN.
-fn read_grpc_status(record: &mut Record, fields: &HeaderMap) {
-    if record.grpc
-        && let Some(value) = fields.get("grpc-status")
-    {
-        let code = value.to_str().ok().and_then(|text| text.parse().ok()).filter(|code| *code <= 16);
-        record.grpc_status = Some(code.unwrap_or(2));
-    }
+fn grpc_status(fields: &HeaderMap) -> Option<&[u8]> {
+    fields.get("grpc-status").map(HeaderValue::as_bytes)
 }
 
 /// Why a direction broke.
@@ -385,7 +379,7 @@ impl Carry {
                 Some(mut trailers) => {
                     translate::check_trailers(&mut trailers).map_err(Broke::Rule)?;
                     if let Some(record) = record {
-                        read_grpc_status(record, &trailers);
+                        record.read_grpc_status(grpc_status(&trailers));
                     }
                     sink.send_trailers(trailers)
                 }

@@ -45,6 +45,36 @@ async fn accept(listener: &TcpListener) -> TcpStream {
 const GET: &str = "GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
+/// As Envoy carries gRPC over HTTP/1.1: chunks and trailers.
+#[tokio::test]
+async fn grpc_over_http1_is_recorded_with_its_status() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    let call = "POST /shop.Cart/Buy HTTP/1.1\r\nHost: web\r\nContent-Type: application/grpc\r\nTE: trailers\r\nConnection: TE\r\n\
+        Content-Length: 5\r\n\r\n\0\0\0\0\0";
+    say(&mut client, call).await;
+    let mut server = accept(&listener).await;
+    until_text(&mut server, "\0\0\0\0\0").await;
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let tail = "0\r\ngrpc-status: 7\r\n\r\n";
+    say(&mut server, &format!("{head}5\r\n\0\0\0\0\0\r\n{tail}")).await;
+    until_text(&mut client, tail).await;
+    // A response of nothing but trailers has them in its head.
+    say(&mut client, call).await;
+    until_text(&mut server, "\0\0\0\0\0").await;
+    say(
+        &mut server,
+        "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\ngrpc-status: 99\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    until_text(&mut client, "\r\n\r\n").await;
+    let records = mesh.records(2).await;
+    let statuses: Vec<_> = records.iter().map(|r| r["grpc_status"].as_u64()).collect();
+    assert_eq!(statuses, [Some(7), Some(2)], "{records:?}");
+}
+
 #[tokio::test]
 async fn connections_are_kept_on_both_sides_and_shared_between_clients() {
     let mesh = Mesh::new(1);
