@@ -54,12 +54,13 @@ fn of_port(port: &ServicePort) -> Declared {
     detect::declared(port.app_protocol.as_deref(), &port.name)
 }
 
-/// Carries a connection to its end, as what it is.
+/// Carries a connection to its end, as what it is. What only a part of its life needs is boxed for that part: an idle
+/// connection holds no room for a dial.
 pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, downstream: TcpStream) -> Ended {
     match declared {
         Declared::Opaque | Declared::Tls => {
             conn.state.set(State::Dialling);
-            let dialled = route.connect(conn, &downstream, From::Dial, &mut None).await;
+            let dialled = Box::pin(route.connect(conn, &downstream, From::Dial, &mut None)).await;
             opaque(conn, downstream, dialled).await
         }
         Declared::Http | Declared::Http2 => match poll_fn(|cx| poll_declared(cx, conn, &downstream)).await {
@@ -70,7 +71,7 @@ pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, downs
         },
         Declared::Unknown => {
             conn.state.set(State::Dialling);
-            let (dialled, spoken) = listen(conn, &route, &downstream).await;
+            let (dialled, spoken) = Box::pin(listen(conn, &route, &downstream)).await;
             match spoken {
                 Protocol::Opaque | Protocol::Tls => opaque(conn, downstream, dialled).await,
                 Protocol::Http1 => http::run_h1(conn, route, downstream, Some(dialled)).await,
