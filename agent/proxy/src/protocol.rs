@@ -66,12 +66,13 @@ fn of_port(port: &ServicePort) -> Declared {
     detect::declared(port.app_protocol.as_deref(), &port.name)
 }
 
-/// Carries a connection to its end, as what it is.
+/// Carries a connection to its end, as what it is. What only a part of its life needs is boxed for that part: an idle
+/// connection holds no room for a dial.
 pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, mut downstream: TcpStream) -> Ended {
     match declared {
         Declared::Opaque => {
             conn.state.set(State::Dialling);
-            let dialled = route.connect(conn, &downstream, From::Dial, &mut None).await;
+            let dialled = Box::pin(route.connect(conn, &downstream, From::Dial, &mut None)).await;
             opaque(conn, downstream, dialled).await
         }
         Declared::Http | Declared::Http2 => {
@@ -96,7 +97,7 @@ pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, mut d
             conn.state.set(State::Dialling);
             // On a port that is said to be TLS there is nobody to answer.
             let grace = if declared == Declared::Tls { Duration::ZERO } else { UNTOLD_GRACE };
-            let Heard { dialled, spoken, is_unwatched } = listen(conn, &route, &downstream, grace).await;
+            let Heard { dialled, spoken, is_unwatched } = Box::pin(listen(conn, &route, &downstream, grace)).await;
             if is_unwatched {
                 match watched_anew(downstream) {
                     Ok(again) => downstream = again,

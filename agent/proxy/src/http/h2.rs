@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::server::Builder;
+use h2::server::{Builder, Handshake};
 use heddle_telemetry::{Direction, Reason};
 use tokio::net::TcpStream;
 
@@ -140,7 +140,7 @@ pub(crate) async fn run(
         Some(Ok(Upstream { stream, mut endpoint, .. })) => {
             endpoint.rest();
             let pool = if endpoint.private { &client.own } else { &conn.worker.pool_h2 };
-            pool.add(conn, endpoint.addr, stream).await;
+            Box::pin(pool.add(conn, endpoint.addr, stream)).await;
             *client.first.borrow_mut() = Some(endpoint);
         }
         Some(Err(reason)) => client.dialled.set(Some(reason)),
@@ -153,17 +153,7 @@ pub(crate) async fn run(
 
 /// How it ended, and the connection itself.
 async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Option<Box<dyn Any>>) {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
-        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
-        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
-        .enable_connect_protocol();
-    let mut connection = match builder.handshake::<_, Bytes>(io).await {
+    let mut connection = match handshake(io).await {
         Ok(connection) => connection,
         Err(error) => return (ended(Err(error), verdict), None),
     };
@@ -183,7 +173,8 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
         loop {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    streams.push(stream::serve(client.clone(), request, respond));
+                    // Boxed: the set keeps room for one of its futures even when it is empty.
+                    streams.push(Box::pin(stream::serve(client.clone(), request, respond)));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
@@ -212,6 +203,19 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     // What is left of the streams goes first: each is recorded before the client can see its connection close.
     drop(streams);
     (reason, Some(Box::new(connection)))
+}
+
+fn handshake(io: Io) -> Handshake<Io, Bytes> {
+    Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
+        .enable_connect_protocol()
+        .handshake(io)
 }
 
 /// What the end of a client's connection means.

@@ -112,15 +112,23 @@ impl PoolH2 {
                 }
                 Turn::Dial(dial) => {
                     *dialled += 1;
-                    let mut under_way = Dialling { pool: self, key, dial, failure: None };
-                    match dial::unwatched(conn, hop).await {
-                        Ok(stream) => self.add(conn, hop.addr, stream).await,
-                        Err(failure) => under_way.failure = Some(failure),
-                    }
-                    if let Some(failure) = under_way.failure {
-                        return Err(failure);
-                    }
+                    // Boxed: most streams never dial, and all would carry the room for it.
+                    Box::pin(self.dial(conn, hop, dial)).await?;
                 }
+            }
+        }
+    }
+
+    async fn dial(&self, conn: &Rc<Conn>, hop: Hop, dial: u64) -> Result<(), Failure> {
+        let mut under_way = Dialling { pool: self, key: (conn.pod.serial, hop.addr), dial, failure: None };
+        match dial::unwatched(conn, hop).await {
+            Ok(stream) => {
+                self.add(conn, hop.addr, stream).await;
+                Ok(())
+            }
+            Err(failure) => {
+                under_way.failure = Some(failure);
+                Err(failure)
             }
         }
     }

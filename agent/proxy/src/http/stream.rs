@@ -68,7 +68,8 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut 
         let mut upstream = Request::new(());
         *upstream.method_mut() = parts.method.clone();
         *upstream.uri_mut() = parts.uri.clone();
-        *upstream.headers_mut() = parts.headers.clone();
+        // A request with a body is never sent twice.
+        *upstream.headers_mut() = if ended { parts.headers.clone() } else { std::mem::take(&mut parts.headers) };
         if let Some(protocol) = parts.extensions.get::<Protocol>() {
             upstream.extensions_mut().insert(protocol.clone());
         }
