@@ -25,8 +25,8 @@ use crate::route::{From, Kind, Route, Upstream};
 use crate::task::Ended;
 
 /// What is said about the destination of a route: by the Service port, and by the opaque ports of the pods behind it.
-pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
-    match &route.kind {
+pub(crate) fn declared(kind: &Kind, snapshot: &Snapshot) -> Declared {
+    match kind {
         Kind::Refused(_) => Declared::Opaque,
         Kind::Service { service, port_index, candidates } => {
             let opaque = |w: &Workload, addr: SocketAddr| w.capture.opaque_ports.contains(&addr.port());
@@ -39,10 +39,8 @@ pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
             if workload.as_ref().is_some_and(|w| w.capture.opaque_ports.contains(&hop.addr.port())) {
                 return Declared::Opaque;
             }
-            // The Services that lead here; where they disagree the bytes decide.
-            let mut all = snapshot.ports_at(hop.addr).map(of_port).filter(|d| *d != Declared::Unknown);
-            let first = all.next().unwrap_or(Declared::Unknown);
-            if all.all(|other| other == first) { first } else { Declared::Unknown }
+            // The Services that lead here.
+            Declared::agreed(snapshot.ports_at(hop.addr).map(of_port))
         }
     }
 }
@@ -52,19 +50,21 @@ fn of_port(port: &ServicePort) -> Declared {
 }
 
 /// Carries a connection to its end, as what it is.
-pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, downstream: TcpStream) -> Ended {
-    match declared {
+pub(crate) async fn run(conn: &Rc<Conn>, route: Route, downstream: TcpStream) -> Ended {
+    match route.declared {
         Declared::Opaque | Declared::Tls => {
             conn.state.set(State::Dialling);
             let dialled = route.connect(conn, &downstream, From::Dial, &mut None).await;
             opaque(conn, downstream, dialled).await
         }
-        Declared::Http | Declared::Http2 => match poll_fn(|cx| poll_declared(cx, conn, &downstream)).await {
-            Ok(Protocol::Http2) => http::run_h2(conn, route, downstream, None).await,
-            // What is no HTTP is told so.
-            Ok(_) => http::run_h1(conn, route, downstream, None).await,
-            Err(error) => Ended::refused(Side::Downstream.broke(&error), downstream),
-        },
+        Declared::Http | Declared::Http1 | Declared::Http2 => {
+            match poll_fn(|cx| poll_declared(cx, conn, &downstream)).await {
+                Ok(Protocol::Http2) => http::run_h2(conn, route, downstream, None).await,
+                // What is no HTTP is told so.
+                Ok(_) => http::run_h1(conn, route, downstream, None).await,
+                Err(error) => Ended::refused(Side::Downstream.broke(&error), downstream),
+            }
+        }
         Declared::Unknown => {
             conn.state.set(State::Dialling);
             let (dialled, spoken) = listen(conn, &route, &downstream).await;

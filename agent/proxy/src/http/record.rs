@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
+use http::HeaderMap;
 
 use crate::hash::FastMap;
 use crate::labels::LabelKey;
@@ -90,6 +91,16 @@ impl Record {
     /// The endpoint that serves it, once chosen.
     pub(crate) fn set_endpoint(&mut self, addr: SocketAddr, workload: Option<&Arc<Workload>>) {
         self.endpoint = Some((addr, workload.cloned()));
+    }
+
+    /// `grpc-status`, of trailers or of a response that is nothing but trailers. What is no known code is UNKNOWN.
+    pub(crate) fn read_grpc_status(&mut self, fields: &HeaderMap) {
+        if self.grpc
+            && let Some(value) = fields.get("grpc-status")
+        {
+            let code = value.to_str().ok().and_then(|text| text.parse().ok()).filter(|code| *code <= 16);
+            self.grpc_status = Some(code.unwrap_or(2));
+        }
     }
 
     /// Ends it.
