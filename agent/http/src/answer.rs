@@ -96,6 +96,7 @@ pub fn grpc_status_of(reason: Reason) -> u8 {
             Code::ResourceExhausted as u8
         }
         Reason::OutboundDenied | Reason::ForbiddenAddress => Code::PermissionDenied as u8,
+        Reason::RequestNotImplemented => Code::Unimplemented as u8,
         Reason::ResponseMalformed | Reason::ResponseHeadTooLarge => Code::Internal as u8,
         _ => status(reason).map_or(Code::Unavailable as u8, grpc_status),
     }

@@ -28,6 +28,8 @@ pub enum Declared {
     Unknown,
     /// HTTP, 1 or 2 by the first bytes.
     Http,
+    /// HTTP/1 and no other: what the word stands for is defined there only (WebSocket, RFC 6455), or it says so.
+    Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
     /// TLS.
@@ -43,7 +45,8 @@ impl Declared {
     pub fn of(word: &str) -> Self {
         let word = word.to_ascii_lowercase();
         match word.as_str() {
-            "http" | "http1" | "http/1.1" | "kubernetes.io/ws" | "ws" | "grpc-web" => Self::Http,
+            "http" | "grpc-web" => Self::Http,
+            "http1" | "http/1.1" | "kubernetes.io/ws" | "ws" => Self::Http1,
             "http2" | "http/2" | "h2c" | "grpc" | "kubernetes.io/h2c" => Self::Http2,
             "https" | "tls" | "wss" | "kubernetes.io/wss" => Self::Tls,
             "tcp" | "mongo" | "mysql" | "redis" | "postgres" | "postgresql" | "amqp" | "kafka" | "mqtt" | "smtp"
@@ -51,6 +54,45 @@ impl Declared {
             _ => Self::Unknown,
         }
     }
+
+    /// What several declarations for one address come to; those that declare nothing do not count. Where they disagree the client's
+    /// bytes decide.
+    #[must_use]
+    pub fn agreed(all: impl IntoIterator<Item = Self>) -> Self {
+        let known = all.into_iter().filter(|declared| *declared != Self::Unknown);
+        known
+            .reduce(|one, other| match (one, other) {
+                _ if one == other => one,
+                _ if one.is_http() && other.is_http() => Self::Http,
+                _ => Self::Unknown,
+            })
+            .unwrap_or(Self::Unknown)
+    }
+
+    /// Whether it is HTTP of some version.
+    #[must_use]
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http1 | Self::Http2)
+    }
+
+    /// The version to call an upstream with, for a client that speaks `client`: the one its port declares, else the client's own.
+    #[must_use]
+    pub fn upstream_version(self, client: HttpVersion) -> HttpVersion {
+        match self {
+            Self::Http1 => HttpVersion::Http1,
+            Self::Http2 => HttpVersion::Http2,
+            Self::Unknown | Self::Http | Self::Tls | Self::Opaque => client,
+        }
+    }
+}
+
+/// A major version of HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpVersion {
+    /// 1.0 and 1.1.
+    Http1,
+    /// 2.
+    Http2,
 }
 
 /// What a port declares: `appProtocol` if it says anything known, else the port's name (`http`, `grpc-api`).

@@ -141,6 +141,12 @@ rejects! {
     PseudoHeader = "pseudo_header", 400;
     /// Extended CONNECT for a protocol other than WebSocket (RFC 8441 §4).
     ProtocolUnknown = "protocol_unknown", 501;
+    /// WebSocket for a server that speaks HTTP/2 and does not take extended CONNECT (RFC 8441 §3).
+    ExtendedConnect = "extended_connect", 501;
+    /// gRPC for a server that is called with HTTP/1: gRPC is defined on HTTP/2 alone.
+    GrpcOverHttp1 = "grpc_over_http1", 501;
+    /// 2xx other than 101 to an upgrade: over HTTP/2 it would say that the tunnel is there (RFC 8441 §5).
+    UpgradeDeclined = "upgrade_declined", 400;
     /// A field of the connection in HTTP/2 (RFC 9113 §8.2.2).
     ConnectionField = "connection_field", 400;
     /// TE other than `trailers` in HTTP/2 (RFC 9113 §8.2.2).

@@ -55,6 +55,9 @@ fn every_rule_of_the_codec_has_a_case() {
         Reject::BodyTooLong,
         Reject::PseudoHeader,
         Reject::ProtocolUnknown,
+        Reject::ExtendedConnect,
+        Reject::GrpcOverHttp1,
+        Reject::UpgradeDeclined,
         Reject::ConnectionField,
         Reject::TeInvalid,
     ];

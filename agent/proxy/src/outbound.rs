@@ -18,12 +18,11 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     if let Err(reason) = check_original(original) {
         return Ended::refused(reason, downstream);
     }
-    let route = Route::outbound(&conn, original, &snapshot);
+    let route = Route::of(&conn, original, &snapshot);
     conn.set_target(route.target());
-    let declared = protocol::declared(&route, &snapshot);
     // A dial may wait; what it needs it has, and the rest of an old snapshot can go.
     drop(snapshot);
-    protocol::run(&conn, declared, route, downstream).await
+    protocol::run(&conn, route, downstream).await
 }
 
 /// Without a fresh record the kernel leaves the listener's own address: 15001 on loopback. No application port may be an

@@ -37,8 +37,8 @@ const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
 const HELLO_LOOKS_MAX: u32 = 16;
 
 /// What is said about the destination of a route: by the Service port, and by the opaque ports of the pods behind it.
-pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
-    match &route.kind {
+pub(crate) fn declared(kind: &Kind, snapshot: &Snapshot) -> Declared {
+    match kind {
         Kind::Refused { service: None, .. } => Declared::Unknown,
         Kind::Refused { service: Some((service, port_index)), .. } => {
             service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
@@ -54,10 +54,8 @@ pub(crate) fn declared(route: &Route, snapshot: &Snapshot) -> Declared {
             if workload.as_ref().is_some_and(|w| w.capture.opaque_ports.contains(&hop.addr.port())) {
                 return Declared::Opaque;
             }
-            // The Services that lead here; where they disagree the bytes decide.
-            let mut all = snapshot.ports_at(hop.addr).map(of_port).filter(|d| *d != Declared::Unknown);
-            let first = all.next().unwrap_or(Declared::Unknown);
-            if all.all(|other| other == first) { first } else { Declared::Unknown }
+            // The Services that lead here.
+            Declared::agreed(snapshot.ports_at(hop.addr).map(of_port))
         }
     }
 }
@@ -68,14 +66,15 @@ fn of_port(port: &ServicePort) -> Declared {
 
 /// Carries a connection to its end, as what it is. What only a part of its life needs is boxed for that part: an idle
 /// connection holds no room for a dial.
-pub(crate) async fn run(conn: &Rc<Conn>, declared: Declared, route: Route, mut downstream: TcpStream) -> Ended {
+pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream) -> Ended {
+    let declared = route.declared;
     match declared {
         Declared::Opaque => {
             conn.state.set(State::Dialling);
             let dialled = Box::pin(route.connect(conn, &downstream, From::Dial, &mut None)).await;
             opaque(conn, downstream, dialled).await
         }
-        Declared::Http | Declared::Http2 => {
+        Declared::Http | Declared::Http1 | Declared::Http2 => {
             let mut seen = 0;
             let spoken = poll_fn(|cx| poll_declared(cx, conn, &downstream, &mut seen)).await;
             if seen > 0 && conn.is_out_of_time() {

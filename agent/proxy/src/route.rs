@@ -6,13 +6,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use heddle_http::detect::{Declared, HttpVersion};
 use heddle_model::balance::{self, Affinity};
 use heddle_model::{Candidates, Endpoint, OriginalDst, Resolution, Service, Snapshot, Workload};
-use heddle_telemetry::Reason;
+use heddle_telemetry::{Direction, Reason};
 use tokio::net::TcpStream;
 
 use crate::affinity::Key;
 use crate::dial::{self, Failure, Hop, NamedBy};
+use crate::protocol;
 use crate::registry::{Conn, Target};
 use crate::worker::{Load, Worker};
 
@@ -20,6 +22,8 @@ use crate::worker::{Load, Worker};
 pub(crate) struct Route {
     /// Of the snapshot it follows from.
     pub(crate) generation: u64,
+    /// What the destination is said to speak.
+    pub(crate) declared: Declared,
     pub(crate) kind: Kind,
 }
 
@@ -27,7 +31,13 @@ pub(crate) enum Kind {
     /// Nowhere, and why; the Service port that was meant, if it was one.
     Refused { reason: Reason, service: Option<(Arc<Service>, usize)> },
     /// To one address that has no alternative.
-    Address { hop: Hop, workload: Option<Arc<Workload>>, external: bool },
+    Address {
+        hop: Hop,
+        workload: Option<Arc<Workload>>,
+        /// The Service that leads here, where the address is a pod's own.
+        service: Option<(Arc<Service>, u16)>,
+        external: bool,
+    },
     /// To an endpoint of a Service port.
     Service { service: Arc<Service>, port_index: usize, candidates: Candidates },
 }
@@ -98,39 +108,18 @@ pub(crate) enum From {
 }
 
 impl Route {
-    /// For a connection that a pod made.
-    pub(crate) fn outbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
-        let config = &conn.worker.config;
-        let hop = |addr: SocketAddr, timeout| Hop {
-            addr,
-            publish: conn.pod.has_address(addr.ip()),
-            named_by: NamedBy::Application,
-            timeout,
+    /// For a connection to `original`.
+    pub(crate) fn of(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
+        let kind = match conn.direction {
+            Direction::Outbound => Kind::outbound(conn, original, snapshot),
+            Direction::Inbound => Kind::inbound(conn, original, snapshot),
         };
-        let kind = match snapshot.resolve(conn.source.as_deref(), original) {
-            Resolution::Unserved { service, port_index, refusal } => {
-                Kind::Refused { reason: refusal.into(), service: Some((service, port_index)) }
-            }
-            Resolution::Refused(refusal) => Kind::Refused { reason: refusal.into(), service: None },
-            Resolution::Service { service, port_index, candidates } => {
-                Kind::Service { service, port_index, candidates }
-            }
-            Resolution::Workload { workload, addr } => {
-                Kind::Address { hop: hop(addr, config.connect_timeout), workload: Some(workload), external: false }
-            }
-            Resolution::External { addr } => {
-                Kind::Address { hop: hop(addr, config.connect_timeout_external), workload: None, external: true }
-            }
-        };
-        Self { generation: snapshot.generation, kind }
+        Self { generation: snapshot.generation, declared: protocol::declared(&kind, snapshot), kind }
     }
 
-    /// For a connection to a pod: the application, at the original address.
-    pub(crate) fn inbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
-        let timeout = conn.worker.config.connect_timeout;
-        let hop = Hop { addr: original.get(), publish: true, named_by: NamedBy::Application, timeout };
-        let kind = Kind::Address { hop, workload: conn.pod.workload(snapshot), external: false };
-        Self { generation: snapshot.generation, kind }
+    /// The version of HTTP its upstream is called with, for a client that speaks `client`.
+    pub(crate) fn version(&self, client: HttpVersion) -> HttpVersion {
+        self.declared.upstream_version(client)
     }
 
     /// What the registry and the records say about it before an endpoint is chosen.
@@ -143,8 +132,8 @@ impl Route {
             Kind::Refused { service, .. } => {
                 service.as_ref().map_or_else(Target::default, |(service, index)| of_service(service, *index))
             }
-            Kind::Address { workload, external, .. } => {
-                Target { workload: workload.clone(), external: *external, ..Target::default() }
+            Kind::Address { workload, service, external, .. } => {
+                Target { service: service.clone(), workload: workload.clone(), external: *external }
             }
             Kind::Service { service, port_index, .. } => of_service(service, *port_index),
         }
@@ -189,6 +178,37 @@ impl Route {
                 }
             }
         }
+    }
+}
+
+impl Kind {
+    /// For a connection that a pod made.
+    fn outbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
+        let config = &conn.worker.config;
+        let address = |addr: SocketAddr, timeout, workload, external| {
+            let publish = conn.pod.has_address(addr.ip());
+            let hop = Hop { addr, publish, named_by: NamedBy::Application, timeout };
+            Self::Address { hop, workload, service: None, external }
+        };
+        match snapshot.resolve(conn.source.as_deref(), original) {
+            Resolution::Unserved { service, port_index, refusal } => {
+                Self::Refused { reason: refusal.into(), service: Some((service, port_index)) }
+            }
+            Resolution::Refused(refusal) => Self::Refused { reason: refusal.into(), service: None },
+            Resolution::Service { service, port_index, candidates } => {
+                Self::Service { service, port_index, candidates }
+            }
+            Resolution::Workload { workload, addr } => address(addr, config.connect_timeout, Some(workload), false),
+            Resolution::External { addr } => address(addr, config.connect_timeout_external, None, true),
+        }
+    }
+
+    /// For a connection to a pod: the application, at the original address.
+    fn inbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
+        let (addr, timeout) = (original.get(), conn.worker.config.connect_timeout);
+        let service = snapshot.service_of_endpoint(addr).map(|(service, port)| (service.clone(), port));
+        let hop = Hop { addr, publish: true, named_by: NamedBy::Application, timeout };
+        Self::Address { hop, workload: conn.pod.workload(snapshot), service, external: false }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,6 +85,8 @@ pub(crate) struct Worker {
     pub(crate) http_labels: HttpLabelCache,
     /// Idle upstream connections.
     pub(crate) pool: Pool,
+    /// Pools of single clients that are swept with it.
+    own_pools: RefCell<Vec<Weak<Pool>>>,
     /// Upstream connections that speak HTTP/2.
     pub(crate) pool_h2: PoolH2,
     pub(crate) spare: SpareBytes,
@@ -149,7 +151,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 worker.tick.set(worker.tick.get() + 1);
                 worker.table.expire(worker.tick.get());
                 let snapshot = worker.refresh();
-                worker.pool.sweep(worker.tick.get(), &snapshot);
+                worker.sweep(&snapshot);
                 worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
                 continue;
             }
@@ -247,6 +249,7 @@ impl Worker {
             labels: LabelCache::default(),
             http_labels: HttpLabelCache::default(),
             pool: Pool::default(),
+            own_pools: RefCell::default(),
             pool_h2: PoolH2::default(),
             spare: SpareBytes::default(),
             spare_heads: Spare::default(),
@@ -296,6 +299,20 @@ impl Worker {
     /// Seconds since the worker started, about.
     pub(crate) fn tick(&self) -> u64 {
         self.tick.get()
+    }
+
+    /// Closes idle upstream connections that are of no more use.
+    fn sweep(&self, snapshot: &Snapshot) {
+        self.pool.sweep(self.tick(), snapshot);
+        let sweep = |pool: Rc<Pool>| pool.sweep(self.tick(), snapshot);
+        self.own_pools.borrow_mut().retain(|pool| pool.upgrade().map(sweep).is_some());
+    }
+
+    /// A pool of a single client, swept as long as it lives.
+    pub(crate) fn own_pool(&self) -> Rc<Pool> {
+        let pool = Rc::new(Pool::default());
+        self.own_pools.borrow_mut().push(Rc::downgrade(&pool));
+        pool
     }
 
     /// Connections and requests of this worker to an endpoint, those being dialled included.

@@ -100,7 +100,8 @@ reasons! {
     RequestHeadTooLarge = "request_head_too_large", "DPE";
     /// The request target is longer than the limit (414).
     RequestTargetTooLong = "request_target_too_long", "DPE";
-    /// The request wants what this agent does not have: a transfer coding, a method longer than any known (501).
+    /// The request wants what this agent, or the version its server is called with, does not have: a transfer coding, a method longer than any
+    /// known, gRPC over HTTP/1 (501).
     RequestNotImplemented = "request_not_implemented", "DPE";
     /// The request's HTTP version is neither 1.0, 1.1 nor 2 (505).
     RequestVersion = "request_version", "DPE";

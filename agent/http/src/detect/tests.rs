@@ -72,13 +72,51 @@ fn declarations() {
         (None, "tcp-http", Declared::Opaque),
         (None, "web", Declared::Unknown),
         (Some("kubernetes.io/h2c"), "", Declared::Http2),
-        (Some("kubernetes.io/ws"), "tcp", Declared::Http),
+        (Some("kubernetes.io/ws"), "tcp", Declared::Http1),
+        (None, "http1-old", Declared::Http1),
+        (Some("HTTP/1.1"), "grpc", Declared::Http1),
+        (Some("kubernetes.io/ws"), "grpc", Declared::Http1),
         (Some("kubernetes.io/wss"), "http", Declared::Tls),
         (Some("tcp"), "http", Declared::Opaque),
         (Some("example.com/own"), "http", Declared::Http),
         (Some("mysql"), "", Declared::Opaque),
     ] {
         assert_eq!(declared(app_protocol, name), expected, "{app_protocol:?} {name}");
+    }
+}
+
+#[test]
+fn the_version_an_upstream_is_called_with() {
+    use HttpVersion::{Http1, Http2};
+    for (word, for_http1, for_http2) in [
+        ("kubernetes.io/h2c", Http2, Http2),
+        ("http2", Http2, Http2),
+        ("h2c", Http2, Http2),
+        ("grpc", Http2, Http2),
+        ("kubernetes.io/ws", Http1, Http1),
+        ("http1", Http1, Http1),
+        ("http", Http1, Http2),
+        ("grpc-web", Http1, Http2),
+        ("nonsense", Http1, Http2),
+    ] {
+        let declared = Declared::of(word);
+        assert_eq!([Http1, Http2].map(|client| declared.upstream_version(client)), [for_http1, for_http2], "{word}");
+    }
+}
+
+#[test]
+fn several_declarations_for_one_address() {
+    use Declared::{Http, Http1, Http2, Opaque, Unknown};
+    for (all, expected) in [
+        (&[][..], Unknown),
+        (&[Unknown, Http2, Unknown], Http2),
+        (&[Http2, Http2], Http2),
+        (&[Http2, Http], Http),
+        (&[Http1, Http2, Http1], Http),
+        (&[Http2, Opaque], Unknown),
+        (&[Opaque, Unknown, Opaque], Opaque),
+    ] {
+        assert_eq!(Declared::agreed(all.iter().copied()), expected, "{all:?}");
     }
 }
 

@@ -164,13 +164,17 @@ fn check_target(parts: &mut request::Parts, kind: Kind) -> Result<(), Reject> {
 }
 
 /// The HTTP/1 form of a checked request. The head's `body()` is the framing to send with; write it as it is, without
-/// [`crate::h1::forward_request`]. `websocket_key`: of 16 random bytes ([`websocket::key`]), for extended CONNECT only.
+/// [`crate::h1::forward_request`]. `websocket_key`: of 16 random bytes ([`websocket::key`]), for extended CONNECT only. gRPC is refused:
+/// no server is bound to take it, and its client could not tell a broken answer from a whole one.
 pub fn request_to_h1(
     parts: &request::Parts,
     checked: &Checked,
     websocket_key: &str,
     head: &mut RequestHead,
 ) -> Result<(), Reject> {
+    if checked.grpc {
+        return Err(Reject::GrpcOverHttp1);
+    }
     let authority = parts.uri.authority().map_or("", Authority::as_str);
     match checked.kind {
         Kind::Plain => head.compose(parts.method.as_str(), path_of(&parts.uri))?,
@@ -183,6 +187,8 @@ pub fn request_to_h1(
         match Known::of(name.as_bytes()) {
             Known::ContentLength if checked.body != Body::Empty => {}
             Known::Te | Known::Host => {}
+            // Without content it means nothing (RFC 9110 §10.1.1).
+            Known::Expect if !matches!(checked.body, Body::Length(_) | Body::Chunked) => {}
             _ if checked.kind == Kind::WebSocket && name == "sec-websocket-key" => {}
             _ => head.compose_field(name.as_bytes(), value.as_bytes()),
         }

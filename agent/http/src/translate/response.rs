@@ -94,7 +94,7 @@ pub fn response_to_h1(
 }
 
 /// The HTTP/2 form of a parsed HTTP/1 response, interim or final, before or behind [`crate::h1::forward_response`]. 101 becomes 200, if it
-/// answers the key that was sent.
+/// answers the key that was sent; another 2xx to a request with a key is an error, for it would read as success.
 pub fn response_to_h2(head: &ResponseHead, websocket_key: &[u8]) -> Result<Response<()>, Reject> {
     let switches = head.status() == 101;
     if switches {
@@ -102,6 +102,8 @@ pub fn response_to_h2(head: &ResponseHead, websocket_key: &[u8]) -> Result<Respo
         if head.fields().get("sec-websocket-accept") != Some(accept.as_bytes()) {
             return Err(Reject::UpgradeUnasked);
         }
+    } else if !websocket_key.is_empty() && (200..300).contains(&head.status()) {
+        return Err(Reject::UpgradeDeclined);
     }
     let mut response = Response::new(());
     *response.version_mut() = Version::HTTP_2;

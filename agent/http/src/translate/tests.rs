@@ -113,10 +113,19 @@ fn http2_requests_as_http1() {
             "POST",
             "http://a/s/M",
             None,
-            &[("te", "trailers"), ("content-type", "application/grpc")],
+            &[("te", "trailers"), ("content-type", "application/grpc-web")],
             false,
-            "POST /s/M HTTP/1.1\r\nHost: a\r\ncontent-type: application/grpc\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\nConnection: TE\r\n\r\n",
+            "POST /s/M HTTP/1.1\r\nHost: a\r\ncontent-type: application/grpc-web\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\nConnection: TE\r\n\r\n",
         ),
+        (
+            "PUT",
+            "http://a/",
+            None,
+            &[("expect", "100-continue"), ("content-length", "5")],
+            false,
+            "PUT / HTTP/1.1\r\nHost: a\r\nexpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+        ),
+        ("GET", "http://a/", None, &[("expect", "100-continue")], true, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
         ("CONNECT", "a:443", None, &[], false, "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"),
         (
             "CONNECT",
@@ -131,6 +140,16 @@ fn http2_requests_as_http1() {
         let checked = check_request(&mut parts, protocol, end_stream).unwrap();
         assert_eq!(h1_text(&parts, &checked), expected);
     }
+}
+
+#[test]
+fn grpc_stays_on_http2() {
+    let mut parts = h2_request("POST", "http://a/s/M", &[("content-type", "application/grpc+proto")]);
+    let checked = check_request(&mut parts, None, false).unwrap();
+    assert!(checked.grpc);
+    assert_eq!(request_to_h1(&parts, &checked, "", &mut RequestHead::default()), Err(Reject::GrpcOverHttp1));
+    let code = crate::answer::grpc_status_of(Reject::GrpcOverHttp1.request_reason());
+    assert_eq!(code, 12, "UNIMPLEMENTED");
 }
 
 #[test]
@@ -195,6 +214,10 @@ fn a_websocket_between_the_versions() {
     // A refusal stays what it is.
     let refused = h1_response("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", asked);
     assert_eq!(response_to_h2(&refused, KEY.as_bytes()).unwrap().status(), 403);
+    // A server that took it for an ordinary request must not look as if it had agreed.
+    let declined = h1_response("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", asked);
+    assert_eq!(response_to_h2(&declined, KEY.as_bytes()).err(), Some(Reject::UpgradeDeclined));
+    assert_eq!(response_to_h2(&declined, b"").unwrap().status(), 200);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 
 /// The connection preface (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = 24;
-const HEADER_BYTES: usize = 9;
+/// Of a frame (RFC 9113 §4.1).
+pub(crate) const HEADER_BYTES: usize = 9;
 
 /// Control frames a client may send before it has sent anything of use.
 const CONTROL_GRACE: u64 = 1000;

@@ -1,5 +1,7 @@
 //! Serving an HTTP/1 client: requests in order, one at a time; what it pipelines waits in one bounded buffer.
 
+mod cross;
+
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -7,6 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use heddle_http::detect::HttpVersion;
 use heddle_http::h1::{
     Body, ClientSide, Progress, RequestHead, RequestParser, ResponseHead, Version, forward_request, forward_response,
 };
@@ -15,6 +18,7 @@ use heddle_telemetry::{Direction, Reason};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
+use super::client::Client;
 use super::inbox::{Filled, Inbox};
 use super::pool;
 use super::record::{Record, Told};
@@ -34,8 +38,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Heads of the request under way; only an active connection holds them.
 #[derive(Default)]
 pub(crate) struct Heads {
-    request: RequestHead,
-    response: ResponseHead,
+    pub(crate) request: RequestHead,
+    pub(crate) response: ResponseHead,
 }
 
 /// What follows a request on its connection.
@@ -56,10 +60,11 @@ pub(crate) async fn run(
     dialled: Option<Result<Upstream, Reason>>,
 ) -> Ended {
     conn.carries_http();
+    let client = Client::new(conn, route);
+    client.dialled.set(dialled.as_ref().and_then(|d| d.as_ref().err().copied()));
     let mut server = Server {
         conn,
-        route,
-        dialled: dialled.as_ref().and_then(|d| d.as_ref().err().copied()),
+        client,
         kept: dialled.and_then(Result::ok),
         inbox: Inbox::default(),
         parser: RequestParser::new(Limits::DEFAULT),
@@ -74,9 +79,7 @@ pub(crate) async fn run(
 struct Server<'a> {
     conn: &'a Rc<Conn>,
     downstream: &'a TcpStream,
-    route: Route,
-    /// Why the dial of detection failed, until the first request is told.
-    dialled: Option<Reason>,
+    client: Client,
     /// An upstream connection that is this client's alone, or that detection made.
     kept: Option<Upstream>,
     inbox: Inbox,
@@ -220,6 +223,9 @@ impl Server<'_> {
             }
         }
         self.conn.attempts.set(0);
+        if self.client.upstream_version(HttpVersion::Http1) == HttpVersion::Http2 {
+            return self.exchange_on_a_stream(heads, facts, record).await;
+        }
         let mut from = From::Pool;
         loop {
             let connected = self.upstream(from).await;
@@ -246,12 +252,7 @@ impl Server<'_> {
             match outcome {
                 Outcome::Complete { keep_client, keep_upstream } => {
                     self.put_back(upstream, keep_upstream);
-                    record.finish(Reason::Completed);
-                    if keep_client {
-                        return Next::Request;
-                    }
-                    self.linger().await;
-                    return Next::End(Reason::Completed);
+                    return self.complete(record, keep_client).await;
                 }
                 Outcome::Tunnel => return Next::Tunnel(Box::new((upstream, upbox, record))),
                 Outcome::Failed(Failed { again: true, .. }) if upstream.reused => {
@@ -272,6 +273,16 @@ impl Server<'_> {
         }
     }
 
+    /// The response is complete.
+    async fn complete(&mut self, record: Record, keep_client: bool) -> Next {
+        record.finish(Reason::Completed);
+        if keep_client {
+            return Next::Request;
+        }
+        self.linger().await;
+        Next::End(Reason::Completed)
+    }
+
     /// The address the application called, for a request that names no host.
     fn original_host(&self) -> String {
         self.conn.original.map_or_else(String::new, |original| original.get().to_string())
@@ -279,7 +290,7 @@ impl Server<'_> {
 
     /// An upstream for one request.
     async fn upstream(&mut self, from: From) -> Result<Upstream, Reason> {
-        if let Some(reason) = self.dialled.take() {
+        if let Some(reason) = self.client.dialled.take() {
             return Err(reason);
         }
         if let Some(stale) = self.kept.take_if(|kept| from == From::Dial || !pool::is_quiet(&kept.stream)) {
@@ -289,16 +300,7 @@ impl Server<'_> {
         if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
             return Ok(dialled);
         }
-        if self.conn.direction == Direction::Outbound
-            && let Some(original) = self.conn.original
-        {
-            let snapshot = self.conn.worker.refresh();
-            if snapshot.generation != self.route.generation {
-                self.route = Route::outbound(self.conn, original, &snapshot);
-                self.conn.set_target(self.route.target());
-            }
-        }
-        self.route.connect(self.conn, self.downstream, from, &mut self.kept).await
+        self.client.route().connect(self.conn, self.downstream, from, &mut self.kept).await
     }
 
     /// The upstream's next life.
@@ -312,8 +314,7 @@ impl Server<'_> {
                 pool::close(other.stream);
             }
         } else {
-            let Upstream { endpoint, stream, .. } = upstream;
-            self.conn.worker.pool.put(self.conn, &endpoint, self.route.generation, stream);
+            self.client.put_back(upstream, true);
         }
     }
 
@@ -328,7 +329,7 @@ impl Server<'_> {
         if kept.endpoint.private || !pool::is_quiet(&kept.stream) {
             pool::close(kept.stream);
         } else {
-            self.conn.worker.pool.put(self.conn, &kept.endpoint, self.route.generation, kept.stream);
+            self.client.put_back(kept, true);
         }
     }
 

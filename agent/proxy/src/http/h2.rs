@@ -2,7 +2,6 @@
 //! faults are its own.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -11,113 +10,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::server::{Builder, Handshake};
-use heddle_telemetry::{Direction, Reason};
+use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
 
+use super::client::Client;
 use super::io::{Io, Verdict};
-use super::pool_h2::{Place, PoolH2};
-use super::record::Record;
 use super::stream;
 use super::{
     CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     STREAMS_MAX,
 };
-use crate::dial::Hop;
 use crate::registry::Conn;
-use crate::route::{EndpointRef, Kind, Picking, Route, Upstream};
+use crate::route::{Route, Upstream};
 use crate::task::Ended;
 
 /// How long a client without a stream may take to close a connection it was told to leave.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What the streams of one client share.
-pub(crate) struct Client {
-    pub(crate) conn: Rc<Conn>,
-    route: RefCell<Rc<Route>>,
-    /// Upstream connections whose server was told this client's address.
-    own: PoolH2,
-    /// Why the dial of detection failed, until the first request is told.
-    dialled: Cell<Option<Reason>>,
-    /// The endpoint of the connection that detection dialled, for the first stream.
-    first: RefCell<Option<EndpointRef>>,
-    /// Times the connection wrote what its streams had sent.
-    turns: Cell<u64>,
-}
-
-impl Client {
-    /// A place for one stream at an endpoint.
-    pub(crate) async fn place(&self, record: &mut Record) -> Result<stream::Taken, Reason> {
-        if let Some(reason) = self.dialled.take() {
-            return Err(reason);
-        }
-        let first = self.first.borrow_mut().take();
-        let route = self.route();
-        let place = |endpoint: EndpointRef, place: Place| Ok((endpoint, place));
-        match &route.kind {
-            Kind::Refused { reason, .. } => Err(*reason),
-            Kind::Address { hop, workload, .. } => loop {
-                let endpoint = EndpointRef::only(hop, workload.as_ref());
-                match self.pool(hop).place(&self.conn, *hop, &mut record.attempts).await {
-                    Ok(taken) => return place(endpoint, taken),
-                    Err(f) if f.retryable && record.attempts < self.conn.worker.config.connect_attempts_max => {}
-                    Err(failure) => return Err(failure.reason),
-                }
-            },
-            Kind::Service { service, port_index, candidates } => {
-                let mut picking = Picking::new(&self.conn, service, *port_index, candidates);
-                if let Some(mut first) = first {
-                    first.weigh(&self.conn.worker);
-                    let hop = picking.hop(&self.conn, first.addr);
-                    if let Ok(taken) = self.pool(&hop).place(&self.conn, hop, &mut record.attempts).await {
-                        return place(first, taken);
-                    }
-                }
-                loop {
-                    let (hop, workload) = picking.next(&self.conn)?;
-                    let endpoint = EndpointRef::chosen(&self.conn, &hop, workload.as_ref());
-                    match self.pool(&hop).place(&self.conn, hop, &mut record.attempts).await {
-                        Ok(taken) => {
-                            picking.connected(&self.conn, hop.addr);
-                            return place(endpoint, taken);
-                        }
-                        Err(failure) => picking.failed(hop.addr, failure)?,
-                    }
-                }
-            }
-        }
-    }
-
-    /// Ready when what streams sent before is written, as far as the client takes it: a reset would take back what is not.
-    pub(crate) async fn written(&self) {
-        let before = self.turns.get();
-        poll_fn(|cx| {
-            if self.turns.get() != before {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-    }
-
-    fn pool(&self, hop: &Hop) -> &PoolH2 {
-        if hop.publish { &self.own } else { &self.conn.worker.pool_h2 }
-    }
-
-    fn route(&self) -> Rc<Route> {
-        let mut route = self.route.borrow_mut();
-        if self.conn.direction == Direction::Outbound
-            && let Some(original) = self.conn.original
-        {
-            let snapshot = self.conn.worker.refresh();
-            if snapshot.generation != route.generation {
-                *route = Rc::new(Route::outbound(&self.conn, original, &snapshot));
-                self.conn.set_target(route.target());
-            }
-        }
-        route.clone()
-    }
-}
 
 /// Serves one client to the end of its connection. `dialled`: the upstream that detection connected to, or why it could not.
 pub(crate) async fn run(
@@ -128,21 +36,9 @@ pub(crate) async fn run(
 ) -> Ended {
     conn.carries_http();
     conn.clear_deadline();
-    let client = Rc::new(Client {
-        conn: conn.clone(),
-        route: RefCell::new(Rc::new(route)),
-        own: PoolH2::default(),
-        dialled: Cell::new(None),
-        first: RefCell::new(None),
-        turns: Cell::new(0),
-    });
+    let client = Rc::new(Client::new(conn, route));
     match dialled {
-        Some(Ok(Upstream { stream, mut endpoint, .. })) => {
-            endpoint.rest();
-            let pool = if endpoint.private { &client.own } else { &conn.worker.pool_h2 };
-            Box::pin(pool.add(conn, endpoint.addr, stream)).await;
-            *client.first.borrow_mut() = Some(endpoint);
-        }
+        Some(Ok(upstream)) => client.take_first(upstream).await,
         Some(Err(reason)) => client.dialled.set(Some(reason)),
         None => {}
     }

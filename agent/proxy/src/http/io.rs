@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::frames::FrameMeter;
+use super::frames::{FrameMeter, HEADER_BYTES as FRAME_HEADER_BYTES};
 
 /// What is known of a connection besides its bytes.
 #[derive(Debug, Default)]
@@ -20,24 +20,46 @@ pub(crate) struct Verdict {
     pub(crate) is_clean: Cell<bool>,
     /// The client sent more than any honest one does.
     pub(crate) is_abuse: Cell<bool>,
+    /// The server's first frame came: its SETTINGS (RFC 9113 §3.4).
+    pub(crate) has_greeted: Cell<bool>,
 }
 
 /// The socket.
 pub(crate) struct Io {
     stream: TcpStream,
     meter: Option<FrameMeter>,
+    greeting: Greeting,
     verdict: Rc<Verdict>,
 }
 
 impl Io {
     /// Of a client.
     pub(crate) fn to_client(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
-        Self { stream, meter: Some(FrameMeter::new()), verdict }
+        Self { stream, meter: Some(FrameMeter::new()), greeting: Greeting::default(), verdict }
     }
 
     /// Of a server.
     pub(crate) fn to_server(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
-        Self { stream, meter: None, verdict }
+        Self { stream, meter: None, greeting: Greeting::default(), verdict }
+    }
+}
+
+/// A server's bytes as far as its first frame.
+#[derive(Default)]
+struct Greeting {
+    length: [u8; 3],
+    seen: usize,
+}
+
+impl Greeting {
+    /// Bytes came; true once the frame is whole.
+    fn read(&mut self, bytes: &[u8]) -> bool {
+        for (to, from) in self.length.iter_mut().skip(self.seen).zip(bytes) {
+            *to = *from;
+        }
+        self.seen += bytes.len();
+        let [a, b, c] = self.length;
+        self.seen >= FRAME_HEADER_BYTES && self.seen - FRAME_HEADER_BYTES >= u32::from_be_bytes([0, a, b, c]) as usize
     }
 }
 
@@ -54,11 +76,15 @@ impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if let Some(meter) = &mut self.meter
-            && !meter.read(&buf.filled()[before..])
-        {
-            self.verdict.is_abuse.set(true);
-            return Poll::Ready(Err(io::Error::other("more control frames than any honest client sends")));
+        let read = &buf.filled()[before..];
+        let Self { meter, greeting, verdict, .. } = &mut *self;
+        if let Some(meter) = meter {
+            if !meter.read(read) {
+                verdict.is_abuse.set(true);
+                return Poll::Ready(Err(io::Error::other("more control frames than any honest client sends")));
+            }
+        } else if !verdict.has_greeted.get() {
+            verdict.has_greeted.set(greeting.read(read));
         }
         Poll::Ready(Ok(()))
     }

@@ -4,6 +4,8 @@
 //! [`relay`]: request and response at once, each through a [`pipe`] that holds no more than one buffer → [`record`]: metrics and log,
 //! once, however it ended. The connection's own task drives all of it: dropping the task ends both sides.
 
+mod bridge;
+mod client;
 mod frames;
 mod h1;
 mod h2;

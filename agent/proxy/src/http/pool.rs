@@ -176,6 +176,13 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    /// Nothing is under way on any of them: they end, and are not reset.
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// Whether nothing came on an idle connection: neither its end nor bytes nobody asked for. No system call unless the runtime
 /// knows of something.
 pub(crate) fn is_quiet(stream: &TcpStream) -> bool {

@@ -4,16 +4,18 @@
 //! client's connection alone, so each keeps a set of its own beside the worker's.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::{Builder, Connection, SendRequest};
+use h2::SendStream;
+use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use heddle_model::Snapshot;
 use heddle_telemetry::Reason;
+use http::Request;
 use std::net::SocketAddr;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -26,16 +28,35 @@ use crate::dial::{self, Failure, Hop};
 use crate::registry::Conn;
 
 /// Connections to one endpoint per pod; beyond it streams wait for a place on them.
-const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
+pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
 
 /// One connection.
 pub(crate) struct Shared {
     sender: RefCell<SendRequest<Bytes>>,
     streams: Cell<usize>,
+    /// It had a stream already.
+    is_used: Cell<bool>,
+    /// It takes no more streams: it ended, or its server said so.
     is_dead: Rc<Cell<bool>>,
+    greeted: Rc<Greeted>,
     /// Tick since which it has no stream.
     idle_since: Cell<u64>,
     task: AbortHandle,
+}
+
+/// Whether the server's SETTINGS are known, or never will be.
+#[derive(Default)]
+struct Greeted {
+    is_settled: Cell<bool>,
+    settled: Notify,
+}
+
+impl Greeted {
+    fn settle(&self) {
+        if !self.is_settled.replace(true) {
+            self.settled.notify_waiters();
+        }
+    }
 }
 
 impl Drop for Shared {
@@ -50,18 +71,50 @@ impl Drop for Shared {
 /// A place on a connection for one stream.
 pub(crate) struct Place {
     shared: Rc<Shared>,
+    /// On a connection that served others before: its server may have closed it just now.
+    pub(crate) reused: bool,
     tick: u64,
 }
 
 impl Place {
     fn on(shared: &Rc<Shared>, tick: u64) -> Self {
         shared.streams.set(shared.streams.get() + 1);
-        Self { shared: shared.clone(), tick }
+        Self { shared: shared.clone(), reused: shared.is_used.replace(true), tick }
     }
 
-    /// What opens the stream.
-    pub(crate) fn sender(&self) -> SendRequest<Bytes> {
-        self.shared.sender.borrow().clone()
+    /// Opens the stream. Where that fails nothing of the request was sent; a connection that takes no more streams is not
+    /// offered again.
+    pub(crate) async fn open(
+        &self,
+        request: Request<()>,
+        ended: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        let mut sender = self.shared.sender.borrow().clone();
+        let opened = match poll_fn(|cx| sender.poll_ready(cx)).await {
+            Ok(()) => sender.send_request(request, ended),
+            Err(error) => Err(error),
+        };
+        opened.inspect_err(|error| {
+            if error.is_go_away() || error.is_io() {
+                self.shared.is_dead.set(true);
+            }
+        })
+    }
+
+    /// Whether its connection takes no more streams.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.is_dead.get()
+    }
+
+    /// Whether the server takes extended CONNECT, which its SETTINGS say (RFC 8441 §3). They are waited for.
+    pub(crate) async fn takes_extended_connect(&self, patience: Duration) -> bool {
+        let Shared { sender, greeted, .. } = &*self.shared;
+        let is_enabled = || sender.borrow().is_extended_connect_protocol_enabled();
+        if !is_enabled() && !greeted.is_settled.get() {
+            // A server that never greets is one that does not.
+            let _ = tokio::time::timeout(patience, greeted.settled.notified()).await;
+        }
+        is_enabled()
     }
 }
 
@@ -164,12 +217,15 @@ impl PoolH2 {
             .enable_push(false);
         // The handshake only writes: it does not wait for the server.
         let Ok((sender, connection)) = builder.handshake::<_, Bytes>(io).await else { return };
-        let is_dead = Rc::new(Cell::new(false));
-        let driver = Driver { conn: conn.clone(), connection, verdict, is_dead: is_dead.clone() };
+        let (is_dead, greeted) = (Rc::new(Cell::new(false)), Rc::new(Greeted::default()));
+        let driver =
+            Driver { conn: conn.clone(), connection, verdict, is_dead: is_dead.clone(), greeted: greeted.clone() };
         // The pool's entry owns the task and ends it.
         let task = tokio::task::spawn_local(driver).abort_handle();
         let idle_since = Cell::new(conn.worker.tick());
-        let shared = Rc::new(Shared { sender: RefCell::new(sender), streams: Cell::new(0), is_dead, idle_since, task });
+        let sender = RefCell::new(sender);
+        let (streams, is_used) = (Cell::new(0), Cell::new(false));
+        let shared = Rc::new(Shared { sender, streams, is_used, is_dead, greeted, idle_since, task });
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry((conn.pod.serial, addr)).or_default();
         if entry.all.is_empty() {
@@ -228,6 +284,7 @@ struct Driver {
     connection: Connection<Io, Bytes>,
     verdict: Rc<Verdict>,
     is_dead: Rc<Cell<bool>>,
+    greeted: Rc<Greeted>,
 }
 
 impl Future for Driver {
@@ -237,6 +294,9 @@ impl Future for Driver {
         let start = Instant::now();
         let polled = Pin::new(&mut self.connection).poll(cx);
         self.conn.pod.budget.charge_cpu(self.conn.worker.index, start.elapsed());
+        if self.verdict.has_greeted.get() {
+            self.greeted.settle();
+        }
         let Poll::Ready(ended) = polled else { return Poll::Pending };
         self.is_dead.set(true);
         self.verdict.is_clean.set(ended.is_ok());
@@ -247,7 +307,15 @@ impl Future for Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.is_dead.set(true);
+        self.greeted.settle();
     }
+}
+
+/// Whether the server says that it did not look at a request: its stream was refused, or it is behind the last one of a GOAWAY
+/// (RFC 9113 §8.7).
+pub(crate) fn is_unprocessed(error: &h2::Error) -> bool {
+    let is_refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (is_refused || error.is_go_away())
 }
 
 /// What an error of an upstream's connection or stream means.

@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
+use http::{HeaderMap, HeaderValue};
 
 use crate::budget::InFlight;
 use crate::hash::FastMap;
@@ -199,6 +200,11 @@ impl Drop for Record {
         let ended = self.conn.ended().filter(|r| !r.is_success());
         self.record(ended.unwrap_or(Reason::RequestCancelled));
     }
+}
+
+/// The field that tells how a gRPC call ended.
+pub(crate) fn grpc_status(fields: &HeaderMap) -> Option<&[u8]> {
+    fields.get("grpc-status").map(HeaderValue::as_bytes)
 }
 
 fn cut(text: &str) -> Box<str> {

@@ -27,6 +27,33 @@ pub(crate) struct End<'a> {
     pub(crate) inbox: &'a mut Inbox,
 }
 
+impl End<'_> {
+    /// Its request is complete: a client is read only for requests that follow, and for its leaving, which has a reason.
+    pub(crate) fn poll_ahead(&mut self, cx: &mut Context<'_>, conn: &Conn) -> Option<Reason> {
+        while self.inbox.len() < AHEAD_BYTES_MAX {
+            match self.inbox.poll_fill(cx, conn, self.stream) {
+                Poll::Pending | Poll::Ready(Ok(Filled::NoRoom)) => return None,
+                Poll::Ready(Ok(Filled::Bytes(_))) => {}
+                Poll::Ready(Ok(Filled::End)) => return Some(Reason::RequestCancelled),
+                Poll::Ready(Err(error)) => return Some(Side::Downstream.broke(&error)),
+            }
+        }
+        None
+    }
+}
+
+/// Whether a request's body stands still for too long.
+pub(crate) fn is_overdue(conn: &Conn, stands_still: bool) -> bool {
+    if !stands_still {
+        conn.clear_deadline();
+    } else if conn.is_out_of_time() {
+        return true;
+    } else if !conn.has_deadline() {
+        conn.set_deadline(conn.worker.config.request_body_idle_timeout);
+    }
+    false
+}
+
 /// How an exchange came out.
 #[derive(Debug)]
 pub(crate) enum Outcome {
@@ -198,32 +225,14 @@ impl<'a> Relay<'a> {
                 self.exchange.body_begun();
             }
         }
-        // The request is complete: its client is read only for requests that follow, and for its leaving.
-        while self.down.inbox.len() < AHEAD_BYTES_MAX {
-            match self.down.inbox.poll_fill(cx, self.conn, self.down.stream) {
-                Poll::Pending | Poll::Ready(Ok(Filled::NoRoom)) => return None,
-                Poll::Ready(Ok(Filled::Bytes(_))) => {}
-                Poll::Ready(Ok(Filled::End)) => return Some(self.failed(Reason::RequestCancelled)),
-                Poll::Ready(Err(error)) => return Some(self.failed(Side::Downstream.broke(&error))),
-            }
-        }
-        None
+        self.down.poll_ahead(cx, self.conn).map(|reason| self.failed(reason))
     }
 
     /// A body that stands still while nothing else happens has a limit.
     fn watch_the_clock(&self) -> Option<Failed> {
         let is_clients_turn = matches!(self.response, Response::Head { .. }) && !self.exchange.awaits_continue();
-        if !is_clients_turn || self.request.is_held_up() {
-            self.conn.clear_deadline();
-            return None;
-        }
-        if self.conn.is_out_of_time() {
-            return Some(self.failed(Reason::RequestTimeout));
-        }
-        if !self.conn.has_deadline() {
-            self.conn.set_deadline(self.conn.worker.config.request_body_idle_timeout);
-        }
-        None
+        let stands_still = is_clients_turn && !self.request.is_held_up();
+        is_overdue(self.conn, stands_still).then(|| self.failed(Reason::RequestTimeout))
     }
 
     /// A client that nobody reads from, because the upstream does not take what it sent, is watched for its reset.

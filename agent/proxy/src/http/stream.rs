@@ -1,5 +1,7 @@
 //! One HTTP/2 stream between a client and an upstream: both directions at once, each held by the slower side's window.
 
+mod cross;
+
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -10,24 +12,23 @@ use h2::client::ResponseFuture;
 use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use heddle_http::h1::{Asked, Body};
-use heddle_http::translate::{self, Kind, LengthCheck};
+use heddle_http::detect::HttpVersion;
+use heddle_http::h1::{Asked, Body, is_idempotent};
+use heddle_http::translate::{self, Checked, Kind, LengthCheck};
 use heddle_http::{Limits, Reject, answer};
 use heddle_telemetry::{Direction, Reason};
-use http::{HeaderMap, HeaderValue, Method, Request};
+use http::request::Parts;
+use http::{Method, Request};
 
-use super::h2::Client;
-use super::pool_h2::{Place, reason_of};
-use super::record::{Messages, Record, Told};
-use crate::route::EndpointRef;
-
-/// Times a request is sent again because its stream was refused before the server looked at it.
-const REFUSED_RETRIES_MAX: u32 = 2;
+use super::bridge::poll_capacity;
+use super::client::{Client, REPEATS_MAX};
+use super::pool_h2::{is_unprocessed, reason_of};
+use super::record::{Messages, Record, Told, grpc_status};
 
 /// Serves one stream to its end.
-pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
     let mut record = Record::begin(&client.conn);
-    let (mut parts, mut body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let protocol = parts.extensions.get::<Protocol>().map(|p| p.as_str().to_owned());
     let checked = translate::check_request(&mut parts, protocol.as_deref(), body.is_end_stream());
     record.describe(|| {
@@ -52,89 +53,91 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, mut 
     if let Err(reason) = record.take_budget() {
         return refuse(&client, respond, record, reason);
     }
-    let asked = Asked {
-        head: parts.method == Method::HEAD,
-        connect: checked.kind == Kind::Connect,
-        upgrade: checked.kind == Kind::WebSocket,
-    };
-    let mut up = Carry::new(checked.body, record.grpc);
-    for refused in 0..=REFUSED_RETRIES_MAX {
-        let (endpoint, place) = match client.place(&mut record).await {
-            Ok(place) => place,
-            Err(reason) => return refuse(&client, respond, record, reason),
+    let asking = Asking { client, parts, checked, body, respond, record };
+    match asking.client.upstream_version(HttpVersion::Http2) {
+        HttpVersion::Http2 => asking.on_a_stream().await,
+        HttpVersion::Http1 => asking.on_a_connection().await,
+    }
+}
+
+/// A checked request and whoever waits for its answer.
+struct Asking {
+    client: Rc<Client>,
+    parts: Parts,
+    checked: Checked,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    record: Record,
+}
+
+impl Asking {
+    /// Serves it by an upstream that speaks HTTP/2.
+    async fn on_a_stream(self) {
+        let Self { client, parts, checked, mut body, mut respond, mut record } = self;
+        let asked = Asked {
+            head: parts.method == Method::HEAD,
+            connect: checked.kind == Kind::Connect,
+            upgrade: checked.kind == Kind::WebSocket,
         };
-        record.set_endpoint(endpoint.addr, endpoint.workload.as_ref());
         let ended = body.is_end_stream();
-        let mut upstream = Request::new(());
-        *upstream.method_mut() = parts.method.clone();
-        *upstream.uri_mut() = parts.uri.clone();
-        // A request with a body is never sent twice.
-        *upstream.headers_mut() = if ended { parts.headers.clone() } else { std::mem::take(&mut parts.headers) };
-        if let Some(protocol) = parts.extensions.get::<Protocol>() {
-            upstream.extensions_mut().insert(protocol.clone());
-        }
-        let opened = open(&place, upstream, ended).await;
-        let (response, sink) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return refuse(&client, respond, record, reason_of(&error)),
-        };
-        up.ended = ended;
-        let mut exchange = Exchange {
-            response: Some(response),
-            interim_left: Limits::DEFAULT.interim_responses_max,
-            up,
-            down: Carry::new(Body::Empty, record.grpc),
-            up_sink: sink,
-            up_source: body,
-            down_sink: None,
-            down_source: None,
-            asked,
-            is_tunnel: false,
-        };
-        let outcome = poll_fn(|cx| {
-            let polled = exchange.poll(cx, &mut respond, &mut record);
-            record.progress(exchange.up.bytes, exchange.down.bytes);
-            polled
-        })
-        .await;
-        record.request_messages = exchange.up.messages.count;
-        record.response_messages = exchange.down.messages.count;
-        let _ends_after = (endpoint, place);
-        match outcome {
-            Ok(()) => return record.finish(Reason::Completed),
-            Err(Failed { reason: Reason::RequestCancelled, code }) => {
-                exchange.up_sink.send_reset(code);
-                return record.finish(Reason::RequestCancelled);
+        let is_harmless = ended && is_idempotent(parts.method.as_str());
+        let request = Request::from_parts(parts, ());
+        for repeats in 0..=REPEATS_MAX {
+            let opened = match client.open(&request, ended, &mut record).await {
+                Ok(opened) => opened,
+                Err(reason) => return refuse(&client, respond, record, reason),
+            };
+            let mut exchange = Exchange {
+                response: Some(opened.response),
+                interim_left: Limits::DEFAULT.interim_responses_max,
+                up: Carry::new(checked.body, record.grpc),
+                down: Carry::new(Body::Empty, record.grpc),
+                up_sink: opened.sink,
+                up_source: body,
+                down_sink: None,
+                down_source: None,
+                asked,
+                may_be_stale: opened.reused && is_harmless,
+                is_tunnel: false,
+            };
+            exchange.up.ended = ended;
+            let outcome = poll_fn(|cx| {
+                let polled = exchange.poll(cx, &mut respond, &mut record);
+                record.progress(exchange.up.bytes, exchange.down.bytes);
+                polled
+            })
+            .await;
+            record.request_messages = exchange.up.messages.count;
+            record.response_messages = exchange.down.messages.count;
+            let Err(failed) = outcome else { return record.finish(Reason::Completed) };
+            if failed.again && repeats < REPEATS_MAX {
+                body = exchange.up_source;
+                continue;
             }
-            Err(Failed { reason, code }) => {
-                if exchange.down_sink.is_none() {
-                    if code == h2::Reason::REFUSED_STREAM && refused < REFUSED_RETRIES_MAX && ended {
-                        (body, up) = (exchange.up_source, Carry::new(Body::Empty, record.grpc));
-                        continue;
-                    }
-                    exchange.up_sink.send_reset(h2::Reason::CANCEL);
-                    return refuse(&client, respond, record, reason);
-                }
-                // The response has begun: a reset is the only truth left.
-                exchange.up_sink.send_reset(h2::Reason::CANCEL);
-                if let Some(mut sink) = exchange.down_sink {
-                    client.written().await;
-                    sink.send_reset(code);
-                }
-                return record.finish(reason);
-            }
+            let is_clients = failed.reason == Reason::RequestCancelled;
+            exchange.up_sink.send_reset(if is_clients { failed.code } else { h2::Reason::CANCEL });
+            return fail(&client, respond, exchange.down_sink, record, &failed).await;
         }
     }
 }
 
-async fn open(
-    place: &Place,
-    request: Request<()>,
-    ended: bool,
-) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-    let mut sender = place.sender();
-    poll_fn(|cx| sender.poll_ready(cx)).await?;
-    sender.send_request(request, ended)
+/// Tells the client that its request failed: by an answer, or by a reset where one has begun; nothing else is true then.
+async fn fail(
+    client: &Client,
+    respond: SendResponse<Bytes>,
+    begun: Option<SendStream<Bytes>>,
+    record: Record,
+    failed: &Failed,
+) {
+    match begun {
+        _ if failed.reason == Reason::RequestCancelled => {}
+        None => return refuse(client, respond, record, failed.reason),
+        Some(mut sink) => {
+            client.written().await;
+            sink.send_reset(failed.code);
+        }
+    }
+    record.finish(failed.reason);
 }
 
 /// Answers for the upstream and records the request.
@@ -161,16 +164,30 @@ fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record,
 struct Failed {
     reason: Reason,
     code: h2::Reason,
+    /// The request may be sent again.
+    again: bool,
 }
 
 impl Failed {
+    fn new(reason: Reason, code: h2::Reason) -> Self {
+        Self { reason, code, again: false }
+    }
+
     fn of_upstream(error: &h2::Error) -> Self {
         let code = error.reason().filter(|_| error.is_reset()).unwrap_or(h2::Reason::INTERNAL_ERROR);
-        Self { reason: reason_of(error), code }
+        Self::new(reason_of(error), code)
     }
 
     fn of_client(code: h2::Reason) -> Self {
-        Self { reason: Reason::RequestCancelled, code }
+        Self::new(Reason::RequestCancelled, code)
+    }
+
+    fn of_request(rule: Reject) -> Self {
+        Self::new(rule.request_reason(), h2::Reason::PROTOCOL_ERROR)
+    }
+
+    fn of_response(rule: Reject) -> Self {
+        Self::new(rule.response_reason(), h2::Reason::INTERNAL_ERROR)
     }
 }
 
@@ -186,6 +203,8 @@ struct Exchange {
     down_source: Option<RecvStream>,
     down_sink: Option<SendStream<Bytes>>,
     asked: Asked,
+    /// The upstream's connection may have been closed while it was idle, and the request may be sent twice.
+    may_be_stale: bool,
     /// The response began a tunnel, which lives until both directions ended.
     is_tunnel: bool,
 }
@@ -214,8 +233,7 @@ impl Exchange {
                 }
                 Poll::Ready(Err(Broke::Rule(rule))) => {
                     record.detail = rule.as_str();
-                    let code = h2::Reason::PROTOCOL_ERROR;
-                    return Poll::Ready(Err(Failed { reason: rule.request_reason(), code }));
+                    return Poll::Ready(Err(Failed::of_request(rule)));
                 }
                 // The server wants no more of it; its answer says why.
                 Poll::Ready(Err(Broke::Sink)) => self.up.ended = true,
@@ -235,8 +253,7 @@ impl Exchange {
                 Err(Broke::Sink) => return Poll::Ready(Err(Failed::of_client(h2::Reason::CANCEL))),
                 Err(Broke::Rule(rule)) => {
                     record.detail = rule.as_str();
-                    let code = h2::Reason::INTERNAL_ERROR;
-                    return Poll::Ready(Err(Failed { reason: rule.response_reason(), code }));
+                    return Poll::Ready(Err(Failed::of_response(rule)));
                 }
             }
         }
@@ -250,13 +267,12 @@ impl Exchange {
         respond: &mut SendResponse<Bytes>,
         record: &mut Record,
     ) -> Poll<Result<(), Failed>> {
-        let Some(response) = &mut self.response else { return Poll::Ready(Ok(())) };
+        let Some(mut response) = self.response.take() else { return Poll::Ready(Ok(())) };
         while let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-            let (mut parts, ()) = interim.map_err(|e| Failed::of_upstream(&e))?.into_parts();
+            let (mut parts, ()) = interim.map_err(|e| self.upstream_failed(&e))?.into_parts();
             let Some(left) = self.interim_left.checked_sub(1) else {
                 record.detail = Reject::TooManyInterim.as_str();
-                let reason = Reject::TooManyInterim.response_reason();
-                return Poll::Ready(Err(Failed { reason, code: h2::Reason::INTERNAL_ERROR }));
+                return Poll::Ready(Err(Failed::of_response(Reject::TooManyInterim)));
             };
             self.interim_left = left;
             if translate::check_response(&mut parts, false, self.asked).is_ok() {
@@ -264,15 +280,18 @@ impl Exchange {
                 let _ = respond.send_informational(http::Response::from_parts(parts, ()));
             }
         }
-        let (mut parts, source) = match ready!(Pin::new(response).poll(cx)) {
-            Ok(response) => response.into_parts(),
-            Err(error) => return Poll::Ready(Err(Failed::of_upstream(&error))),
+        let (mut parts, source) = match Pin::new(&mut response).poll(cx) {
+            Poll::Ready(Ok(response)) => response.into_parts(),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(self.upstream_failed(&error))),
+            Poll::Pending => {
+                self.response = Some(response);
+                return Poll::Pending;
+            }
         };
-        self.response = None;
         let ended = source.is_end_stream();
         let body = translate::check_response(&mut parts, ended, self.asked).map_err(|rule| {
             record.detail = rule.as_str();
-            Failed { reason: rule.response_reason(), code: h2::Reason::INTERNAL_ERROR }
+            Failed::of_response(rule)
         })?;
         self.is_tunnel = body == Body::Tunnel;
         self.down = Carry::new(body, record.grpc);
@@ -288,8 +307,14 @@ impl Exchange {
     }
 }
 
-fn grpc_status(fields: &HeaderMap) -> Option<&[u8]> {
-    fields.get("grpc-status").map(HeaderValue::as_bytes)
+impl Exchange {
+    /// Before the final head.
+    fn upstream_failed(&self, error: &h2::Error) -> Failed {
+        let nothing_came = self.interim_left == Limits::DEFAULT.interim_responses_max;
+        let is_refused = is_unprocessed(error) && self.up.is_untouched();
+        let again = nothing_came && (is_refused || error.is_io() && self.may_be_stale);
+        Failed { again, ..Failed::of_upstream(error) }
+    }
 }
 
 /// Why a direction broke.
@@ -325,6 +350,11 @@ impl Carry {
         }
     }
 
+    /// Whether nothing was taken from the one that sends.
+    fn is_untouched(&self) -> bool {
+        self.bytes == 0 && !self.data_ended
+    }
+
     /// Moves what can be moved; ready at the end. Bytes are given back to the sender's window when they are sent on.
     fn poll(
         &mut self,
@@ -335,16 +365,10 @@ impl Carry {
     ) -> Poll<Result<(), Broke>> {
         loop {
             while !self.pending.is_empty() {
-                sink.reserve_capacity(self.pending.len());
-                let capacity = match sink.capacity() {
-                    0 => match ready!(sink.poll_capacity(cx)) {
-                        Some(Ok(capacity)) => capacity,
-                        Some(Err(_)) | None => return Poll::Ready(Err(Broke::Sink)),
-                    },
-                    capacity => capacity,
+                let Some(length) = ready!(poll_capacity(cx, sink, self.pending.len())) else {
+                    return Poll::Ready(Err(Broke::Sink));
                 };
-                let part = self.pending.split_to(capacity.min(self.pending.len()));
-                let length = part.len();
+                let part = self.pending.split_to(length);
                 let last = self.pending.is_empty() && source.is_end_stream();
                 if last {
                     self.length.end().map_err(Broke::Rule)?;
@@ -390,6 +414,3 @@ impl Carry {
         }
     }
 }
-
-/// What a stream leaves behind: its weight on the endpoint and its place on the connection.
-pub(crate) type Taken = (EndpointRef, Place);

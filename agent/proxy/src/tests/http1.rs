@@ -20,12 +20,12 @@ fn declare_http(service: &mut Service) {
     service.ports[0].name = "http".into();
 }
 
-async fn say(stream: &mut TcpStream, text: &str) {
+pub async fn say(stream: &mut TcpStream, text: &str) {
     soon(stream.write_all(text.as_bytes())).await.unwrap();
 }
 
 /// Reads until the text so far ends with `end`.
-async fn until_text(stream: &mut TcpStream, end: &str) -> String {
+pub async fn until_text(stream: &mut TcpStream, end: &str) -> String {
     let mut got = Vec::new();
     while !got.ends_with(end.as_bytes()) {
         let byte = soon(stream.read_u8()).await;
@@ -34,16 +34,16 @@ async fn until_text(stream: &mut TcpStream, end: &str) -> String {
     String::from_utf8(got).unwrap()
 }
 
-async fn head(stream: &mut TcpStream) -> String {
+pub async fn head(stream: &mut TcpStream) -> String {
     until_text(stream, "\r\n\r\n").await
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+pub async fn accept(listener: &TcpListener) -> TcpStream {
     soon(listener.accept()).await.unwrap().0
 }
 
-const GET: &str = "GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub const GET: &str = "GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// As Envoy carries gRPC over HTTP/1.1: chunks and trailers.
 #[tokio::test]

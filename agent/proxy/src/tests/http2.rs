@@ -16,13 +16,13 @@ use tokio::net::{TcpListener, TcpStream};
 use super::support::*;
 use crate::Config;
 
-type Server = Connection<TcpStream, Bytes>;
+pub type Server = Connection<TcpStream, Bytes>;
 
 async fn h2_pod(mesh: &Mesh, endpoints: &[SocketAddr]) -> SocketAddr {
     mesh.pod_calling("web", endpoints, |s| s.ports[0].name = "grpc".into()).await
 }
 
-async fn client(vip: SocketAddr) -> SendRequest<Bytes> {
+pub async fn client(vip: SocketAddr) -> SendRequest<Bytes> {
     // One stream that is not read must not close the window of the others on the test's own side.
     let mut builder = h2::client::Builder::new();
     builder.initial_connection_window_size(1 << 20);
@@ -33,25 +33,25 @@ async fn client(vip: SocketAddr) -> SendRequest<Bytes> {
     soon(sender.ready()).await.unwrap()
 }
 
-async fn server(listener: &TcpListener) -> Server {
+pub async fn server(listener: &TcpListener) -> Server {
     let stream = soon(listener.accept()).await.unwrap().0;
     soon(h2::server::Builder::new().enable_connect_protocol().handshake(stream)).await.unwrap()
 }
 
-async fn next(server: &mut Server) -> (Request<RecvStream>, SendResponse<Bytes>) {
+pub async fn next(server: &mut Server) -> (Request<RecvStream>, SendResponse<Bytes>) {
     soon(server.accept()).await.expect("a stream").unwrap()
 }
 
 /// Goes on serving the connection, so that what was sent goes out and windows move.
-fn keep_going(mut server: Server) -> tokio::task::JoinHandle<()> {
+pub fn keep_going(mut server: Server) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move { while let Some(Ok(_)) = server.accept().await {} })
 }
 
-fn get(path: &str) -> Request<()> {
+pub fn get(path: &str) -> Request<()> {
     Request::get(format!("http://web{path}")).body(()).unwrap()
 }
 
-fn call(method: &str) -> Request<()> {
+pub fn call(method: &str) -> Request<()> {
     Request::post(format!("http://web/shop.Cart/{method}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -72,7 +72,7 @@ fn grpc_ok() -> HeaderMap {
     trailers
 }
 
-async fn data(stream: &mut RecvStream) -> Bytes {
+pub async fn data(stream: &mut RecvStream) -> Bytes {
     let data = soon(stream.data()).await.expect("data").unwrap();
     stream.flow_control().release_capacity(data.len()).unwrap();
     data
@@ -531,7 +531,7 @@ async fn a_server_that_greets_with_settings_does_not_speak_first() {
     let mut got = vec![0; PREFACE.len()];
     soon(greeting.read_exact(&mut got)).await.unwrap();
     assert_eq!(got, PREFACE);
-    drop(greeting);
+    drop((greeting, listener));
     assert_eq!(mesh.records(1).await[0]["path"], "/seen", "parsed, not copied");
 }
 
@@ -584,9 +584,9 @@ async fn a_drain_lets_streams_end() {
     assert!(report.cut.is_empty(), "{report:?}");
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());

@@ -4,6 +4,8 @@
 mod carry;
 mod detect;
 mod endpoints;
+mod h1_to_h2;
+mod h2_to_h1;
 mod http1;
 mod http2;
 mod inbound;

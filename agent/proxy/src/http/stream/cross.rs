@@ -1,0 +1,309 @@
+//! A stream's request on a connection to an HTTP/1 upstream. Extended CONNECT (RFC 8441) becomes an upgrade to WebSocket, whose
+//! handshake is the agent's own.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use heddle_http::h1::{Body, BodyDecoder, BodyEncoder, Exchange, Progress, Received, ResponseHead, ResponseParser};
+use heddle_http::translate::{self, Kind};
+use heddle_http::{Limits, Reject, websocket};
+use heddle_telemetry::Reason;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::{Asking, Failed, fail, refuse};
+use crate::copy::{self, Side, burst};
+use crate::http::bridge::{Broke, ToSocket, ToStream};
+use crate::http::inbox::{Filled, Inbox};
+use crate::http::pipe::Broken;
+use crate::http::record::{Messages, Record};
+use crate::http::relay::Facts;
+use crate::registry::Conn;
+use crate::route::From;
+
+impl Asking {
+    /// Serves it by an upstream that speaks HTTP/1.
+    pub(super) async fn on_a_connection(self) {
+        let Self { client, parts, checked, mut body, mut respond, mut record } = self;
+        let worker = &client.conn.worker;
+        let websocket_key = match checked.kind {
+            Kind::WebSocket => websocket::key(fastrand::u128(..).to_ne_bytes()),
+            Kind::Plain | Kind::Connect => String::new(),
+        };
+        let mut heads = worker.spare_heads.take();
+        if let Err(rule) = translate::request_to_h1(&parts, &checked, &websocket_key, &mut heads.request) {
+            record.detail = rule.as_str();
+            return refuse(&client, respond, record, rule.request_reason());
+        }
+        let facts = Facts::of(&heads.request, &Limits::DEFAULT);
+        let mut from = From::Pool;
+        loop {
+            let upstream = match client.connection(from, &mut record).await {
+                Ok(upstream) => upstream,
+                Err(reason) => return refuse(&client, respond, record, reason),
+            };
+            record.set_endpoint(upstream.endpoint.addr, upstream.endpoint.workload.as_ref());
+            let mut wire = worker.spare.take();
+            heads.request.write(&mut wire);
+            let mut crossing = Crossing {
+                conn: &client.conn,
+                kind: checked.kind,
+                websocket_key: &websocket_key,
+                facts,
+                exchange: facts.exchange,
+                source: &mut body,
+                respond: &mut respond,
+                up: &upstream.stream,
+                inbox: Inbox::default(),
+                request: ToSocket::new(wire, BodyEncoder::new(facts.body), Messages::new(record.grpc)),
+                request_lost: None,
+                parser: ResponseParser::new(Limits::DEFAULT),
+                head: &mut heads.response,
+                interim_came: false,
+                response: None,
+                record: &mut record,
+                is_tunnel: false,
+            };
+            let outcome = {
+                let mut gone = pin!(copy::watch(&upstream.stream));
+                poll_fn(|cx| match crossing.poll(cx) {
+                    // Nothing else would show that the server is gone.
+                    Poll::Pending if crossing.is_deaf() => {
+                        gone.as_mut().poll(cx).map(|error| Err(crossing.failed(Side::Upstream.broke(&error))))
+                    }
+                    polled => polled,
+                })
+                .await
+            };
+            let (sink, keep_upstream) = crossing.finish();
+            match outcome {
+                Ok(()) => {
+                    client.put_back(upstream, keep_upstream);
+                    record.finish(Reason::Completed);
+                }
+                // It was closed while it was idle. Another may be as stale: a new one is not.
+                Err(Failed { again: true, .. }) if upstream.reused => {
+                    from = From::Dial;
+                    continue;
+                }
+                Err(failed) => {
+                    // The upstream is reset: it learns at once that nobody waits.
+                    drop(upstream);
+                    fail(&client, respond, sink, record, &failed).await;
+                }
+            }
+            return worker.spare_heads.give(heads);
+        }
+    }
+}
+
+/// One exchange.
+struct Crossing<'a> {
+    conn: &'a Conn,
+    kind: Kind,
+    /// Of the upgrade that stands for extended CONNECT.
+    websocket_key: &'a str,
+    facts: Facts,
+    exchange: Exchange,
+    source: &'a mut RecvStream,
+    respond: &'a mut SendResponse<Bytes>,
+    up: &'a TcpStream,
+    inbox: Inbox,
+    request: ToSocket,
+    /// Writing the request failed: only an answer that is here already can save it.
+    request_lost: Option<Reason>,
+    parser: ResponseParser,
+    head: &'a mut ResponseHead,
+    interim_came: bool,
+    response: Option<(SendStream<Bytes>, ToStream)>,
+    record: &'a mut Record,
+    is_tunnel: bool,
+}
+
+impl Crossing<'_> {
+    /// Moves both directions as far as they go.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let polled = self.poll_both(cx);
+        self.record.request_messages = self.request.messages.count;
+        let mut response_bytes = self.record.response_bytes;
+        if let Some((_, pipe)) = &self.response {
+            response_bytes = pipe.bytes;
+            self.record.response_messages = pipe.messages.count;
+        }
+        self.record.progress(self.request.bytes, response_bytes);
+        polled
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        // The client's reset is felt upstream at once.
+        let reset = match &mut self.response {
+            Some((sink, pipe)) if !pipe.is_done() => sink.poll_reset(cx),
+            Some(_) => Poll::Pending,
+            None => self.respond.poll_reset(cx),
+        };
+        if let Poll::Ready(reset) = reset {
+            return Poll::Ready(Err(Failed::of_client(reset.unwrap_or(h2::Reason::CANCEL))));
+        }
+        self.poll_request(cx)?;
+        if self.response.is_none() {
+            ready!(self.poll_head(cx))?;
+            if self.is_tunnel {
+                self.poll_request(cx)?;
+            }
+        }
+        let Some((sink, pipe)) = &mut self.response else { return Poll::Pending };
+        if !pipe.is_done() {
+            let mut allowance = burst(self.conn.worker.table.len());
+            ready!(pipe.poll(cx, self.conn, self.up, &mut self.inbox, sink, &mut allowance))
+                .map_err(|broke| self.response_broke(&broke))?;
+        }
+        if self.is_tunnel && !self.request.is_done() {
+            return Poll::Pending;
+        }
+        self.exchange.response_received();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the server is not read from, so that its end would not show, in a tunnel, which ends by nothing else.
+    fn is_deaf(&self) -> bool {
+        self.is_tunnel && self.response.as_ref().is_some_and(|(_, pipe)| pipe.is_done() || pipe.is_held_up())
+    }
+
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Result<(), Failed> {
+        if self.request_lost.is_some() || self.request.is_done() {
+            return Ok(());
+        }
+        // A tunnel's bytes wait until it is one: a server that declines must not take them for anything else.
+        let polled = if self.kind == Kind::Plain || self.is_tunnel {
+            self.request.poll(cx, self.source, self.up, None)
+        } else {
+            self.request.poll_flush(cx, self.source, self.up)
+        };
+        if self.request.bytes > 0 {
+            self.exchange.body_begun();
+        }
+        let broke = match polled {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Ok(())) if self.is_tunnel => {
+                let ended = SockRef::from(self.up).shutdown(std::net::Shutdown::Write);
+                return ended.map_err(|error| self.failed(Side::Upstream.broke(&error)));
+            }
+            Poll::Ready(Ok(())) => {
+                self.exchange.request_sent();
+                return Ok(());
+            }
+            Poll::Ready(Err(broke)) => broke,
+        };
+        match broke {
+            Broke::Socket(error) if self.is_tunnel => Err(self.failed(Side::Upstream.broke(&error))),
+            // The server may have answered before it closed: that answer counts.
+            Broke::Socket(error) => {
+                self.request_lost = Some(Side::Upstream.broke(&error));
+                Ok(())
+            }
+            Broke::Rule(rule) => {
+                self.record.detail = rule.as_str();
+                Err(Failed::of_request(rule))
+            }
+            Broke::Stream(_) | Broke::Truncated | Broke::NoRoom => Err(Failed::of_client(h2::Reason::CANCEL)),
+        }
+    }
+
+    /// Interim responses as they come, then the final head.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        loop {
+            while let Some(received) = self.read_head().map_err(|rule| self.broke_a_rule(rule))? {
+                let key = self.websocket_key.as_bytes();
+                let response = translate::response_to_h2(self.head, key).map_err(|rule| self.broke_a_rule(rule))?;
+                if matches!(received, Received::Interim { .. }) {
+                    self.interim_came = true;
+                    // An error means that the client is gone, which shows elsewhere.
+                    let _ = self.respond.send_informational(response);
+                    continue;
+                }
+                let (body, messages) = (self.head.body(), Messages::new(self.record.grpc));
+                self.is_tunnel = received == Received::Tunnel;
+                if self.is_tunnel {
+                    self.request = ToSocket::new(Vec::new(), BodyEncoder::new(Body::Tunnel), messages);
+                }
+                self.record.status = response.status().as_u16();
+                let ended = body == Body::Empty;
+                let gone = |_| Failed::of_client(h2::Reason::CANCEL);
+                let sink = self.respond.send_response(response, ended).map_err(gone)?;
+                let decoder = BodyDecoder::new(body, &Limits::DEFAULT);
+                let pipe = if ended { ToStream::ended(messages) } else { ToStream::new(decoder, messages) };
+                self.response = Some((sink, pipe));
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(self.inbox.poll_fill(cx, self.conn, self.up)) {
+                Ok(Filled::Bytes(_)) => {}
+                Ok(Filled::End) => return Poll::Ready(Err(self.no_response(Reason::ResponseIncomplete))),
+                Ok(Filled::NoRoom) => return Poll::Ready(Err(self.failed(Broken::no_room()))),
+                Err(error) => return Poll::Ready(Err(self.no_response(Side::Upstream.broke(&error)))),
+            }
+        }
+    }
+
+    /// The next head in the inbox.
+    fn read_head(&mut self) -> Result<Option<Received>, Reject> {
+        if self.inbox.is_empty() {
+            return Ok(None);
+        }
+        let Progress::Complete { consumed } =
+            self.parser.parse(self.inbox.bytes(), self.exchange.asked(), self.head)?
+        else {
+            return Ok(None);
+        };
+        self.inbox.consume(consumed);
+        let received = self.exchange.response_head(self.head)?;
+        // A tunnel before its request is not what was asked for.
+        let is_unasked = received == Received::Tunnel && !self.request.is_flushed();
+        if is_unasked { Err(Reject::UpgradeUnasked) } else { Ok(Some(received)) }
+    }
+
+    /// The upstream ended before a final head. If nothing at all came, the request may be sent again where that is safe: when
+    /// not one byte of it was sent, or it is idempotent and has no body.
+    fn no_response(&self, reason: Reason) -> Failed {
+        let nothing_came = !self.parser.has_begun() && !self.interim_came;
+        let is_unsent = !self.request.begun && self.request.is_untouched();
+        let is_harmless = self.facts.is_idempotent && self.facts.body == Body::Empty;
+        let again = nothing_came && (is_unsent || is_harmless);
+        Failed { again, ..self.failed(self.request_lost.unwrap_or(reason)) }
+    }
+
+    fn response_broke(&mut self, broke: &Broke) -> Failed {
+        match broke {
+            Broke::Socket(error) => self.failed(Side::Upstream.broke(error)),
+            Broke::Truncated => self.failed(Reason::ResponseIncomplete),
+            Broke::Stream(_) => Failed::of_client(h2::Reason::CANCEL),
+            Broke::Rule(rule) => self.broke_a_rule(*rule),
+            Broke::NoRoom => self.failed(Broken::no_room()),
+        }
+    }
+
+    fn broke_a_rule(&mut self, rule: Reject) -> Failed {
+        self.record.detail = rule.as_str();
+        Failed::of_response(rule)
+    }
+
+    fn failed(&self, reason: Reason) -> Failed {
+        let code = match self.kind {
+            Kind::Plain => h2::Reason::INTERNAL_ERROR,
+            // RFC 9113 §8.5, RFC 8441 §5.
+            Kind::Connect => h2::Reason::CONNECT_ERROR,
+            Kind::WebSocket => h2::Reason::CANCEL,
+        };
+        Failed::new(reason, code)
+    }
+
+    /// Gives its buffers back to the worker. The client's stream, if a response began, and whether the upstream may serve again.
+    fn finish(self) -> (Option<SendStream<Bytes>>, bool) {
+        let keep_upstream = self.exchange.upstream_reusable(!self.inbox.is_empty());
+        self.conn.worker.spare.give(self.request.into_framing());
+        (self.response.map(|(sink, _)| sink), keep_upstream)
+    }
+}
