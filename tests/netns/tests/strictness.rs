@@ -12,120 +12,21 @@ mod codec;
 #[path = "strictness/judge.rs"]
 mod judge;
 
-use std::collections::HashMap;
-use std::fs;
-use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+#[path = "strictness/stage.rs"]
+mod stage;
 
-use anyhow::{Context, Result, ensure};
-use case::{Case, Origin, hex};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use case::{Case, Origin};
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
-use heddle_testkit::programs::python;
-use heddle_testkit::topology::Topology;
-use judge::{Evidence, text};
+use judge::Evidence;
 use serde_json::{Value, json};
-
-/// Ports of one EndpointSlice (Kubernetes' limit).
-const PORTS_PER_SERVICE: usize = 100;
-/// Cases a client has under way.
-const CONCURRENCY: usize = 24;
-/// Nothing that an agent owes takes longer.
-const PATIENCE_SECONDS: f64 = 8.0;
-/// For all cases of one client.
-const SUITE_TIMEOUT: Duration = Duration::from_secs(60);
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-
-fn peer(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
-}
-
-/// Services of these ports in front of one pod, declared as HTTP/1 or not declared at all.
-fn in_front_of(mut topology: Topology, pod: &str, ports: &[u16], is_declared: bool) -> Topology {
-    for (number, ports) in ports.chunks(PORTS_PER_SERVICE).enumerate() {
-        let mut service = topology.service(&format!("{pod}-{number}")).backed_by(pod);
-        if is_declared {
-            let declare = |p| json!({"name": format!("port-{p}"), "port": p, "targetPort": p, "appProtocol": "http"});
-            service = service.with("ports", ports.iter().map(declare).collect::<Vec<_>>());
-        }
-        for port in ports {
-            service = service.port(*port, *port);
-        }
-        topology = service.topology();
-    }
-    topology
-}
-
-/// The cluster address in front of a pod for a case.
-fn address(mesh: &Mesh, pod: &str, cases: &[Case], port: u16) -> IpAddr {
-    let place = cases.iter().position(|c| c.port == port).unwrap_or_default();
-    mesh.service(&format!("{pod}-{}", place / PORTS_PER_SERVICE)).cluster_v4()
-}
-
-fn write(directory: &Path, name: &str, value: &Value) -> Result<PathBuf> {
-    let path = directory.join(name);
-    fs::write(&path, value.to_string()).with_context(|| format!("write {}", path.display()))?;
-    Ok(path)
-}
-
-fn start_origin(place: &Place, script: &str, packages: &[&str], argument: &Path) -> Result<Process> {
-    let mut command = python(packages)?;
-    command.arg(peer(script)).arg(argument);
-    let process = place.spawn("origin", command)?;
-    wait_until(&format!("{script} listens"), START_TIMEOUT, || process.stdout().contains("listening"))
-        .with_context(|| process.tail())?;
-    Ok(process)
-}
-
-/// Starts the client with a plan; silence of `patience` seconds counts as the end.
-fn start_client(place: &Place, plan: &Path, concurrency: usize, patience: f64) -> Result<Process> {
-    let mut command = python(&[])?;
-    command.arg(peer("raw_client.py")).arg(plan).args([concurrency.to_string(), patience.to_string()]);
-    place.spawn("raw-client", command)
-}
-
-/// What it told, by case.
-fn finish_client(process: &Process) -> Result<HashMap<String, Value>> {
-    let status = process.wait(SUITE_TIMEOUT)?;
-    ensure!(status.success(), "{status}\n{}", process.tail());
-    let lines = lines_of(process)?;
-    Ok(lines.into_iter().map(|line| (text(&line["id"]).to_owned(), line)).collect())
-}
-
-fn lines_of(process: &Process) -> Result<Vec<Value>> {
-    process.stdout().lines().map(|l| serde_json::from_str(l).with_context(|| l.to_owned())).collect()
-}
-
-/// What an origin told, by port.
-fn origin_log(process: &Process) -> Result<HashMap<u64, Vec<Value>>> {
-    let mut by_port: HashMap<u64, Vec<Value>> = HashMap::new();
-    for line in lines_of(process)? {
-        if let Some(port) = line["port"].as_u64() {
-            by_port.entry(port).or_default().push(line);
-        }
-    }
-    Ok(by_port)
-}
-
-/// Access records of both agents for connections to this pod or its Services, by port.
-fn access_log(mesh: &Mesh, pod: &str) -> HashMap<u64, Vec<Value>> {
-    let mut by_port: HashMap<u64, Vec<Value>> = HashMap::new();
-    for record in mesh.nodes().iter().flat_map(Node::access_log) {
-        let is_to_pod = record["destination_pod"] == pod || text(&record["destination_service"]).starts_with(pod);
-        let port = text(&record["original_destination"]).rsplit(':').next().and_then(|p| p.parse().ok());
-        if let (true, Some(port)) = (is_to_pod, port) {
-            by_port.entry(port).or_default().push(record);
-        }
-    }
-    by_port
-}
-
-fn report(faults: &[String], cases: usize, took: Duration) -> Result<()> {
-    eprintln!("{cases} cases in {took:.1?}, {} faults", faults.len());
-    ensure!(faults.is_empty(), "{} faults:\n  {}", faults.len(), faults.join("\n  "));
-    Ok(())
-}
+use stage::{
+    CONCURRENCY, PATIENCE_SECONDS, access_log, address, finish_client, hex, in_front_of, origin_log, report,
+    start_client, start_origin, write,
+};
 
 #[test]
 fn requests_are_understood_alike_by_everyone_or_refused() -> Result<()> {
@@ -148,8 +49,8 @@ fn requests_are_understood_alike_by_everyone_or_refused() -> Result<()> {
         .pod("outside")
         .unmeshed()
         .topology();
-    let topology = in_front_of(in_front_of(topology, "strict", &ports, true), "lenient", &ports, true);
-    let topology = in_front_of(topology, "detected", &ports, false);
+    let topology = in_front_of(in_front_of(topology, "strict", &ports, Some("http")), "lenient", &ports, Some("http"));
+    let topology = in_front_of(topology, "detected", &ports, None);
     let mesh = topology.start()?;
     let directory = mesh.node("a").paths().run.clone();
     let ports = write(&directory, "ports.json", &json!(ports))?;
@@ -160,7 +61,7 @@ fn requests_are_understood_alike_by_everyone_or_refused() -> Result<()> {
 
     let started = Instant::now();
     let run = |from: &str, pod: &str, direct: bool| -> Result<Process> {
-        let host = |c: &Case| if direct { mesh.pod(pod).v4() } else { address(&mesh, pod, &cases, c.port) };
+        let host = |c: &Case| if direct { mesh.pod(pod).v4() } else { address(&mesh, pod, c.port) };
         let plan: Vec<Value> = cases.iter().map(|c| c.plan(&host(c).to_string())).collect();
         let patience = if direct { 0.3 } else { PATIENCE_SECONDS };
         start_client(mesh.pod(from), &write(&directory, &format!("{pod}.json"), &json!(plan))?, CONCURRENCY, patience)
@@ -217,7 +118,7 @@ fn what_a_server_answers_is_told_truly() -> Result<()> {
         .pod("outside")
         .unmeshed()
         .topology();
-    let topology = in_front_of(in_front_of(topology, "raw", &ports, true), "outside", &ports, true);
+    let topology = in_front_of(in_front_of(topology, "raw", &ports, Some("http")), "outside", &ports, Some("http"));
     let mesh = topology.start()?;
     let directory = mesh.node("a").paths().run.clone();
     let scripts: serde_json::Map<String, Value> = cases.iter().map(|c| (c.port.to_string(), c.script())).collect();
@@ -226,7 +127,7 @@ fn what_a_server_answers_is_told_truly() -> Result<()> {
     let mut faults = Vec::new();
     for (pod, one_agent) in [("raw", false), ("outside", true)] {
         let origin = start_origin(mesh.pod(pod), "raw_origin.py", &[], &scripts)?;
-        let plan: Vec<Value> = cases.iter().map(|c| c.plan(&address(&mesh, pod, &cases, c.port).to_string())).collect();
+        let plan: Vec<Value> = cases.iter().map(|c| c.plan(&address(&mesh, pod, c.port).to_string())).collect();
         let plan = write(&directory, &format!("{pod}.json"), &json!(plan))?;
         let client = finish_client(&start_client(mesh.pod("client"), &plan, CONCURRENCY, PATIENCE_SECONDS)?)?;
         let (origin_log, access_log) = (origin_log(&origin)?, access_log(&mesh, pod));
@@ -251,16 +152,15 @@ fn slow_clients_are_told_and_let_go() -> Result<()> {
         .agent_arguments(&["--workers", "1"])
         .pod("strict")
         .topology();
-    let mesh = in_front_of(topology, "strict", &ports, true).start()?;
+    let mesh = in_front_of(topology, "strict", &ports, Some("http")).start()?;
     let directory = mesh.node("a").paths().run.clone();
     let ports = write(&directory, "ports.json", &json!(ports))?;
     let origin = start_origin(mesh.pod("strict"), "strict_origin.py", &["h11"], &ports)?;
-    let plan: Vec<Value> =
-        cases.iter().map(|c| c.plan(&address(&mesh, "strict", &cases, c.port).to_string())).collect();
+    let plan: Vec<Value> = cases.iter().map(|c| c.plan(&address(&mesh, "strict", c.port).to_string())).collect();
     let plan = write(&directory, "plan.json", &json!(plan))?;
     let started = Instant::now();
     // Enough of them to take the place of others, if they took any.
-    let host = address(&mesh, "strict", &cases, cases[0].port).to_string();
+    let host = address(&mesh, "strict", cases[0].port).to_string();
     let crowd: Vec<Value> = (0..200)
         .map(|n| {
             let steps = json!([

@@ -4,10 +4,10 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version, header, request};
 
 use super::{check_value, insert, is_of_connection, strip_heddle};
-use crate::Reject;
 use crate::h1::{Body, Known, RequestHead, TargetForm, Upgrade, content_length};
 use crate::syntax::{self, HostPort};
 use crate::websocket;
+use crate::{Limits, Reject};
 
 /// What an HTTP/2 request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +117,12 @@ fn check_target(parts: &mut request::Parts, kind: Kind) -> Result<(), Reject> {
     if hosts.next().is_some() {
         return Err(Reject::HostDuplicate);
     }
-    let scheme = parts.uri.scheme_str();
+    let scheme = match parts.uri.scheme_str() {
+        // A request must have `:scheme`, and the `h2` crate sees to it; but the `http` crate holds none where the authority is in Host
+        // alone. Here, in clear text, it was http.
+        None if kind != Kind::Connect && parts.uri.authority().is_none() => Some("http"),
+        scheme => scheme,
+    };
     if kind == Kind::Connect {
         if scheme.is_some() || !matches!(parts.uri.path(), "" | "/") || parts.uri.query().is_some() {
             return Err(Reject::PseudoHeader);
@@ -148,6 +153,9 @@ fn check_target(parts: &mut request::Parts, kind: Kind) -> Result<(), Reject> {
         return if named.port.is_some_and(|port| port > 0) { Ok(()) } else { Err(Reject::PseudoHeader) };
     }
     let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if path.len() > Limits::DEFAULT.target_bytes_max {
+        return Err(Reject::TargetTooLong);
+    }
     match path {
         "*" if parts.method == Method::OPTIONS => {}
         path if path.starts_with('/') && syntax::is_path_and_query(path.as_bytes()) => {}
@@ -157,6 +165,7 @@ fn check_target(parts: &mut request::Parts, kind: Kind) -> Result<(), Reject> {
     parts.headers.remove(header::HOST);
     if parts.uri.authority().is_none() {
         let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        uri.scheme = Some(Scheme::HTTP);
         uri.authority = Some(authority);
         parts.uri = Uri::from_parts(uri).map_err(|_| Reject::HostInvalid)?;
     }

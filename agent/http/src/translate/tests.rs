@@ -54,7 +54,7 @@ fn traps_of_http2_requests() {
         ("GET", "http://a/", &[("host", "a:81")], true, Reject::HostMismatch),
         ("GET", "http://a/", &[("host", "a"), ("host", "a")], true, Reject::HostDuplicate),
         ("GET", "http://u@a/", &[], true, Reject::PseudoHeader),
-        ("GET", "/", &[], true, Reject::PseudoHeader),
+        ("GET", "/", &[], true, Reject::HostMissing),
         ("GET", "ftp://a/", &[], true, Reject::PseudoHeader),
         ("GET", "http://a/b\\c", &[], true, Reject::TargetByte),
         ("GET", "http://a/caf\u{e9}", &[], true, Reject::TargetByte),
@@ -154,12 +154,31 @@ fn grpc_stays_on_http2() {
 
 #[test]
 fn a_host_alone_becomes_the_authority() {
-    let mut parts = h2_request("GET", "/", &[("host", "a:81")]);
-    let mut uri = parts.uri.clone().into_parts();
-    uri.scheme = None;
-    parts.uri = http::Uri::from_parts(uri).unwrap();
-    // The `http` crate holds no scheme without an authority, so such a request reaches us without either: refused.
+    // As it comes from the `h2` crate: the `http` crate holds no scheme without an authority.
+    let from_wire = |fields| {
+        let mut parts = h2_request("GET", "/x?y", fields);
+        parts.uri = "/x?y".parse().unwrap();
+        parts
+    };
+    let mut parts = from_wire(&[("host", "a:81")]);
+    assert!(check_request(&mut parts, None, true).is_ok());
+    assert_eq!(parts.uri, "http://a:81/x?y");
+    assert!(parts.headers.get("host").is_none());
+    assert_eq!(check_request(&mut from_wire(&[]), None, true), Err(Reject::HostMissing));
+    assert_eq!(check_request(&mut from_wire(&[("host", "a b")]), None, true), Err(Reject::HostInvalid));
+    // With an authority the scheme is held: without one there was none.
+    let mut parts = h2_request("CONNECT", "a:80", &[]);
+    parts.method = http::Method::GET;
     assert_eq!(check_request(&mut parts, None, true), Err(Reject::PseudoHeader));
+}
+
+#[test]
+fn a_path_has_the_limit_of_a_request_line() {
+    for (length, expected) in [(16 * 1024, Ok(())), (16 * 1024 + 1, Err(Reject::TargetTooLong))] {
+        let path = format!("/{}", "a".repeat(length - 1));
+        let mut parts = h2_request("GET", &format!("http://a{path}"), &[]);
+        assert_eq!(check_request(&mut parts, None, true).map(drop), expected, "{length}");
+    }
 }
 
 #[test]

@@ -94,8 +94,10 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
         }
     })
     .await;
+    // Where GOAWAY says why, a reset must not take it back.
+    let is_told = end.as_ref().err().is_none_or(h2::Error::is_library);
     let reason = ended(end, verdict);
-    verdict.is_clean.set(reason.is_success());
+    verdict.is_clean.set(is_told);
     // What is left of the streams goes first: each is recorded before the client can see its connection close.
     drop(streams);
     (reason, Some(Box::new(connection)))

@@ -1,14 +1,14 @@
 //! What a case sends, what it expects, and where it runs: made from the codec's own table (`agent/http/tests/strictness.txt`) and from
 //! `sequences.txt`.
 
+#![allow(dead_code, reason = "each suite uses its part")]
+
 use heddle_http::Reject;
 use heddle_http::detect::{DETECT_BYTES_MAX, Detection, Protocol, detect};
 use serde_json::{Value, json};
 
 use super::codec::{self, Verdict};
-
-/// The first port of the cases; each has its own, so that what an origin saw on a port belongs to one case.
-const PORT_FIRST: u16 = 20_000;
+use super::stage::{PORT_FIRST, hex};
 
 /// Which origin a case is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -444,14 +444,4 @@ fn rule(word: &str) -> Reject {
 /// Where `wanted` begins.
 pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
-}
-
-/// Bytes as the Python peers read them.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The other way.
-pub fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len() / 2).filter_map(|at| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()).collect()
 }

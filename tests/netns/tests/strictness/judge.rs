@@ -1,10 +1,13 @@
 //! Whether what the client got, what the origin understood and what the agents logged is what a case expects.
 
+#![allow(dead_code, reason = "each suite uses its part")]
+
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::case::{After, Answer, Case, Seen, unhex};
+use super::case::{After, Answer, Case, Seen};
+use super::stage::{text, unhex};
 
 /// What is known of a run against one origin.
 #[derive(Debug)]
@@ -36,7 +39,8 @@ impl Evidence<'_> {
         }
         let log = self.origin_log.get(&u64::from(case.port)).map_or(&[][..], Vec::as_slice);
         self.judge_client(case, told, log, &mut faults);
-        self.judge_origin(case, log, &mut faults);
+        let honest = format!("/honest-{}", case.name);
+        faults.found.extend(judge_origin(&faults.case, &case.saw, &honest, case.partly, log));
         faults.found
     }
 
@@ -127,30 +131,33 @@ impl Evidence<'_> {
             });
         }
     }
+}
 
-    fn judge_origin(&self, case: &Case, log: &[Value], faults: &mut Faults) {
-        let whole: Vec<Seen> = log
-            .iter()
-            .filter(|e| e["event"] == "request")
-            .map(|e| Seen {
-                method: text(&e["method"]).to_owned(),
-                target: text(&e["target"]).to_owned(),
-                body: unhex(text(&e["body"])),
-            })
-            .collect();
-        let honest = Seen { method: "GET".to_owned(), target: format!("/honest-{}", case.name), body: Vec::new() };
-        let wanted: Vec<Seen> = case.saw.iter().cloned().chain([honest]).collect();
-        faults.check(whole == wanted, || {
-            format!("the origin saw\n      {}\n    not\n      {}", list(&whole), list(&wanted))
-        });
-        for event in log {
-            match text(&event["event"]) {
-                "request" => judge_framing(event, faults),
-                "incomplete" => faults.check(case.partly, || format!("the origin saw an unfinished request: {event}")),
-                _ => faults.add(format!("the origin could not read: {event}")),
-            }
+/// What is wrong with what an origin understood: all of `saw`, then the honest request that follows each case, and nothing else. `partly`: it
+/// may have seen a part of a request more.
+pub fn judge_origin(case: &str, saw: &[Seen], honest: &str, partly: bool, log: &[Value]) -> Vec<String> {
+    let mut faults = Faults { case: case.to_owned(), found: Vec::new() };
+    let whole: Vec<Seen> = log
+        .iter()
+        .filter(|e| e["event"] == "request")
+        .map(|e| Seen {
+            method: text(&e["method"]).to_owned(),
+            target: text(&e["target"]).to_owned(),
+            body: unhex(text(&e["body"])),
+        })
+        .collect();
+    let honest = Seen { method: "GET".to_owned(), target: honest.to_owned(), body: Vec::new() };
+    let wanted: Vec<Seen> = saw.iter().cloned().chain([honest]).collect();
+    faults
+        .check(whole == wanted, || format!("the origin saw\n      {}\n    not\n      {}", list(&whole), list(&wanted)));
+    for event in log {
+        match text(&event["event"]) {
+            "request" => judge_framing(event, &mut faults),
+            "incomplete" => faults.check(partly, || format!("the origin saw an unfinished request: {event}")),
+            _ => faults.add(format!("the origin could not read: {event}")),
         }
     }
+    faults.found
 }
 
 /// One framing, one host, nothing of ours: whatever the client sent.
@@ -194,9 +201,4 @@ fn list(seen: &[Seen]) -> String {
         format!("{} {target} {:?}", s.method, String::from_utf8_lossy(&s.body[..s.body.len().min(60)]))
     };
     seen.iter().map(one).collect::<Vec<_>>().join("\n      ")
-}
-
-/// A string, or nothing.
-pub fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
