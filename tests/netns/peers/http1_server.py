@@ -6,6 +6,7 @@
 /close          a body that ends with the connection
 /refuse         403 at once, without reading the body
 /cut            half of the promised body, then a reset
+/status/CODE/N  a response with this status, and with N as its grpc-status
 """
 
 import hashlib
@@ -78,6 +79,11 @@ class Handler(socketserver.BaseRequestHandler):
             self.send(h11.Response(status_code=200, headers=[("Connection", "close")]))
             self.send(h11.Data(data=b"x" * 100_000), h11.EndOfMessage())
             return False
+        if path.startswith("/status/"):
+            _, _, code, grpc_status = path.split("/")
+            headers = [("Content-Length", "0"), ("grpc-status", grpc_status)]
+            self.send(h11.Response(status_code=int(code), headers=headers), h11.EndOfMessage())
+            return True
         if path == "/cut":
             self.send(h11.Response(status_code=200, headers=[("Content-Length", "1000")]), h11.Data(data=b"x" * 500))
             self.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
