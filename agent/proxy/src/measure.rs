@@ -1,4 +1,5 @@
-//! What `examples/record_bench.rs` measures: the recording of one request, as the data plane does it and no other way.
+//! A worker and a connection without a socket, and what `examples/record_bench.rs` measures with them: the recording of one
+//! request, as the data plane does it and no other way.
 
 use std::future::ready;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -38,34 +39,47 @@ impl SocketSource for NoSockets {
     }
 }
 
+/// A worker that serves nothing.
+pub(crate) fn worker(http: HttpMetrics) -> Rc<Worker> {
+    let (_snapshots, snapshots) = watch::channel(Arc::new(Snapshot::new("node-1")));
+    let (_stop, stopped) = watch::channel(());
+    Rc::new(Worker::new(Seed {
+        index: 0,
+        config: Arc::new(Config::default()),
+        snapshots,
+        stopped,
+        sockets: Arc::new(NoSockets),
+        telemetry: Telemetry {
+            tcp: TcpMetrics::new(1, 1000),
+            http,
+            proxy: ProxyMetrics::new(1),
+            access: AccessLog::none(),
+        },
+        affinity: Arc::new(AffinityTable::new(1)),
+    }))
+}
+
+/// A connection of that worker, of a pod that calls `shop/web`.
+pub(crate) fn connection(worker: &Rc<Worker>) -> Rc<Conn> {
+    let pod = Rc::new(Pod::new(Arc::new(PodBudget::new(PodUid::new("caller"), 1)), Vec::new()));
+    let source = Some(Arc::new(Workload::new("caller", "shop", "caller")));
+    let (client, original) = (ClientAddr::new(at(40_000)), Some(OriginalDst::new(at(80))));
+    let conn = Conn::enter(worker, &pod, Direction::Outbound, client, original, source);
+    conn.carries_http();
+    conn.set_target(Target { service: Some((Arc::new(Service::new("shop", "web")), 80)), ..Target::default() });
+    conn
+}
+
+fn at(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 1, 0, 1), port))
+}
+
 /// Records `count` requests of one connection, spread over 64 label sets, without an access log; the time that took, and what
 /// was recorded.
 #[must_use]
 pub fn record_requests(count: u32) -> (Duration, HttpMetrics) {
     let metrics = HttpMetrics::new(1, 1000);
-    let (_snapshots, snapshot) = watch::channel(Arc::new(Snapshot::new("node-1")));
-    let (_stop, stopped) = watch::channel(());
-    let worker = Rc::new(Worker::new(Seed {
-        index: 0,
-        config: Arc::new(Config::default()),
-        snapshots: snapshot,
-        stopped,
-        sockets: Arc::new(NoSockets),
-        telemetry: Telemetry {
-            tcp: TcpMetrics::new(1, 1000),
-            http: metrics.clone(),
-            proxy: ProxyMetrics::new(1),
-            access: AccessLog::none(),
-        },
-        affinity: Arc::new(AffinityTable::new(1)),
-    }));
-    let pod = Rc::new(Pod::new(Arc::new(PodBudget::new(PodUid::new("caller"), 1)), Vec::new()));
-    let at = |last: u16| SocketAddr::from((Ipv4Addr::new(10, 1, 0, 1), last));
-    let source = Some(Arc::new(Workload::new("caller", "shop", "caller")));
-    let (client, original) = (ClientAddr::new(at(40_000)), Some(OriginalDst::new(at(80))));
-    let conn = Conn::enter(&worker, &pod, Direction::Outbound, client, original, source);
-    conn.carries_http();
-    conn.set_target(Target { service: Some((Arc::new(Service::new("shop", "web")), 80)), ..Target::default() });
+    let conn = connection(&worker(metrics.clone()));
     let endpoints: Vec<_> = (0..ENDPOINTS)
         .map(|number| {
             let name = format!("web-{number}");
@@ -76,6 +90,7 @@ pub fn record_requests(count: u32) -> (Duration, HttpMetrics) {
     let started = Instant::now();
     for (number, (addr, workload)) in (0..count).zip(endpoints.iter().cycle()) {
         let mut record = Record::begin(&conn);
+        let _ = record.take_budget();
         record.set_endpoint(*addr, Some(workload));
         record.status = STATUSES[(number / u32::from(ENDPOINTS)) as usize % STATUSES.len()];
         (record.request_bytes, record.response_bytes) = (u64::from(number % 7), 1024);

@@ -49,7 +49,7 @@ pub fn write_bodies(directory: &Path) -> Result<()> {
 pub fn start_origin(place: &Place, directory: &Path) -> Result<Process> {
     let body = "x".repeat(1 << 10);
     let server = format!(
-        "open_file_cache max=16;
+        "open_file_cache max=16; sendfile off; output_buffers 1 64k;
         server {{
             listen {H1_PORT} backlog=4096;
             listen {H2_PORT} http2 backlog=4096;
@@ -87,7 +87,7 @@ fn start_nginx_with(server: &str, what: &str, place: &Place, directory: &Path, p
         "daemon off; master_process off; worker_rlimit_nofile 32768; error_log stderr warn; pid nginx.pid;
         events {{ worker_connections 16384; multi_accept on; }}
         http {{
-        access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000000; keepalive_timeout 300s;
+        access_log off; keepalive_requests 1000000000; keepalive_timeout 300s;
         client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;
         {server}
         }}\n"

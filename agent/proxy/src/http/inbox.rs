@@ -130,6 +130,13 @@ impl Inbox {
     }
 
     fn make_room(&mut self, conn: &Conn) -> bool {
+        // Reads filled what there was: a long body comes in larger pieces.
+        if self.is_empty()
+            && let Some(Store::Lent(lent)) = &self.store
+            && lent.class() < self.class
+        {
+            self.store = None;
+        }
         if let Some(store) = &mut self.store {
             let size = store.bytes().len();
             if self.end < size {
@@ -164,4 +171,37 @@ impl Inbox {
 
 fn lend(conn: &Conn, class: usize) -> Option<Lent> {
     conn.worker.buffers.lend(class, &conn.pod.budget, conn.worker.limits().buffered_bytes_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use heddle_telemetry::HttpMetrics;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::measure;
+
+    #[tokio::test]
+    async fn what_is_long_comes_in_larger_pieces_each_time() {
+        let conn = measure::connection(&measure::worker(HttpMetrics::new(1, 10)));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let receiver = listener.accept().await.unwrap().0;
+        let total = SIZES[0] + SIZES[1] / 2;
+        sender.write_all(&vec![1; total]).await.unwrap();
+        let mut scratch = vec![0; total];
+        while receiver.peek(&mut scratch).await.unwrap() < total {
+            tokio::task::yield_now().await;
+        }
+        let mut inbox = Inbox::default();
+        for expected in [SIZES[0], SIZES[1] / 2] {
+            let filled = poll_fn(|cx| inbox.poll_fill(cx, &conn, &receiver)).await.unwrap();
+            assert_eq!(filled, Filled::Bytes(expected));
+            inbox.consume(expected);
+        }
+        conn.end(Reason::Completed);
+    }
 }
