@@ -380,8 +380,7 @@ impl Server<'_> {
     /// Ends our direction and takes what the client still sends, so that it can read what it was told.
     async fn linger(&mut self) {
         self.let_go();
-        self.inbox.consume(usize::MAX);
-        self.inbox.release();
+        self.inbox.discard();
         if SockRef::from(self.downstream).shutdown(std::net::Shutdown::Write).is_err() {
             return;
         }
