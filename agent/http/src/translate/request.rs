@@ -97,7 +97,9 @@ fn check_fields(headers: &mut HeaderMap) -> Result<FieldFacts, Reject> {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     if cookies > 1 {
-        let joined = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+        // An empty one would leave a blank at an end (RFC 9113 §8.2.1).
+        let crumbs = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+        let joined = crumbs.filter(|crumb| !crumb.is_empty()).collect::<Vec<_>>();
         let joined = HeaderValue::from_bytes(&joined.join(&b"; "[..])).map_err(|_| Reject::FieldValue)?;
         headers.insert(header::COOKIE, joined);
     }
