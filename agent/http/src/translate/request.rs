@@ -147,6 +147,7 @@ fn check_target(parts: &mut request::Parts, kind: Kind) -> Result<(), Reject> {
     };
     let named = HostPort::parse(authority.as_str().as_bytes()).ok_or(Reject::PseudoHeader)?;
     if kind == Kind::Connect {
+        parts.headers.remove(header::HOST);
         return if named.port.is_some_and(|port| port > 0) { Ok(()) } else { Err(Reject::PseudoHeader) };
     }
     let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);

@@ -143,6 +143,15 @@ fn http2_requests_as_http1() {
 }
 
 #[test]
+fn a_host_goes_where_the_authority_says_the_same() {
+    for (method, uri) in [("GET", "http://a/"), ("CONNECT", "a:443")] {
+        let mut parts = h2_request(method, uri, &[("host", "a")]);
+        check_request(&mut parts, None, method == "GET").unwrap();
+        assert!(parts.headers.is_empty(), "{method}");
+    }
+}
+
+#[test]
 fn a_host_alone_becomes_the_authority() {
     let mut parts = h2_request("GET", "/", &[("host", "a:81")]);
     let mut uri = parts.uri.clone().into_parts();

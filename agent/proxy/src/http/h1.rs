@@ -112,7 +112,9 @@ impl Server<'_> {
                 Err(Unread::Rejected(reason, rule)) => {
                     record.detail = rule;
                     record.describe(|| Told { protocol: "HTTP/1.1", ..Told::default() });
-                    self.refuse(&mut heads.response, record, reason, Version::Http11, false, false).await
+                    // What is no request may still be one for a head alone, whose answer has no content (RFC 9110 §9.3.2).
+                    let is_head = self.inbox.bytes().trim_ascii_start().starts_with(b"HEAD ");
+                    self.refuse(&mut heads.response, record, reason, Version::Http11, is_head, false).await
                 }
             };
             self.conn.worker.spare_heads.give(heads);

@@ -147,6 +147,23 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn the_refusal_of_a_request_for_a_head_has_no_content() {
+    let mesh = Mesh::new(1);
+    let vip = http_pod(&mesh, &[dead_address().await]).await;
+    for (refused, has_content) in [
+        ("HEAD / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", false),
+        ("\r\nHEAD nothing HTTP/1.1\r\nHost: a\r\n\r\n", false),
+        ("GET nothing HTTP/1.1\r\nHost: a\r\n\r\n", true),
+    ] {
+        let mut client = connect(vip).await;
+        say(&mut client, refused).await;
+        let text = String::from_utf8(rest(&mut client).await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("Content-Length: "), "{text}");
+        assert_eq!(!text.ends_with("\r\n\r\n"), has_content, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_ends_the_connection_comes_whole_behind_pipelined_requests() {
     let mesh = Mesh::new(1);
     let (listener, addr) = backend().await;
