@@ -97,7 +97,9 @@ fn check_fields(headers: &mut HeaderMap) -> Result<FieldFacts, Reject> {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     if cookies > 1 {
-        let joined = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
+        // An empty one would leave a blank at an end (RFC 9113 §8.2.1).
+        let crumbs = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+        let joined = crumbs.filter(|crumb| !crumb.is_empty()).collect::<Vec<_>>();
         let joined = HeaderValue::from_bytes(&joined.join(&b"; "[..])).map_err(|_| Reject::FieldValue)?;
         headers.insert(header::COOKIE, joined);
     }
@@ -150,6 +152,7 @@ fn check_target(parts: &mut request::Parts, kind: Kind) -> Result<(), Reject> {
     };
     let named = HostPort::parse(authority.as_str().as_bytes()).ok_or(Reject::PseudoHeader)?;
     if kind == Kind::Connect {
+        parts.headers.remove(header::HOST);
         return if named.port.is_some_and(|port| port > 0) { Ok(()) } else { Err(Reject::PseudoHeader) };
     }
     let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);

@@ -105,7 +105,16 @@ fn http2_requests_as_http1() {
             "GET",
             "https://a/",
             None,
-            &[("host", "A:443"), ("cookie", "a=1"), ("cookie", "b=2"), ("x-heddle-reason", "no"), ("x_heddle_a", "no")],
+            &[
+                ("host", "A:443"),
+                ("cookie", ""),
+                ("cookie", "a=1"),
+                ("cookie", ""),
+                ("cookie", "b=2"),
+                ("cookie", ""),
+                ("x-heddle-reason", "no"),
+                ("x_heddle_a", "no"),
+            ],
             true,
             "GET / HTTP/1.1\r\nHost: a\r\ncookie: a=1; b=2\r\n\r\n",
         ),
@@ -150,6 +159,15 @@ fn grpc_stays_on_http2() {
     assert_eq!(request_to_h1(&parts, &checked, "", &mut RequestHead::default()), Err(Reject::GrpcOverHttp1));
     let code = crate::answer::grpc_status_of(Reject::GrpcOverHttp1.request_reason());
     assert_eq!(code, 12, "UNIMPLEMENTED");
+}
+
+#[test]
+fn a_host_goes_where_the_authority_says_the_same() {
+    for (method, uri) in [("GET", "http://a/"), ("CONNECT", "a:443")] {
+        let mut parts = h2_request(method, uri, &[("host", "a")]);
+        check_request(&mut parts, None, method == "GET").unwrap();
+        assert!(parts.headers.is_empty(), "{method}");
+    }
 }
 
 #[test]

@@ -115,7 +115,9 @@ impl Server<'_> {
                 Err(Unread::Rejected(reason, rule)) => {
                     record.detail = rule;
                     record.describe(|| Told { protocol: "HTTP/1.1", ..Told::default() });
-                    self.refuse(&mut heads.response, record, reason, Version::Http11, false, false).await
+                    // What is no request may still be one for a head alone, whose answer has no content (RFC 9110 §9.3.2).
+                    let is_head = self.inbox.bytes().trim_ascii_start().starts_with(b"HEAD ");
+                    self.refuse(&mut heads.response, record, reason, Version::Http11, is_head, false).await
                 }
             };
             self.conn.worker.spare_heads.give(heads);
@@ -381,8 +383,7 @@ impl Server<'_> {
     /// Ends our direction and takes what the client still sends, so that it can read what it was told.
     async fn linger(&mut self) {
         self.let_go();
-        self.inbox.consume(usize::MAX);
-        self.inbox.release();
+        self.inbox.discard();
         if SockRef::from(self.downstream).shutdown(std::net::Shutdown::Write).is_err() {
             return;
         }

@@ -80,6 +80,12 @@ impl Inbox {
         }
     }
 
+    /// Drops everything and gives the buffer back.
+    pub(crate) fn discard(&mut self) {
+        (self.start, self.end) = (0, 0);
+        self.store = None;
+    }
+
     /// Gives the buffer back if nothing is in it.
     pub(crate) fn release(&mut self) {
         if self.is_empty() {

@@ -147,6 +147,44 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn the_refusal_of_a_request_for_a_head_has_no_content() {
+    let mesh = Mesh::new(1);
+    let vip = http_pod(&mesh, &[dead_address().await]).await;
+    for (refused, has_content) in [
+        ("HEAD / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", false),
+        ("\r\nHEAD nothing HTTP/1.1\r\nHost: a\r\n\r\n", false),
+        ("GET nothing HTTP/1.1\r\nHost: a\r\n\r\n", true),
+    ] {
+        let mut client = connect(vip).await;
+        say(&mut client, refused).await;
+        let text = String::from_utf8(rest(&mut client).await).unwrap();
+        assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("Content-Length: "), "{text}");
+        assert_eq!(!text.ends_with("\r\n\r\n"), has_content, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_the_connection_comes_whole_behind_pipelined_requests() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    // What is refused begins in the middle of the buffer, and is not all that is in it.
+    say(&mut client, "GET /1 HTTP/1.1\r\nHost: web\r\n\r\nPOST /2 HTTP/1.1\r\nHost: web\r\nHost: web\r\n\r\nand more")
+        .await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await;
+    let text = String::from_utf8(rest(&mut client).await).unwrap();
+    assert!(text.contains("hiHTTP/1.1 400 "), "{text}");
+    // While the agent lingers it holds no buffer for what it threw away.
+    assert_eq!(mesh.metrics.buffer_lent(), 0);
+    drop(client);
+    mesh.records(2).await;
+    assert_eq!(mesh.metrics.ended(heddle_telemetry::Direction::Outbound, heddle_telemetry::Reason::Panic), 0);
+}
+
+#[tokio::test]
 async fn chunks_and_trailers_pass_both_ways() {
     let mesh = Mesh::new(1);
     let (listener, addr) = backend().await;
