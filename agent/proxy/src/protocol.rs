@@ -78,11 +78,13 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
             let mut seen = 0;
             let spoken = poll_fn(|cx| poll_declared(cx, conn, &downstream, &mut seen)).await;
             if seen > 0 && conn.is_out_of_time() {
-                // Whoever reads the head gives it a time of its own.
-                conn.clear_deadline();
                 match watched_anew(downstream) {
                     Ok(again) => downstream = again,
                     Err(reason) => return Ended::lost(reason),
+                }
+                // What it said is still there, and it stays out of time: whoever reads the head says so.
+                if let Err(error) = downstream.readable().await {
+                    return Ended::refused(Side::Downstream.broke(&error), downstream);
                 }
             }
             match spoken {

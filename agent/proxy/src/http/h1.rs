@@ -153,7 +153,10 @@ impl Server<'_> {
         };
         match filled {
             Ok(Filled::Bytes(_)) => {
-                self.conn.clear_deadline();
+                // A head that took too long to tell what it is stays out of time.
+                if self.conn.has_deadline() {
+                    self.conn.clear_deadline();
+                }
                 Poll::Ready(None)
             }
             Ok(Filled::End) => Poll::Ready(Some(Reason::Completed)),
