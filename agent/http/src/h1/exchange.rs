@@ -138,9 +138,10 @@ impl Exchange {
 
     /// Whether the client's connection may serve another request: it wants to, and the end of its request is known. Ask before the final
     /// head is written (the answer is what `Connection` tells the client, through [`super::ClientSide::keep_alive`]) and keep to
-    /// that answer.
+    /// that answer. Never behind a CONNECT: a client need not wait for its tunnel before it fills it, and where there is none what it
+    /// sent would be the next request.
     #[must_use]
     pub fn client_reusable(&self) -> bool {
-        self.client_keep_alive && self.request_sent && self.upstream != Upstream::Tunnel
+        self.client_keep_alive && self.request_sent && self.upstream != Upstream::Tunnel && !self.asked.connect
     }
 }

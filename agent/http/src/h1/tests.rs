@@ -225,6 +225,13 @@ fn connections_end_where_the_messages_say_so() {
         (GET, "HTTP/1.1 200 OK\r\n\r\n", false, true),
         ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", OK, true, false),
         ("GET / HTTP/1.0\r\n\r\n", OK, true, false),
+        // What a client sends behind a CONNECT is not for us to read.
+        (
+            "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+            "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            true,
+            false,
+        ),
     ] {
         let mut e = exchange(request_text);
         e.request_sent();

@@ -104,7 +104,9 @@ impl Client {
         for _ in 0..OPEN_TRIES_MAX {
             let (endpoint, place) = self.place(record).await?;
             record.set_endpoint(endpoint.addr, endpoint.workload.as_ref());
-            if is_extended && !place.takes_extended_connect(self.conn.worker.config.connect_timeout).await {
+            // What few streams need is boxed: the others hold no room for it.
+            let patience = self.conn.worker.config.connect_timeout;
+            if is_extended && !Box::pin(place.takes_extended_connect(patience)).await {
                 record.detail = Reject::ExtendedConnect.as_str();
                 return Err(Reject::ExtendedConnect.request_reason());
             }
@@ -128,7 +130,7 @@ impl Client {
                 return Ok((stream, true));
             }
             *dials += 1;
-            Ok((dial::unwatched(&self.conn, hop).await?, false))
+            Ok((Box::pin(dial::unwatched(&self.conn, hop)).await?, false))
         };
         let (endpoint, (stream, reused)) = self.reach(record, connect).await?;
         Ok(Upstream { stream, endpoint, reused })

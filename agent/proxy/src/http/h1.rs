@@ -214,7 +214,7 @@ impl Server<'_> {
             request_id: request.fields().get("x-request-id").unwrap_or_default(),
         });
         let mut facts = Facts::of(request, &limits);
-        let (version, is_head, wants_more) = (facts.version, facts.is_head, request.keep_alive());
+        let (version, is_head, wants_more) = (facts.version, facts.is_head, facts.wants_more(request));
         let no_body = facts.body == Body::Empty;
         if let Err(reason) = record.take_budget() {
             return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
@@ -229,7 +229,8 @@ impl Server<'_> {
         }
         self.conn.attempts.set(0);
         if self.client.upstream_version(HttpVersion::Http1) == HttpVersion::Http2 {
-            return self.exchange_on_a_stream(heads, facts, record).await;
+            // Boxed: an idle connection holds no room for it.
+            return Box::pin(self.exchange_on_a_stream(heads, facts, record)).await;
         }
         let mut from = From::Pool;
         loop {
@@ -348,6 +349,8 @@ impl Server<'_> {
         is_head: bool,
         keep: bool,
     ) -> Next {
+        // Whatever head was about to be written, nobody got it.
+        record.status = 0;
         let Some(status) = answer::status(reason) else {
             record.finish(reason);
             return Next::End(reason);

@@ -29,6 +29,8 @@ pub(crate) struct Record {
     /// For the access log, if there is one.
     told: Option<Box<(SystemTime, HttpFields)>>,
     pub(crate) grpc: bool,
+    /// An answer of the agent's own has no body.
+    pub(crate) is_head: bool,
     /// Status the client was sent, 0 while it was sent none.
     pub(crate) status: u16,
     pub(crate) grpc_status: Option<u8>,
@@ -68,6 +70,7 @@ impl Record {
             started: Instant::now(),
             told,
             grpc: false,
+            is_head: false,
             status: 0,
             grpc_status: None,
             request_bytes: 0,

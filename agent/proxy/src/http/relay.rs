@@ -384,13 +384,15 @@ impl<'a> Relay<'a> {
                     let keep = self.exchange.client_reusable() && !self.conn.worker.draining.get();
                     let outgoing = forward_response(self.head, client(keep));
                     self.record.status = self.head.status();
-                    self.head.write(framing);
                     // What of an interim response is not yet written goes out with it.
+                    let is_within_interim = written > 0 && written < framing.len();
+                    self.head.write(framing);
                     let mut rest = std::mem::take(framing);
                     rest.drain(..written);
                     let decoder = BodyDecoder::new(body, &self.limits);
                     let messages = Messages::new(self.record.grpc);
-                    let pipe = Pipe::new(rest, decoder, BodyEncoder::new(outgoing.body), messages);
+                    let mut pipe = Pipe::new(rest, decoder, BodyEncoder::new(outgoing.body), messages);
+                    pipe.begun = is_within_interim;
                     return Ok(Some(Response::Body { pipe: Box::new(pipe), keep_client: outgoing.keep_alive }));
                 }
             }
@@ -439,6 +441,12 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Whether the client's connection may be kept behind an answer of the agent's own. Not behind a CONNECT: a client need not wait
+    /// for its tunnel before it fills it, and what is meant for the tunnel must not be taken for a request.
+    pub(crate) fn wants_more(&self, head: &RequestHead) -> bool {
+        head.keep_alive() && !self.exchange.asked().connect
+    }
+
     /// Of a request as the client sent it.
     pub(crate) fn of(head: &RequestHead, limits: &Limits) -> Self {
         Self {

@@ -31,6 +31,7 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, resp
     let (mut parts, body) = request.into_parts();
     let protocol = parts.extensions.get::<Protocol>().map(|p| p.as_str().to_owned());
     let checked = translate::check_request(&mut parts, protocol.as_deref(), body.is_end_stream());
+    record.is_head = parts.method == Method::HEAD;
     record.describe(|| {
         let value = |name: &str| parts.headers.get(name).map_or(&b""[..], |v| v.as_bytes());
         Told {
@@ -56,7 +57,8 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, resp
     let asking = Asking { client, parts, checked, body, respond, record };
     match asking.client.upstream_version(HttpVersion::Http2) {
         HttpVersion::Http2 => asking.on_a_stream().await,
-        HttpVersion::Http1 => asking.on_a_connection().await,
+        // Boxed: few streams need the room.
+        HttpVersion::Http1 => Box::pin(asking.on_a_connection()).await,
     }
 }
 
@@ -83,7 +85,8 @@ impl Asking {
         let is_harmless = ended && is_idempotent(parts.method.as_str());
         let request = Request::from_parts(parts, ());
         for repeats in 0..=REPEATS_MAX {
-            let opened = match client.open(&request, ended, &mut record).await {
+            let opening = client.open(&request, ended, &mut record);
+            let opened = match unless_reset(&mut respond, opening).await {
                 Ok(opened) => opened,
                 Err(reason) => return refuse(&client, respond, record, reason),
             };
@@ -140,6 +143,18 @@ async fn fail(
     record.finish(failed.reason);
 }
 
+/// Waits for an upstream as long as the client waits for its answer.
+async fn unless_reset<T>(
+    respond: &mut SendResponse<Bytes>,
+    upstream: impl Future<Output = Result<T, Reason>>,
+) -> Result<T, Reason> {
+    tokio::select! {
+        biased;
+        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(Reason::RequestCancelled),
+        upstream = upstream => upstream,
+    }
+}
+
 /// Answers for the upstream and records the request.
 fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record, reason: Reason) {
     let Some(status) = answer::status(reason) else {
@@ -148,6 +163,7 @@ fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record,
     };
     let reveal = client.conn.direction == Direction::Outbound || client.conn.source.is_some();
     let (response, body) = answer::h2(reason, status, record.grpc, reveal);
+    let body = if record.is_head { "" } else { body };
     record.status = response.status().as_u16();
     record.grpc_status = record.grpc.then(|| answer::grpc_status_of(reason));
     // An error means that the client is gone.

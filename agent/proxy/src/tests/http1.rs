@@ -332,6 +332,30 @@ async fn connect_becomes_a_tunnel() {
 }
 
 #[tokio::test]
+async fn what_is_meant_for_a_tunnel_is_no_request() {
+    let optimist = "CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n\r\nGET /evil HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, optimist).await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await;
+    let told = String::from_utf8(rest(&mut client).await).unwrap();
+    assert!(told.starts_with("HTTP/1.1 403 ") && told.contains("Connection: close\r\n"), "{told}");
+    drop(client);
+    assert_eq!(mesh.records(1).await.len(), 1);
+    // Nor behind an answer of the agent's own.
+    let vip = http_pod(&mesh, &[dead_address().await]).await;
+    let mut client = connect(vip).await;
+    say(&mut client, optimist).await;
+    let told = String::from_utf8(rest(&mut client).await).unwrap();
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.matches("HTTP/1.1").count() == 1, "{told}");
+    assert_eq!(mesh.records(2).await.len(), 2);
+}
+
+#[tokio::test]
 async fn a_truncated_response_is_a_reset() {
     for answer in [
         "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf",

@@ -411,6 +411,47 @@ async fn interim_responses_pass() {
 }
 
 #[tokio::test]
+async fn a_cancel_is_felt_while_there_is_no_server_yet() {
+    for (name, declared) in [("grpc", "stream"), ("http1", "connection")] {
+        let mesh = Mesh::with(crate::Config { connect_timeout: PATIENCE, ..crate::Config::default() });
+        let (_listener, _waiting, addr) = silent_address().await;
+        let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = name.into()).await;
+        let mut client = client(vip).await;
+        let (_response, mut sink) = client.send_request(get("/"), false).unwrap();
+        until("the dial", || mesh.sockets.taken.load(SeqCst) > 0).await;
+        sink.send_reset(Reason::CANCEL);
+        assert_eq!(mesh.only_reason().await, "request_cancelled", "for a {declared}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_head_request_gets_no_body() {
+    let mesh = Mesh::new(1);
+    let vip = h2_pod(&mesh, &[dead_address().await]).await;
+    let mut client = client(vip).await;
+    let request = Request::builder().method(Method::HEAD).uri("http://web/").body(()).unwrap();
+    let response = soon(client.send_request(request, true).unwrap().0).await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert!(response.body().is_end_stream(), "{response:?}");
+    assert_eq!(mesh.records(1).await[0]["bytes_sent"], 0);
+}
+
+#[tokio::test]
+async fn extended_connect_needs_the_servers_leave() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let mut client = client(vip).await;
+    let mut request = Request::builder().method(Method::CONNECT).uri("http://web/chat").body(()).unwrap();
+    request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+    let (response, _sink) = client.send_request(request, false).unwrap();
+    let stream = soon(listener.accept()).await.unwrap().0;
+    let _serving = keep_going(soon(h2::server::handshake(stream)).await.unwrap());
+    assert_eq!(soon(response).await.unwrap().status(), StatusCode::NOT_IMPLEMENTED);
+    assert_eq!(mesh.records(1).await[0]["detail"], "extended_connect");
+}
+
+#[tokio::test]
 async fn nobody_speaks_in_the_agents_name() {
     let mesh = Mesh::new(1);
     let (listener, addr) = backend().await;

@@ -30,7 +30,7 @@ use crate::registry::Conn;
 impl Server<'_> {
     /// One request, from its checked head to its end.
     pub(super) async fn exchange_on_a_stream(&mut self, heads: &mut Heads, facts: Facts, mut record: Record) -> Next {
-        let (version, is_head, wants_more) = (facts.version, facts.is_head, heads.request.keep_alive());
+        let (version, is_head, wants_more) = (facts.version, facts.is_head, facts.wants_more(&heads.request));
         let response = &mut heads.response;
         let asking = match Asking::of(&heads.request, facts, &self.original_host()) {
             Ok(asking) => asking,
@@ -317,11 +317,14 @@ impl<'a> Crossing<'a> {
             let _ = self.up.sink.send_data(Bytes::new(), true);
         }
         self.record.status = self.head.status();
-        self.head.write(&mut self.framing);
         // What of an interim response is not yet written goes out with it.
+        let is_within_interim = self.written > 0 && self.written < self.framing.len();
+        self.head.write(&mut self.framing);
         let mut rest = std::mem::take(&mut self.framing);
         rest.drain(..std::mem::take(&mut self.written));
-        self.response = Some((source, ToSocket::new(rest, BodyEncoder::new(outgoing.body), messages)));
+        let mut pipe = ToSocket::new(rest, BodyEncoder::new(outgoing.body), messages);
+        pipe.begun = is_within_interim;
+        self.response = Some((source, pipe));
         Poll::Ready(Ok(()))
     }
 

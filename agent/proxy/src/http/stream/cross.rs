@@ -15,7 +15,7 @@ use heddle_telemetry::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::{Asking, Failed, fail, refuse};
+use super::{Asking, Failed, fail, refuse, unless_reset};
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
 use crate::http::inbox::{Filled, Inbox};
@@ -42,7 +42,8 @@ impl Asking {
         let facts = Facts::of(&heads.request, &Limits::DEFAULT);
         let mut from = From::Pool;
         loop {
-            let upstream = match client.connection(from, &mut record).await {
+            let connecting = client.connection(from, &mut record);
+            let upstream = match unless_reset(&mut respond, connecting).await {
                 Ok(upstream) => upstream,
                 Err(reason) => return refuse(&client, respond, record, reason),
             };
