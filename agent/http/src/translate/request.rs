@@ -48,6 +48,7 @@ pub fn check_request(parts: &mut request::Parts, protocol: Option<&str>, end_str
     };
     let facts = check_fields(&mut parts.headers)?;
     check_target(parts, kind)?;
+    check_size(parts)?;
     let body = match (kind, facts.length) {
         (Kind::Connect | Kind::WebSocket, None) => Body::Tunnel,
         (Kind::Connect | Kind::WebSocket, Some(_)) => return Err(Reject::FramingForbidden),
@@ -62,6 +63,21 @@ pub fn check_request(parts: &mut request::Parts, protocol: Option<&str>, end_str
     }
     let grpc = parts.headers.get(header::CONTENT_TYPE).is_some_and(|v| crate::answer::is_grpc(v.as_bytes()));
     Ok(Checked { kind, body, grpc, te_trailers: facts.te_trailers })
+}
+
+/// The limits of an HTTP/1 head, counted as if it were one: behind what joins the crumbs of a cookie (RFC 9113 §8.2.3).
+fn check_size(parts: &request::Parts) -> Result<(), Reject> {
+    let limits = Limits::DEFAULT;
+    if parts.headers.len() > limits.fields_max {
+        return Err(Reject::TooManyFields);
+    }
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let authority = parts.uri.authority().map_or(0, |authority| authority.as_str().len());
+    let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if parts.method.as_str().len() + target + authority + fields > limits.head_bytes_max {
+        return Err(Reject::HeadTooLarge);
+    }
+    Ok(())
 }
 
 #[derive(Default)]
