@@ -38,6 +38,7 @@ pub fn status(reason: Reason) -> Option<u16> {
         Reason::OutboundDenied
         | Reason::ForbiddenAddress
         | Reason::ResponseMalformed
+        | Reason::ResponseAbuse
         | Reason::ResponseHeadTooLarge
         | Reason::ResponseIncomplete
         | Reason::UpstreamReset

@@ -30,6 +30,11 @@ pub struct Config {
     pub client_idle_timeout: Duration,
     /// How long an idle upstream connection is kept, in whole seconds.
     pub pool_idle_timeout: Duration,
+    /// How long an HTTP/2 server with streams open may say nothing, in whole seconds, before it is asked by a PING whether it is
+    /// there. One that vanished would otherwise be found by TCP, after a quarter of an hour.
+    pub upstream_silence_max: Duration,
+    /// How long it may take to answer that, in whole seconds; beyond: its streams fail with `upstream_lost`.
+    pub upstream_ping_timeout: Duration,
     /// Permits dialling loopback addresses. False in an agent (DESIGN §9); tests on one machine have nothing else.
     pub dial_loopback: bool,
 }
@@ -48,6 +53,8 @@ impl Default for Config {
             request_body_idle_timeout: Duration::from_secs(60),
             client_idle_timeout: Duration::from_secs(3600),
             pool_idle_timeout: Duration::from_secs(60),
+            upstream_silence_max: Duration::from_secs(15),
+            upstream_ping_timeout: Duration::from_secs(15),
             dial_loopback: false,
         }
     }

@@ -57,9 +57,7 @@ impl Failure {
 
 /// Connects to an address that has no alternative: again only when there was no answer.
 pub(crate) async fn same_address(conn: &Rc<Conn>, downstream: &TcpStream, hop: Hop) -> Result<TcpStream, Reason> {
-    // An external address has a timeout long enough for its own retransmissions.
-    let attempts_max =
-        if hop.timeout > conn.worker.config.connect_timeout { 1 } else { conn.worker.config.connect_attempts_max };
+    let attempts_max = attempts_max(conn, &hop);
     loop {
         match once(conn, downstream, hop).await {
             Ok(upstream) => return Ok(upstream),
@@ -67,6 +65,13 @@ pub(crate) async fn same_address(conn: &Rc<Conn>, downstream: &TcpStream, hop: H
             Err(failure) => return Err(failure.reason),
         }
     }
+}
+
+/// How often an address that has no alternative is tried.
+pub(crate) fn attempts_max(conn: &Conn, hop: &Hop) -> u32 {
+    let config = &conn.worker.config;
+    // An external address has a timeout long enough for its own retransmissions.
+    if hop.timeout > config.connect_timeout { 1 } else { config.connect_attempts_max }
 }
 
 /// One attempt. A downstream that is reset meanwhile ends it; one that only ended its own direction does not: a client may

@@ -31,5 +31,11 @@ pub(crate) async fn run(worker: Rc<Worker>, deadline: Instant, reply: oneshot::S
             tracing::error!(worker = worker.index, left = worker.table.len(), "connections did not end when cut");
         }
     }
+    // Connections to HTTP/2 servers outlive the last request by their goodbye, which takes as long as the server lets it.
+    worker.pool_h2.clear();
+    if timeout_at(deadline.into(), worker.links.empty()).await.is_err() {
+        worker.links.cut();
+        let _ = tokio::time::timeout(CUT_GRACE, worker.links.empty()).await;
+    }
     let _ = reply.send(cut);
 }

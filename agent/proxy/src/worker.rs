@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::dial;
 use crate::drain;
 use crate::hash::FastMap;
+use crate::http::link::Links;
 use crate::http::pool::Pool;
 use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
@@ -89,6 +90,8 @@ pub(crate) struct Worker {
     own_pools: RefCell<Vec<Weak<Pool>>>,
     /// Upstream connections that speak HTTP/2.
     pub(crate) pool_h2: PoolH2,
+    /// All of those, wherever they are kept.
+    pub(crate) links: Links,
     pub(crate) spare: SpareBytes,
     pub(crate) spare_heads: Spare<Heads>,
     /// Set once the worker drains: HTTP connections end behind the request they are at.
@@ -153,6 +156,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 let snapshot = worker.refresh();
                 worker.sweep(&snapshot);
                 worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
+                worker.links.tick(&worker.config);
                 continue;
             }
         };
@@ -251,6 +255,7 @@ impl Worker {
             pool: Pool::default(),
             own_pools: RefCell::default(),
             pool_h2: PoolH2::default(),
+            links: Links::default(),
             spare: SpareBytes::default(),
             spare_heads: Spare::default(),
             draining: Cell::new(false),

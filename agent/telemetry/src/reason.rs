@@ -117,6 +117,8 @@ reasons! {
     PodRequestsMax = "pod_requests_max", "OM";
     /// The upstream's response broke a rule of HTTP (502); the access record's detail names the rule.
     ResponseMalformed = "response_malformed", "UPE";
+    /// The upstream sent more HTTP/2 control frames than any honest server does (502); the connection to it was closed.
+    ResponseAbuse = "response_abuse", "UPE";
     /// The upstream's response head or trailers are larger than the limit (502).
     ResponseHeadTooLarge = "response_head_too_large", "UPE";
     /// The upstream ended before its response was complete: 502 before the head, a reset towards the client inside the body.

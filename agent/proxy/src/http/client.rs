@@ -87,8 +87,10 @@ impl Client {
     pub(crate) async fn take_first(&self, upstream: Upstream) {
         let Upstream { stream, mut endpoint, .. } = upstream;
         endpoint.rest();
-        Box::pin(self.pool_h2(endpoint.private).add(&self.conn, endpoint.addr, stream)).await;
-        *self.first.borrow_mut() = Some(endpoint);
+        // One that broke already is dialled again for the first stream.
+        if Box::pin(self.pool_h2(endpoint.private).add(&self.conn, endpoint.addr, stream)).await.is_ok() {
+            *self.first.borrow_mut() = Some(endpoint);
+        }
     }
 
     /// A place for one stream at an endpoint.
@@ -114,8 +116,13 @@ impl Client {
                 Ok((response, sink)) => {
                     return Ok(Opened { response, sink, reused: place.reused, held: (endpoint, place) });
                 }
-                Err(error) if place.is_over() => last = reason_of(&error),
-                Err(error) => return Err(reason_of(&error)),
+                Err(error) => {
+                    last = place.why(reason_of(&error));
+                    let may_dial = record.attempts < self.conn.worker.config.connect_attempts_max;
+                    if !place.is_over() || !(place.reused || may_dial) {
+                        break;
+                    }
+                }
             }
         }
         Err(last)
@@ -172,14 +179,19 @@ impl Client {
         let route = self.route();
         match &route.kind {
             Kind::Refused { reason, .. } => Err(*reason),
-            Kind::Address { hop, workload, .. } => loop {
-                let endpoint = EndpointRef::only(hop, workload.as_ref());
-                match reach(*hop, &mut record.attempts).await {
-                    Ok(reached) => return Ok((endpoint, reached)),
-                    Err(f) if f.retryable && record.attempts < self.conn.worker.config.connect_attempts_max => {}
-                    Err(failure) => return Err(failure.reason),
+            Kind::Address { hop, workload, .. } => {
+                // Rounds, not dials: a failure that was waited for is one.
+                let mut rounds = 0;
+                loop {
+                    rounds += 1;
+                    let endpoint = EndpointRef::only(hop, workload.as_ref());
+                    match reach(*hop, &mut record.attempts).await {
+                        Ok(reached) => return Ok((endpoint, reached)),
+                        Err(f) if f.retryable && rounds < dial::attempts_max(&self.conn, hop) => {}
+                        Err(failure) => return Err(failure.reason),
+                    }
                 }
-            },
+            }
             Kind::Service { service, port_index, candidates } => {
                 let mut picking = Picking::new(&self.conn, service, *port_index, candidates);
                 if let Some(mut first) = first {

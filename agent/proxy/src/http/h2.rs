@@ -20,6 +20,7 @@ use super::{
     CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     STREAMS_MAX,
 };
+use crate::copy::burst;
 use crate::registry::Conn;
 use crate::route::{Route, Upstream};
 use crate::task::Ended;
@@ -57,6 +58,7 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     let mut is_leaving = false;
     let end = poll_fn(|cx| {
         let conn = &client.conn;
+        verdict.begin_turn(burst(conn.worker.table.len()));
         if conn.is_out_of_time() && is_leaving {
             // It was told, and goes on as if nothing was said.
             return Poll::Ready(Ok(()));

@@ -1,7 +1,7 @@
-//! A socket as the `h2` crate reads and writes it: what a client sends is metered, and how the socket is closed is decided by
-//! whoever knows how the connection ended.
+//! A socket as the `h2` crate reads and writes it: what its peer sends is metered, how much moves in one turn of its task is
+//! limited, and how the socket is closed is decided by whoever knows how the connection ended.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -11,56 +11,64 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::frames::{FrameMeter, HEADER_BYTES as FRAME_HEADER_BYTES};
+use super::frames::FrameMeter;
+use crate::config::COPY_BURST_BYTES_MIN;
 
 /// What is known of a connection besides its bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
     /// It ended cleanly: the socket is closed, not reset.
     pub(crate) is_clean: Cell<bool>,
-    /// The client sent more than any honest one does.
+    /// The peer sent more than any honest one does.
     pub(crate) is_abuse: Cell<bool>,
-    /// The server's first frame came: its SETTINGS (RFC 9113 §3.4).
-    pub(crate) has_greeted: Cell<bool>,
+    /// The peer sent something since this was last cleared.
+    pub(crate) has_heard: Cell<bool>,
+    pub(crate) meter: RefCell<FrameMeter>,
+    /// Bytes that may yet be read, and written, in this turn.
+    readable: Cell<usize>,
+    writable: Cell<usize>,
+}
+
+impl Verdict {
+    /// The connection's task has its turn, in which so many bytes may move each way: h2 would go on as long as there are any.
+    pub(crate) fn begin_turn(&self, allowance: usize) {
+        self.readable.set(allowance);
+        self.writable.set(allowance);
+    }
 }
 
 /// The socket.
 pub(crate) struct Io {
     stream: TcpStream,
-    meter: Option<FrameMeter>,
-    greeting: Greeting,
     verdict: Rc<Verdict>,
 }
 
 impl Io {
     /// Of a client.
     pub(crate) fn to_client(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
-        Self { stream, meter: Some(FrameMeter::new()), greeting: Greeting::default(), verdict }
+        Self::new(stream, verdict, FrameMeter::of_client())
     }
 
     /// Of a server.
     pub(crate) fn to_server(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
-        Self { stream, meter: None, greeting: Greeting::default(), verdict }
+        Self::new(stream, verdict, FrameMeter::of_server())
+    }
+
+    fn new(stream: TcpStream, verdict: Rc<Verdict>, meter: FrameMeter) -> Self {
+        *verdict.meter.borrow_mut() = meter;
+        // For the handshake.
+        verdict.begin_turn(COPY_BURST_BYTES_MIN);
+        Self { stream, verdict }
     }
 }
 
-/// A server's bytes as far as its first frame.
-#[derive(Default)]
-struct Greeting {
-    length: [u8; 3],
-    seen: usize,
-}
-
-impl Greeting {
-    /// Bytes came; true once the frame is whole.
-    fn read(&mut self, bytes: &[u8]) -> bool {
-        for (to, from) in self.length.iter_mut().skip(self.seen).zip(bytes) {
-            *to = *from;
-        }
-        self.seen += bytes.len();
-        let [a, b, c] = self.length;
-        self.seen >= FRAME_HEADER_BYTES && self.seen - FRAME_HEADER_BYTES >= u32::from_be_bytes([0, a, b, c]) as usize
+/// Pending if nothing may move any more in this turn; the next follows behind the others.
+fn poll_allowance(cx: &Context<'_>, left: &Cell<usize>) -> Poll<()> {
+    if left.get() > 0 {
+        return Poll::Ready(());
     }
+    cx.waker().wake_by_ref();
+    Poll::Pending
 }
 
 impl Drop for Io {
@@ -74,17 +82,16 @@ impl Drop for Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, verdict } = &mut *self;
+        ready!(poll_allowance(cx, &verdict.readable));
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        let read = &buf.filled()[before..];
-        let Self { meter, greeting, verdict, .. } = &mut *self;
-        if let Some(meter) = meter {
-            if !meter.read(read) {
-                verdict.is_abuse.set(true);
-                return Poll::Ready(Err(io::Error::other("more control frames than any honest client sends")));
-            }
-        } else if !verdict.has_greeted.get() {
-            verdict.has_greeted.set(greeting.read(read));
+        ready!(Pin::new(stream).poll_read(cx, buf))?;
+        let bytes = &buf.filled()[before..];
+        verdict.readable.update(|left| left.saturating_sub(bytes.len()));
+        verdict.has_heard.set(true);
+        if !verdict.meter.borrow_mut().read(bytes) {
+            verdict.is_abuse.set(true);
+            return Poll::Ready(Err(io::Error::other("more control frames than any honest peer sends")));
         }
         Poll::Ready(Ok(()))
     }
@@ -92,7 +99,12 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let Self { stream, verdict } = &mut *self;
+        ready!(poll_allowance(cx, &verdict.writable));
+        let count = ready!(Pin::new(stream).poll_write(cx, buf))?;
+        verdict.writable.update(|left| left.saturating_sub(count));
+        verdict.meter.borrow_mut().wrote(&buf[..count]);
+        Poll::Ready(Ok(count))
     }
 
     fn poll_write_vectored(
@@ -100,7 +112,17 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let Self { stream, verdict } = &mut *self;
+        ready!(poll_allowance(cx, &verdict.writable));
+        let count = ready!(Pin::new(stream).poll_write_vectored(cx, bufs))?;
+        verdict.writable.update(|left| left.saturating_sub(count));
+        let (mut meter, mut left) = (verdict.meter.borrow_mut(), count);
+        for buf in bufs {
+            let length = left.min(buf.len());
+            meter.wrote(&buf[..length]);
+            left -= length;
+        }
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -113,5 +135,51 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_moves_no_more_than_its_allowance() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let verdict = Rc::new(Verdict::default());
+        let mut io = Io::to_server(listener.accept().await.unwrap().0, verdict.clone());
+        // One frame of DATA and more of it than a turn moves.
+        peer.write_all(&[&[0x0f, 0, 0, 0, 0, 0, 0, 0, 1][..], &[0; 99_991]].concat()).await.unwrap();
+        let (mut turns, mut read, mut written) = (0, 0, 0);
+        while read < 100_000 || written < 100_000 {
+            poll_fn(|cx| {
+                turns += 1;
+                verdict.begin_turn(10_000);
+                let before = (read, written);
+                while read < 100_000 {
+                    let mut room = [0; 1000];
+                    let mut buf = ReadBuf::new(&mut room);
+                    let Poll::Ready(result) = Pin::new(&mut io).poll_read(cx, &mut buf) else { break };
+                    result.unwrap();
+                    read += buf.filled().len();
+                }
+                while let Poll::Ready(result) = Pin::new(&mut io).poll_write(cx, &[0; 1000]) {
+                    written += result.unwrap();
+                }
+                assert!(
+                    read - before.0 <= 10_000 && written - before.1 <= 10_000,
+                    "{turns}: {before:?} {read} {written}"
+                );
+                // The next turn comes without anything happening.
+                if turns % 2 == 0 { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+        assert!(turns >= 10);
     }
 }

@@ -6,11 +6,13 @@
 
 mod bridge;
 mod client;
+mod clock;
 mod frames;
 mod h1;
 mod h2;
 mod inbox;
 mod io;
+pub(crate) mod link;
 mod pipe;
 pub(crate) mod pool;
 pub(crate) mod pool_h2;
@@ -24,12 +26,16 @@ mod stream;
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// The same over all streams of a connection.
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
-/// Header fields of one message, uncompressed, as RFC 9113 §6.5.2 counts them.
+/// Header fields of one response, uncompressed, as RFC 9113 §6.5.2 counts them. Of a request `h2` takes twice as many and
+/// `heddle_http` checks them, so that the answer is ours and recorded.
 const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
 /// Streams a client may have open.
 const STREAMS_MAX: u32 = 128;
 /// Streams that were reset and are still remembered; more at a time end the connection.
 const RESET_STREAMS_MAX: usize = 64;
+/// Streams of a connection that `h2` may reset by itself, over its whole life, because the peer broke a rule or sent behind a
+/// reset. Its default of 1024 ends an honest connection after some weeks; the share of them is what [`frames`] looks at.
+const LOCAL_RESETS_MAX: usize = 16_384;
 /// Bytes of one stream waiting for its connection's socket.
 const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 

@@ -1,127 +1,140 @@
-//! Upstream connections that speak HTTP/2: shared by many streams, driven by a task of their own that their owner ends.
+//! Upstream connections that speak HTTP/2, shared by many streams; each is driven by a task of its own ([`super::link`]).
 //!
-//! Streams that need a connection at once share one dial. A connection whose server was told who the client is belongs to that
-//! client's connection alone, so each keeps a set of its own beside the worker's.
+//! Streams that need a connection at once share one dial, and its failure. A connection whose server was told who the client is
+//! belongs to that client's connection alone, so each keeps a set of its own beside the worker's.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::SendStream;
-use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
+use h2::client::{Builder, ResponseFuture, SendRequest};
 use heddle_model::Snapshot;
 use heddle_telemetry::Reason;
 use http::Request;
-use std::net::SocketAddr;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 
 use super::io::{Io, Verdict};
+use super::link::{Driver, Link};
 use super::standing::Standing;
-use super::{CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES};
+use super::{
+    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+};
 use crate::dial::{self, Failure, Hop};
+use crate::hash::FastMap;
 use crate::registry::Conn;
 
 /// Connections to one endpoint per pod; beyond it streams wait for a place on them.
 pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
 
-/// One connection.
+/// One connection, until the pool and all its streams let go of it.
 pub(crate) struct Shared {
     sender: RefCell<SendRequest<Bytes>>,
-    streams: Cell<usize>,
+    link: Rc<Link>,
     /// It had a stream already.
     is_used: Cell<bool>,
-    /// It takes no more streams: it ended, or its server said so.
-    is_dead: Rc<Cell<bool>>,
-    greeted: Rc<Greeted>,
     /// Tick since which it has no stream.
     idle_since: Cell<u64>,
-    task: AbortHandle,
 }
 
-/// Whether the server's SETTINGS are known, or never will be.
-#[derive(Default)]
-struct Greeted {
-    is_settled: Cell<bool>,
-    settled: Notify,
-}
+impl Shared {
+    fn streams(&self) -> usize {
+        self.link.streams.get()
+    }
 
-impl Greeted {
-    fn settle(&self) {
-        if !self.is_settled.replace(true) {
-            self.settled.notify_waiters();
-        }
+    fn has_room(&self) -> bool {
+        self.streams() < self.sender.borrow().current_max_send_streams()
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Without a stream the connection says goodbye by itself once its last sender is gone.
-        if self.streams.get() > 0 {
-            self.task.abort();
-        }
+        // The connection says goodbye by itself once its last sender is gone, in the time there is for that.
+        self.link.release();
     }
 }
 
 /// A place on a connection for one stream.
 pub(crate) struct Place {
     shared: Rc<Shared>,
+    conn: Rc<Conn>,
     /// On a connection that served others before: its server may have closed it just now.
     pub(crate) reused: bool,
-    tick: u64,
 }
 
 impl Place {
-    fn on(shared: &Rc<Shared>, tick: u64) -> Self {
-        shared.streams.set(shared.streams.get() + 1);
-        Self { shared: shared.clone(), reused: shared.is_used.replace(true), tick }
+    fn on(shared: &Rc<Shared>, conn: &Rc<Conn>) -> Self {
+        shared.link.streams.update(|streams| streams + 1);
+        Self { shared: shared.clone(), conn: conn.clone(), reused: shared.is_used.replace(true) }
     }
 
-    /// Opens the stream. Where that fails nothing of the request was sent; a connection that takes no more streams is not
-    /// offered again.
+    /// Opens the stream. Where that fails nothing of the request was sent; a connection that takes no more streams, for its
+    /// server said so or its stream numbers are used up, is not offered again.
     pub(crate) async fn open(
         &self,
         request: Request<()>,
         ended: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
         let mut sender = self.shared.sender.borrow().clone();
-        let opened = match poll_fn(|cx| sender.poll_ready(cx)).await {
-            Ok(()) => sender.send_request(request, ended),
-            Err(error) => Err(error),
-        };
-        opened.inspect_err(|error| {
-            if error.is_go_away() || error.is_io() {
-                self.shared.is_dead.set(true);
-            }
-        })
+        // What fails here is the connection, behind it the request.
+        poll_fn(|cx| sender.poll_ready(cx)).await.inspect_err(|_| self.shared.link.leave())?;
+        sender.send_request(request, ended)
     }
 
     /// Whether its connection takes no more streams.
     pub(crate) fn is_over(&self) -> bool {
-        self.shared.is_dead.get()
+        self.shared.link.is_over()
     }
 
     /// Whether the server takes extended CONNECT, which its SETTINGS say (RFC 8441 §3). They are waited for.
     pub(crate) async fn takes_extended_connect(&self, patience: Duration) -> bool {
-        let Shared { sender, greeted, .. } = &*self.shared;
+        let Shared { sender, link, .. } = &*self.shared;
         let is_enabled = || sender.borrow().is_extended_connect_protocol_enabled();
-        if !is_enabled() && !greeted.is_settled.get() {
+        if !is_enabled() {
             // A server that never greets is one that does not.
-            let _ = tokio::time::timeout(patience, greeted.settled.notified()).await;
+            let _ = tokio::time::timeout(patience, link.greeted()).await;
         }
         is_enabled()
+    }
+
+    /// What an error of the stream means, knowing how the connection ended.
+    pub(crate) fn why(&self, reason: Reason) -> Reason {
+        match reason {
+            Reason::UpstreamReset | Reason::UpstreamLost => self.shared.link.ended_for().unwrap_or(reason),
+            other => other,
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.streams.set(self.shared.streams.get() - 1);
-        self.shared.idle_since.set(self.tick);
+        self.shared.link.streams.update(|streams| streams - 1);
+        self.shared.idle_since.set(self.conn.worker.tick());
+    }
+}
+
+/// A dial under way. Those who wait for it hold it themselves: whatever becomes of the pool, they are told.
+#[derive(Default)]
+struct Dial {
+    /// Once it is over: how it failed, if it did.
+    over: Cell<Option<Option<Failure>>>,
+    changed: Notify,
+}
+
+impl Dial {
+    /// Waits until it is over.
+    async fn over(&self) -> Option<Failure> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(failure) = self.over.get() {
+                return failure;
+            }
+            changed.await;
+        }
     }
 }
 
@@ -129,83 +142,74 @@ impl Drop for Place {
 struct Entry {
     all: Vec<Rc<Shared>>,
     standing: Standing,
-    /// A dial is under way.
-    dialling: bool,
-    /// Dials begun, and how the last one failed, by its number.
-    dials: u64,
-    failed: Option<(u64, Failure)>,
-    changed: Rc<Notify>,
+    dial: Option<Rc<Dial>>,
 }
+
+/// Of which pod (its attachment), to which endpoint.
+type Key = (u64, SocketAddr);
 
 /// Connections by pod and endpoint.
 #[derive(Default)]
-pub(crate) struct PoolH2(RefCell<crate::hash::FastMap<(u64, SocketAddr), Entry>>);
+pub(crate) struct PoolH2(RefCell<FastMap<Key, Entry>>);
 
 enum Turn {
     Take(Place),
-    Dial(u64),
-    Wait(u64, Rc<Notify>),
+    Dial(Rc<Dial>),
+    Wait(Rc<Dial>),
 }
 
 impl PoolH2 {
-    /// A place on a connection to `hop`, dialled if need be. `dialled` says whether this very call did.
-    pub(crate) async fn place(&self, conn: &Rc<Conn>, hop: Hop, dialled: &mut u32) -> Result<Place, Failure> {
-        let key = (conn.pod.serial, hop.addr);
+    /// A place on a connection to `hop`, dialled if need be; `dials` counts what this very call dialled. A failure is that of
+    /// one round: of the dial, own or another's, that was waited for.
+    pub(crate) async fn place(&self, conn: &Rc<Conn>, hop: Hop, dials: &mut u32) -> Result<Place, Failure> {
         loop {
-            match self.turn(key, conn.worker.tick()) {
+            match self.turn(conn, hop.addr) {
                 Turn::Take(place) => return Ok(place),
-                Turn::Wait(dial, changed) => {
-                    changed.notified().await;
-                    let pool = self.0.borrow();
-                    if let Some((failed, failure)) = pool.get(&key).and_then(|e| e.failed)
-                        && failed == dial
-                    {
+                Turn::Wait(dial) => {
+                    if let Some(failure) = dial.over().await {
                         return Err(failure);
                     }
                 }
                 Turn::Dial(dial) => {
-                    *dialled += 1;
+                    *dials += 1;
                     // Boxed: most streams never dial, and all would carry the room for it.
-                    Box::pin(self.dial(conn, hop, dial)).await?;
+                    return Box::pin(self.dial(conn, hop, dial)).await;
                 }
             }
         }
     }
 
-    async fn dial(&self, conn: &Rc<Conn>, hop: Hop, dial: u64) -> Result<(), Failure> {
+    async fn dial(&self, conn: &Rc<Conn>, hop: Hop, dial: Rc<Dial>) -> Result<Place, Failure> {
         let mut under_way = Dialling { pool: self, key: (conn.pod.serial, hop.addr), dial, failure: None };
-        match dial::unwatched(conn, hop).await {
-            Ok(stream) => {
-                self.add(conn, hop.addr, stream).await;
-                Ok(())
-            }
-            Err(failure) => {
-                under_way.failure = Some(failure);
-                Err(failure)
-            }
-        }
+        let placed = match dial::unwatched(conn, hop).await {
+            Ok(stream) => self.greet(conn, hop.addr, stream).await.map(|shared| Place::on(&shared, conn)),
+            Err(failure) => Err(failure),
+        };
+        under_way.failure = placed.as_ref().err().copied();
+        placed
     }
 
-    fn turn(&self, key: (u64, SocketAddr), tick: u64) -> Turn {
+    fn turn(&self, conn: &Rc<Conn>, addr: SocketAddr) -> Turn {
         let mut pool = self.0.borrow_mut();
-        let entry = pool.entry(key).or_default();
-        entry.all.retain(|shared| !shared.is_dead.get());
-        let room = |s: &&Rc<Shared>| s.streams.get() < s.sender.borrow().current_max_send_streams();
-        let least = entry.all.iter().min_by_key(|s| s.streams.get());
-        let full = entry.all.len() >= CONNECTIONS_PER_ENDPOINT_MAX;
-        if let Some(shared) = entry.all.iter().find(room).or(least.filter(|_| full)) {
-            return Turn::Take(Place::on(shared, tick));
+        let entry = pool.entry((conn.pod.serial, addr)).or_default();
+        entry.all.retain(|shared| !shared.link.is_over());
+        let least = entry.all.iter().min_by_key(|s| s.streams());
+        let is_full = entry.all.len() >= CONNECTIONS_PER_ENDPOINT_MAX;
+        if let Some(shared) = entry.all.iter().find(|s| s.has_room()).or(least.filter(|_| is_full)) {
+            return Turn::Take(Place::on(shared, conn));
         }
-        if entry.dialling {
-            return Turn::Wait(entry.dials, entry.changed.clone());
+        if let Some(dial) = &entry.dial {
+            return Turn::Wait(dial.clone());
         }
-        entry.dialling = true;
-        entry.dials += 1;
-        Turn::Dial(entry.dials)
+        Turn::Dial(entry.dial.insert(Rc::default()).clone())
     }
 
     /// Speaks HTTP/2 on a new connection and offers it.
-    pub(crate) async fn add(&self, conn: &Rc<Conn>, addr: SocketAddr, stream: TcpStream) {
+    pub(crate) async fn add(&self, conn: &Rc<Conn>, addr: SocketAddr, stream: TcpStream) -> Result<(), Failure> {
+        self.greet(conn, addr, stream).await.map(|_| ())
+    }
+
+    async fn greet(&self, conn: &Rc<Conn>, addr: SocketAddr, stream: TcpStream) -> Result<Rc<Shared>, Failure> {
         let verdict = Rc::new(Verdict::default());
         let io = Io::to_server(stream, verdict.clone());
         let mut builder = Builder::new();
@@ -213,101 +217,78 @@ impl PoolH2 {
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
+            .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
             .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
             .enable_push(false);
         // The handshake only writes: it does not wait for the server.
-        let Ok((sender, connection)) = builder.handshake::<_, Bytes>(io).await else { return };
-        let (is_dead, greeted) = (Rc::new(Cell::new(false)), Rc::new(Greeted::default()));
-        let driver =
-            Driver { conn: conn.clone(), connection, verdict, is_dead: is_dead.clone(), greeted: greeted.clone() };
-        // The pool's entry owns the task and ends it.
-        let task = tokio::task::spawn_local(driver).abort_handle();
+        let (sender, connection) = builder
+            .handshake::<_, Bytes>(io)
+            .await
+            .map_err(|error| Failure { reason: reason_of(&error), retryable: false })?;
+        let link = Driver::spawn(conn, connection, verdict);
         let idle_since = Cell::new(conn.worker.tick());
-        let sender = RefCell::new(sender);
-        let (streams, is_used) = (Cell::new(0), Cell::new(false));
-        let shared = Rc::new(Shared { sender, streams, is_used, is_dead, greeted, idle_since, task });
+        let shared = Rc::new(Shared { sender: RefCell::new(sender), link, is_used: Cell::new(false), idle_since });
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry((conn.pod.serial, addr)).or_default();
         if entry.all.is_empty() {
             entry.standing = Standing::of(&conn.worker.snapshot(), addr);
         }
-        entry.all.push(shared);
+        entry.all.push(shared.clone());
+        Ok(shared)
     }
 
-    /// Lets go of connections that died, had no stream for `idle` ticks, or lead to an address that is no longer what it was.
-    /// Streams under way end in peace.
+    /// Lets go of connections that are over, had no stream for `idle` ticks, have none and their pod is gone, or lead to an
+    /// address that is no longer what it was. Streams under way end in peace.
     pub(crate) fn sweep(&self, tick: u64, idle: u64, snapshot: &Snapshot) {
-        self.0.borrow_mut().retain(|key, entry| {
-            if !entry.standing.holds(snapshot, key.1) {
-                entry.all.clear();
+        self.prune(|key, Entry { all, standing, .. }| {
+            if !standing.holds(snapshot, key.1) {
+                all.clear();
             }
-            entry.all.retain(|s| {
-                let idles = s.streams.get() == 0 && s.idle_since.get() + idle < tick;
-                !s.is_dead.get() && !idles
+            all.retain(|s| {
+                let is_idle = s.streams() == 0 && (s.idle_since.get() + idle < tick || !s.link.is_wanted());
+                !s.link.is_over() && !is_idle
             });
-            !entry.all.is_empty() || entry.dialling
         });
     }
 
     /// Lets go of a pod's connections. Streams under way keep theirs until they end.
     pub(crate) fn purge(&self, pod: u64) {
-        self.0.borrow_mut().retain(|key, _| key.0 != pod);
+        self.prune(|key, entry| {
+            if key.0 == pod {
+                entry.all.clear();
+            }
+        });
     }
 
     /// Lets go of all.
     pub(crate) fn clear(&self) {
-        self.0.borrow_mut().clear();
+        self.prune(|_, entry| entry.all.clear());
+    }
+
+    /// An entry stays as long as there is something in it: a dial under way too, for those who wait for it.
+    fn prune(&self, prune: impl Fn(&Key, &mut Entry)) {
+        self.0.borrow_mut().retain(|key, entry| {
+            prune(key, entry);
+            !entry.all.is_empty() || entry.dial.is_some()
+        });
     }
 }
 
 /// A dial under way: whatever becomes of it, those who wait are told.
 struct Dialling<'a> {
     pool: &'a PoolH2,
-    key: (u64, SocketAddr),
-    dial: u64,
+    key: Key,
+    dial: Rc<Dial>,
     failure: Option<Failure>,
 }
 
 impl Drop for Dialling<'_> {
     fn drop(&mut self) {
         if let Some(entry) = self.pool.0.borrow_mut().get_mut(&self.key) {
-            entry.dialling = false;
-            entry.failed = self.failure.map(|failure| (self.dial, failure));
-            entry.changed.notify_waiters();
+            entry.dial = None;
         }
-    }
-}
-
-/// Drives a connection; its time is the pod's.
-struct Driver {
-    conn: Rc<Conn>,
-    connection: Connection<Io, Bytes>,
-    verdict: Rc<Verdict>,
-    is_dead: Rc<Cell<bool>>,
-    greeted: Rc<Greeted>,
-}
-
-impl Future for Driver {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let start = Instant::now();
-        let polled = Pin::new(&mut self.connection).poll(cx);
-        self.conn.pod.budget.charge_cpu(self.conn.worker.index, start.elapsed());
-        if self.verdict.has_greeted.get() {
-            self.greeted.settle();
-        }
-        let Poll::Ready(ended) = polled else { return Poll::Pending };
-        self.is_dead.set(true);
-        self.verdict.is_clean.set(ended.is_ok());
-        Poll::Ready(())
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.is_dead.set(true);
-        self.greeted.settle();
+        self.dial.over.set(Some(self.failure));
+        self.dial.changed.notify_waiters();
     }
 }
 

@@ -18,10 +18,11 @@ use heddle_http::translate::{self, Checked, Kind, LengthCheck};
 use heddle_http::{Limits, Reject, answer};
 use heddle_telemetry::{Direction, Reason};
 use http::request::Parts;
-use http::{Method, Request};
+use http::{Method, Request, header};
 
 use super::bridge::poll_capacity;
 use super::client::{Client, REPEATS_MAX};
+use super::clock::BodyClock;
 use super::pool_h2::{is_unprocessed, reason_of};
 use super::record::{Messages, Record, Told, grpc_status};
 
@@ -84,6 +85,8 @@ impl Asking {
         let ended = body.is_end_stream();
         let is_harmless = ended && is_idempotent(parts.method.as_str());
         let request = Request::from_parts(parts, ());
+        // A call, like a tunnel, may be silent for as long as its peers like; whoever awaits 100 is not the one to move.
+        let is_timed = checked.kind == Kind::Plain && !record.grpc && !request.headers().contains_key(header::EXPECT);
         for repeats in 0..=REPEATS_MAX {
             let opening = client.open(&request, ended, &mut record);
             let opened = match unless_reset(&mut respond, opening).await {
@@ -100,6 +103,7 @@ impl Asking {
                 down_sink: None,
                 down_source: None,
                 asked,
+                clock: is_timed.then(|| BodyClock::new(&client.conn)),
                 may_be_stale: opened.reused && is_harmless,
                 is_tunnel: false,
             };
@@ -112,11 +116,12 @@ impl Asking {
             .await;
             record.request_messages = exchange.up.messages.count;
             record.response_messages = exchange.down.messages.count;
-            let Err(failed) = outcome else { return record.finish(Reason::Completed) };
+            let Err(mut failed) = outcome else { return record.finish(Reason::Completed) };
             if failed.again && repeats < REPEATS_MAX {
                 body = exchange.up_source;
                 continue;
             }
+            failed.reason = opened.held.1.why(failed.reason);
             let is_clients = failed.reason == Reason::RequestCancelled;
             exchange.up_sink.send_reset(if is_clients { failed.code } else { h2::Reason::CANCEL });
             return fail(&client, respond, exchange.down_sink, record, &failed).await;
@@ -198,6 +203,11 @@ impl Failed {
         Self::new(Reason::RequestCancelled, code)
     }
 
+    /// The client did not go on with its body.
+    fn late() -> Self {
+        Self::new(Reason::RequestTimeout, h2::Reason::CANCEL)
+    }
+
     fn of_request(rule: Reject) -> Self {
         Self::new(rule.request_reason(), h2::Reason::PROTOCOL_ERROR)
     }
@@ -219,6 +229,7 @@ struct Exchange {
     down_source: Option<RecvStream>,
     down_sink: Option<SendStream<Bytes>>,
     asked: Asked,
+    clock: Option<BodyClock>,
     /// The upstream's connection may have been closed while it was idle, and the request may be sent twice.
     may_be_stale: bool,
     /// The response began a tunnel, which lives until both directions ended.
@@ -253,7 +264,15 @@ impl Exchange {
                 }
                 // The server wants no more of it; its answer says why.
                 Poll::Ready(Err(Broke::Sink)) => self.up.ended = true,
-                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Ready(Ok(())) => {}
+                Poll::Pending => {
+                    let is_clients_turn = self.response.is_some() && self.up.pending.is_empty();
+                    if let Some(clock) = &mut self.clock
+                        && clock.poll(cx, self.up.bytes, is_clients_turn).is_ready()
+                    {
+                        return Poll::Ready(Err(Failed::late()));
+                    }
+                }
             }
         }
         if self.response.is_some() {

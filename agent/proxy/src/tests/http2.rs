@@ -18,7 +18,7 @@ use crate::Config;
 
 pub type Server = Connection<TcpStream, Bytes>;
 
-async fn h2_pod(mesh: &Mesh, endpoints: &[SocketAddr]) -> SocketAddr {
+pub async fn h2_pod(mesh: &Mesh, endpoints: &[SocketAddr]) -> SocketAddr {
     mesh.pod_calling("web", endpoints, |s| s.ports[0].name = "grpc".into()).await
 }
 

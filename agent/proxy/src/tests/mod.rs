@@ -11,5 +11,6 @@ mod http2;
 mod inbound;
 mod life;
 mod patience;
+mod pool_h2;
 mod pools;
 mod support;

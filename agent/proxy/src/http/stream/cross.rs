@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use super::{Asking, Failed, fail, refuse, unless_reset};
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
+use crate::http::clock::BodyClock;
 use crate::http::inbox::{Filled, Inbox};
 use crate::http::pipe::Broken;
 use crate::http::record::{Messages, Record};
@@ -62,6 +63,7 @@ impl Asking {
                 inbox: Inbox::default(),
                 request: ToSocket::new(wire, BodyEncoder::new(facts.body), Messages::new(record.grpc)),
                 request_lost: None,
+                clock: (checked.kind == Kind::Plain && !record.grpc).then(|| BodyClock::new(&client.conn)),
                 parser: ResponseParser::new(Limits::DEFAULT),
                 head: &mut heads.response,
                 interim_came: false,
@@ -117,6 +119,7 @@ struct Crossing<'a> {
     request: ToSocket,
     /// Writing the request failed: only an answer that is here already can save it.
     request_lost: Option<Reason>,
+    clock: Option<BodyClock>,
     parser: ResponseParser,
     head: &'a mut ResponseHead,
     interim_came: bool,
@@ -188,7 +191,13 @@ impl Crossing<'_> {
             self.exchange.body_begun();
         }
         let broke = match polled {
-            Poll::Pending => return Ok(()),
+            Poll::Pending => {
+                let is_clients_turn =
+                    self.response.is_none() && self.request.is_flushed() && !self.exchange.awaits_continue();
+                let late =
+                    self.clock.as_mut().is_some_and(|c| c.poll(cx, self.request.bytes, is_clients_turn).is_ready());
+                return if late { Err(Failed::late()) } else { Ok(()) };
+            }
             Poll::Ready(Ok(())) if self.is_tunnel => {
                 let ended = SockRef::from(self.up).shutdown(std::net::Shutdown::Write);
                 return ended.map_err(|error| self.failed(Side::Upstream.broke(&error)));
