@@ -121,6 +121,8 @@ pub(crate) struct Conn {
     expired: Cell<bool>,
     /// Carries HTTP: its requests are counted and logged, not the connection itself.
     is_http: Cell<bool>,
+    /// It ends for something that none of its requests can tell.
+    ends_for_itself: Cell<bool>,
     requests: Cell<u64>,
     requests_under_way: Cell<u64>,
     sni: RefCell<Option<Box<str>>>,
@@ -161,6 +163,7 @@ impl Conn {
             deadline: Cell::new(None),
             expired: Cell::new(false),
             is_http: Cell::new(false),
+            ends_for_itself: Cell::new(false),
             requests: Cell::new(0),
             requests_under_way: Cell::new(0),
             sni: RefCell::new(None),
@@ -269,6 +272,11 @@ impl Conn {
         *self.sni.borrow_mut() = Some(name.into());
     }
 
+    /// It ends for something that none of its requests can tell: its own record does.
+    pub(crate) fn ends_for_itself(&self) {
+        self.ends_for_itself.set(true);
+    }
+
     /// A request of it is under way.
     pub(crate) fn begin_request(&self) {
         self.requests_under_way.set(self.requests_under_way.get() + 1);
@@ -331,7 +339,7 @@ impl Conn {
         self.worker.metrics().count_ended(self.direction, reason);
         // A request under way is told when its own record ends, with this reason.
         let has_requests = self.requests.get() + self.requests_under_way.get() > 0;
-        let is_told = self.is_http.get() && (has_requests || reason.is_success());
+        let is_told = self.is_http.get() && !self.ends_for_itself.get() && (has_requests || reason.is_success());
         if !is_told && self.worker.telemetry.access.enabled() {
             self.worker.telemetry.access.log(self.record(reason));
         }

@@ -2,7 +2,8 @@
 //! faults are its own.
 
 use std::any::Any;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -15,10 +16,11 @@ use tokio::net::TcpStream;
 
 use super::client::Client;
 use super::io::{Io, Verdict};
+use super::record::{Record, Told};
 use super::stream;
 use super::{
-    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
-    STREAMS_MAX,
+    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX,
+    STREAM_WINDOW_BYTES, STREAMS_MAX,
 };
 use crate::copy::burst;
 use crate::registry::Conn;
@@ -50,18 +52,29 @@ pub(crate) async fn run(
 
 /// How it ended, and the connection itself.
 async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Option<Box<dyn Any>>) {
-    let mut connection = match handshake(io).await {
-        Ok(connection) => connection,
-        Err(error) => return (ended(Err(error), verdict), None),
+    let (conn, config) = (&client.conn, &client.conn.worker.config);
+    conn.set_deadline(config.request_head_timeout);
+    let mut handshaking = pin!(handshake(io));
+    let greeted = poll_fn(|cx| match handshaking.as_mut().poll(cx) {
+        Poll::Pending if conn.is_out_of_time() => Poll::Ready(None),
+        polled => polled.map(Some),
+    });
+    let mut connection = match greeted.await {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => return (ended(Err(error), verdict), None),
+        None => return (Reason::RequestTimeout, None),
     };
     let mut streams = FuturesUnordered::new();
     let mut is_leaving = false;
+    let mut awaits = Awaits::Rest(0);
     let end = poll_fn(|cx| {
-        let conn = &client.conn;
         verdict.begin_turn(burst(conn.worker.table.len()));
+        if conn.is_out_of_time() && matches!(awaits, Awaits::Rest(_)) {
+            return Poll::Ready(None);
+        }
         if conn.is_out_of_time() && is_leaving {
             // It was told, and goes on as if nothing was said.
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(Some(Ok(())));
         }
         if (conn.worker.draining.get() || conn.is_out_of_time()) && !is_leaving {
             is_leaving = true;
@@ -71,12 +84,13 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
         loop {
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
+                    verdict.meter.borrow_mut().accept(respond.stream_id().as_u32());
                     // Boxed: the set keeps room for one of its futures even when it is empty.
                     streams.push(Box::pin(stream::serve(client.clone(), request, respond)));
                     continue;
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
+                Poll::Ready(None) => return Poll::Ready(Some(Ok(()))),
                 Poll::Pending => client.turns.update(|turns| turns + 1),
             }
             // Streams move; what they sent goes out with the next turn of the connection.
@@ -87,19 +101,38 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
             if moved {
                 continue;
             }
-            if !streams.is_empty() {
+            let mut meter = verdict.meter.borrow_mut();
+            tell_unread(conn, meter.take_refused(), Reason::RequestMalformed);
+            let now = match meter.owed() {
+                Some(block) => Awaits::Rest(block),
+                None if streams.is_empty() => Awaits::Request,
+                None => Awaits::Nothing,
+            };
+            if std::mem::replace(&mut awaits, now) != now {
                 conn.clear_deadline();
-            } else if !conn.has_deadline() {
-                conn.set_deadline(if is_leaving { GOODBYE_TIMEOUT } else { conn.worker.config.client_idle_timeout });
+            }
+            if !conn.has_deadline() {
+                match now {
+                    Awaits::Rest(_) => conn.set_deadline(config.request_head_timeout),
+                    Awaits::Request if is_leaving => conn.set_deadline(GOODBYE_TIMEOUT),
+                    Awaits::Request => conn.set_deadline(config.client_idle_timeout),
+                    Awaits::Nothing => {}
+                }
             }
             return Poll::Pending;
         }
     })
     .await;
     // Where GOAWAY says why, a reset must not take it back.
-    let is_told = end.as_ref().err().is_none_or(h2::Error::is_library);
-    let reason = ended(end, verdict);
+    let is_told = end.as_ref().is_some_and(|end| end.as_ref().err().is_none_or(h2::Error::is_library));
+    let reason = end.map_or(Reason::RequestTimeout, |end| ended(end, verdict));
     verdict.is_clean.set(is_told);
+    match reason {
+        // Of the connection, not of a request.
+        Reason::RequestAbuse | Reason::RequestMalformed | Reason::RequestTimeout => conn.ends_for_itself(),
+        _ if is_leaving => {}
+        _ => tell_unread(conn, verdict.meter.borrow_mut().unserved(), Reason::RequestCancelled),
+    }
     // What is left of the streams goes first: each is recorded before the client can see its connection close.
     drop(streams);
     (reason, Some(Box::new(connection)))
@@ -110,12 +143,34 @@ fn handshake(io: Io) -> Handshake<Io, Bytes> {
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_header_list_size(2 * HEADER_LIST_BYTES_MAX)
+        .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .enable_connect_protocol()
         .handshake(io)
+}
+
+/// What a client has to do in time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaits {
+    /// Send the rest of its greeting or of a header block, by its number.
+    Rest(u64),
+    /// Open a stream.
+    Request,
+    /// Nothing: its streams have clocks of their own.
+    Nothing,
+}
+
+/// Records requests that ended before anyone could read them.
+fn tell_unread(conn: &Rc<Conn>, count: u64, reason: Reason) {
+    for _ in 0..count {
+        let mut record = Record::begin(conn);
+        record.describe(|| Told { protocol: "HTTP/2", ..Told::default() });
+        record.detail = "stream_refused";
+        record.finish(reason);
+    }
 }
 
 /// What the end of a client's connection means.

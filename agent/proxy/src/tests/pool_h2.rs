@@ -336,3 +336,130 @@ async fn floods_of_a_server_end_its_connection() {
         reading.abort();
     }
 }
+
+/// Asks `vip` frame by frame: the request's header block by static table and literals, and more if it is to be refused.
+fn request(stream: u32, more: &[u8]) -> Vec<u8> {
+    frame(HEADERS, 5, stream, &[b"\x82\x86\x84\x01\x03web", more].concat())
+}
+
+#[tokio::test]
+async fn abuse_behind_an_honest_request_is_told_once() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let serving = serve_all(listener);
+    let mut client = connect(vip).await;
+    soon(client.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, b"")].concat())).await.unwrap();
+    mesh.records(1).await;
+    let (mut read, mut write) = client.into_split();
+    let reading = tokio::spawn(async move { while read.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {} });
+    let _ = soon(write.write_all(&frame(PING, 0, 0, &[0; 8]).repeat(5000))).await;
+    until("the end", || mesh.proxy.pods()[0].connections == 0).await;
+    let reasons: Vec<_> = mesh.records(2).await.iter().map(|r| r["reason"].clone()).collect();
+    assert_eq!(reasons, ["completed", "request_abuse"]);
+    serving.abort();
+    reading.abort();
+}
+
+#[tokio::test]
+async fn heads_over_the_limits_are_answered_and_recorded() {
+    let mesh = Mesh::new(1);
+    let vip = h2_pod(&mesh, &[dead_address().await]).await;
+    let mut client = client(vip).await;
+    let many = (0..101).fold(Request::get("http://web/"), |request, n| request.header(format!("a{n}"), "x"));
+    let large = Request::get("http://web/").header("a", "x".repeat(40_000)).header("b", "y".repeat(40_000));
+    let long = Request::get(format!("http://web/{}", "x".repeat(17_000)));
+    for (n, (request, status, detail)) in
+        [(many, 431, "too_many_fields"), (large, 431, "head_too_large"), (long, 414, "target_too_long")]
+            .into_iter()
+            .enumerate()
+    {
+        let response = soon(client.send_request(request.body(()).unwrap(), true).unwrap().0).await.unwrap();
+        let record = &mesh.records(n + 1).await[n];
+        assert_eq!((response.status().as_u16(), &record["detail"]), (status, &detail.into()), "{record}");
+        assert_eq!(response.headers()["x-heddle-reason"].to_str().unwrap(), record["reason"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_unread_is_recorded() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let serving = serve_all(listener);
+    let mut client = connect(vip).await;
+    // `te: gzip`, then one without fault.
+    let wire = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &request(1, b"\x00\x02te\x04gzip"), &request(3, b"")].concat();
+    soon(client.write_all(&wire)).await.unwrap();
+    frame_of(&mut client, 3).await;
+    let mut records = mesh.records(2).await;
+    records.sort_by_key(|r| r["status"].as_u64());
+    let told = |r: &serde_json::Value| (r["reason"].clone(), r["detail"].clone(), r["status"].clone());
+    assert_eq!(told(&records[0]), ("request_malformed".into(), "stream_refused".into(), 0.into()));
+    assert_eq!(records[1]["reason"], "completed");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_finish_what_it_began_is_out_of_time() {
+    let unfinished = frame(HEADERS, 0, 1, b"\x82\x86");
+    let settings = frame(SETTINGS, 0, 0, &[]);
+    for (what, sent) in [
+        ("a greeting", vec![]),
+        ("a head", [&settings[..], &unfinished].concat()),
+        ("a frame", [&settings, &unfinished[..10]].concat()),
+    ] {
+        let mesh = Mesh::with(Config { workers: 1, request_head_timeout: Duration::from_secs(1), ..Config::default() });
+        let vip = h2_pod(&mesh, &[dead_address().await]).await;
+        let mut client = connect(vip).await;
+        soon(client.write_all(&[PREFACE, &sent].concat())).await.unwrap();
+        let start = Instant::now();
+        assert_eq!(mesh.only_reason().await, "request_timeout", "{what}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{what}: {:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stands_still_is_out_of_time_unless_it_may() {
+    let second = Duration::from_secs(1);
+    let mesh = Mesh::with(Config { workers: 1, request_body_idle_timeout: second, ..Config::default() });
+    let (listener, addr) = backend().await;
+    let vip = h2_pod(&mesh, &[addr]).await;
+    let mut client = client(vip).await;
+    let (stuck, mut body) = client.send_request(post("/stuck"), false).unwrap();
+    let (slow, mut drips) = client.send_request(post("/slow"), false).unwrap();
+    let (silent, _call) = client.send_request(call("Chat"), false).unwrap();
+    let mut server = server(&listener).await;
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        asked.push(next(&mut server).await);
+    }
+    let serving = keep_going(server);
+    body.send_data("x".into(), false).unwrap();
+    let start = Instant::now();
+    let mut stuck = std::pin::pin!(soon(stuck));
+    let answer = loop {
+        tokio::select! {
+            answer = &mut stuck => break answer.unwrap(),
+            () = tokio::time::sleep(second / 4) => drips.send_data("x".into(), false).unwrap(),
+        }
+    };
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["x-heddle-reason"]),
+        (408, &"request_timeout".parse().unwrap())
+    );
+    assert!(start.elapsed() >= second, "{:?}", start.elapsed());
+    for _ in 0..10 {
+        tokio::time::sleep(second / 4).await;
+        drips.send_data("x".into(), false).unwrap();
+    }
+    for (request, mut respond) in asked {
+        match request.uri().path() {
+            "/stuck" => assert!(soon(std::future::poll_fn(|cx| respond.poll_reset(cx))).await.is_ok(), "cancelled"),
+            _ => drop(respond.send_response(Response::new(()), true).unwrap()),
+        }
+    }
+    assert_eq!(soon(slow).await.unwrap().status(), 200);
+    assert_eq!(soon(silent).await.unwrap().status(), 200, "a call may be silent");
+    serving.abort();
+}
