@@ -1,5 +1,8 @@
 //! HTTP between the two sides of a connection: [`h1`] serves an HTTP/1 client, [`h2`] an HTTP/2 one.
 //!
+//! Each has two ways on: to an upstream of its own version, and (`cross`) to one of the other, through [`bridge`]. Which it is the port
+//! declares ([`crate::route::Route::version`]). What both share, the [`client`] knows: the route, endpoints in turn, its own connections.
+//!
 //! A request's way: head ([`inbox`], parsed by `heddle_http`) → upstream from the [`pool`] or dialled ([`crate::route`]) →
 //! [`relay`]: request and response at once, each through a [`pipe`] that holds no more than one buffer → [`record`]: metrics and log,
 //! once, however it ended. The connection's own task drives all of it: dropping the task ends both sides.
