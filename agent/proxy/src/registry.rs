@@ -331,7 +331,8 @@ impl Conn {
         self.worker.metrics().count_ended(self.direction, reason);
         // A request under way is told when its own record ends, with this reason.
         let has_requests = self.requests.get() + self.requests_under_way.get() > 0;
-        let is_told = self.is_http.get() && (has_requests || reason.is_success());
+        // Abuse is told by itself: what it was made of may all have ended before.
+        let is_told = self.is_http.get() && (reason.is_success() || has_requests && reason != Reason::RequestAbuse);
         if !is_told && self.worker.telemetry.access.enabled() {
             self.worker.telemetry.access.log(self.record(reason));
         }

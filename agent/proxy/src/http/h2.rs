@@ -14,12 +14,13 @@ use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
 
 use super::client::Client;
-use super::io::{Io, Verdict};
+use super::io::{Io, TURN_BYTES_MAX, Verdict};
 use super::stream;
 use super::{
-    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
-    STREAMS_MAX,
+    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, PENDING_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX,
+    STREAM_WINDOW_BYTES, STREAMS_MAX,
 };
+use crate::copy::burst;
 use crate::registry::Conn;
 use crate::route::{Route, Upstream};
 use crate::task::Ended;
@@ -57,6 +58,7 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     let mut is_leaving = false;
     let end = poll_fn(|cx| {
         let conn = &client.conn;
+        verdict.allowance.set(burst(conn.worker.table.len()).min(TURN_BYTES_MAX));
         if conn.is_out_of_time() && is_leaving {
             // It was told, and goes on as if nothing was said.
             return Poll::Ready(Ok(()));
@@ -98,6 +100,10 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     let is_told = end.as_ref().err().is_none_or(h2::Error::is_library);
     let reason = ended(end, verdict);
     verdict.is_clean.set(is_told);
+    if matches!(reason, Reason::RequestAbuse | Reason::RequestMalformed) {
+        // It is why its requests end, too.
+        client.conn.end(reason);
+    }
     // What is left of the streams goes first: each is recorded before the client can see its connection close.
     drop(streams);
     (reason, Some(Box::new(connection)))
@@ -110,7 +116,7 @@ fn handshake(io: Io) -> Handshake<Io, Bytes> {
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .enable_connect_protocol()
         .handshake(io)

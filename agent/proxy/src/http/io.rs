@@ -13,6 +13,10 @@ use tokio::net::TcpStream;
 
 use super::frames::{FrameMeter, HEADER_BYTES as FRAME_HEADER_BYTES};
 
+/// Bytes of a client's frames read in one turn of its connection. A byte can be a whole header field: what bounds copying
+/// is too much here.
+pub(crate) const TURN_BYTES_MAX: usize = 64 << 10;
+
 /// What is known of a connection besides its bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
@@ -22,6 +26,8 @@ pub(crate) struct Verdict {
     pub(crate) is_abuse: Cell<bool>,
     /// The server's first frame came: its SETTINGS (RFC 9113 §3.4).
     pub(crate) has_greeted: Cell<bool>,
+    /// Bytes that are read of a client before its connection has to wait for its next turn.
+    pub(crate) allowance: Cell<usize>,
 }
 
 /// The socket.
@@ -35,6 +41,7 @@ pub(crate) struct Io {
 impl Io {
     /// Of a client.
     pub(crate) fn to_client(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
+        verdict.allowance.set(TURN_BYTES_MAX);
         Self { stream, meter: Some(FrameMeter::new()), greeting: Greeting::default(), verdict }
     }
 
@@ -74,11 +81,16 @@ impl Drop for Io {
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.meter.is_some() && self.verdict.allowance.get() == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let read = &buf.filled()[before..];
         let Self { meter, greeting, verdict, .. } = &mut *self;
         if let Some(meter) = meter {
+            verdict.allowance.update(|left| left.saturating_sub(read.len()));
             if !meter.read(read) {
                 verdict.is_abuse.set(true);
                 return Poll::Ready(Err(io::Error::other("more control frames than any honest client sends")));

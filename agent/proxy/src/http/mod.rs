@@ -30,6 +30,9 @@ const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
 const STREAMS_MAX: u32 = 128;
 /// Streams that were reset and are still remembered; more at a time end the connection.
 const RESET_STREAMS_MAX: usize = 64;
+/// Streams that were reset before this side looked at them; more at a time end the connection. Another agent's connection carries the
+/// streams of many clients, of which one may give up all it has at once, and again before the connection is retired for it.
+const PENDING_RESETS_MAX: usize = 256;
 /// Bytes of one stream waiting for its connection's socket.
 const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 

@@ -29,13 +29,17 @@ use crate::registry::Conn;
 
 /// Connections to one endpoint per pod; beyond it streams wait for a place on them.
 pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
+/// Streams that were given up before a connection takes no more, if they are more than half of all. Servers end a connection on which most
+/// streams are reset, and with it the streams of clients that had no part in it: it has to retire before.
+const GIVEN_UP_MAX: u32 = 100;
 
 /// One connection.
 pub(crate) struct Shared {
     sender: RefCell<SendRequest<Bytes>>,
     streams: Cell<usize>,
-    /// It had a stream already.
-    is_used: Cell<bool>,
+    /// Streams it ever had, and those of them that were given up.
+    opened: Cell<u32>,
+    given_up: Cell<u32>,
     /// It takes no more streams: it ended, or its server said so.
     is_dead: Rc<Cell<bool>>,
     greeted: Rc<Greeted>,
@@ -59,6 +63,15 @@ impl Greeted {
     }
 }
 
+impl Shared {
+    /// Whether it may take another stream, now or later.
+    fn is_good(&self) -> bool {
+        let given_up = self.given_up.get();
+        let is_worn = given_up >= GIVEN_UP_MAX && given_up > self.opened.get() / 2;
+        !self.is_dead.get() && !is_worn
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         // Without a stream the connection says goodbye by itself once its last sender is gone.
@@ -74,12 +87,19 @@ pub(crate) struct Place {
     /// On a connection that served others before: its server may have closed it just now.
     pub(crate) reused: bool,
     tick: u64,
+    is_complete: Cell<bool>,
 }
 
 impl Place {
     fn on(shared: &Rc<Shared>, tick: u64) -> Self {
         shared.streams.set(shared.streams.get() + 1);
-        Self { shared: shared.clone(), reused: shared.is_used.replace(true), tick }
+        let opened = shared.opened.replace(shared.opened.get().saturating_add(1));
+        Self { shared: shared.clone(), reused: opened > 0, tick, is_complete: Cell::new(false) }
+    }
+
+    /// Its stream came to its end.
+    pub(crate) fn complete(&self) {
+        self.is_complete.set(true);
     }
 
     /// Opens the stream. Where that fails nothing of the request was sent; a connection that takes no more streams is not
@@ -122,6 +142,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.shared.streams.set(self.shared.streams.get() - 1);
         self.shared.idle_since.set(self.tick);
+        if !self.is_complete.get() {
+            self.shared.given_up.set(self.shared.given_up.get().saturating_add(1));
+        }
     }
 }
 
@@ -189,7 +212,7 @@ impl PoolH2 {
     fn turn(&self, key: (u64, SocketAddr), tick: u64) -> Turn {
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry(key).or_default();
-        entry.all.retain(|shared| !shared.is_dead.get());
+        entry.all.retain(|shared| shared.is_good());
         let room = |s: &&Rc<Shared>| s.streams.get() < s.sender.borrow().current_max_send_streams();
         let least = entry.all.iter().min_by_key(|s| s.streams.get());
         let full = entry.all.len() >= CONNECTIONS_PER_ENDPOINT_MAX;
@@ -224,8 +247,8 @@ impl PoolH2 {
         let task = tokio::task::spawn_local(driver).abort_handle();
         let idle_since = Cell::new(conn.worker.tick());
         let sender = RefCell::new(sender);
-        let (streams, is_used) = (Cell::new(0), Cell::new(false));
-        let shared = Rc::new(Shared { sender, streams, is_used, is_dead, greeted, idle_since, task });
+        let (streams, opened, given_up) = (Cell::new(0), Cell::new(0), Cell::new(0));
+        let shared = Rc::new(Shared { sender, streams, opened, given_up, is_dead, greeted, idle_since, task });
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry((conn.pod.serial, addr)).or_default();
         if entry.all.is_empty() {
