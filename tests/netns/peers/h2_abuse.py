@@ -66,6 +66,17 @@ def rapid_reset():
     yield from each(lambda s: headers(s) + reset(s))
 
 
+def rapid_reset_in_turns():
+    """As many requests as it may have, and only when they are on their way their resets."""
+    streams = iter(range(1, 1 << 30, 2))
+    while True:
+        some = [next(streams) for _ in range(100)]
+        yield b"".join(map(headers, some))
+        yield None
+        yield b"".join(map(reset, some))
+        yield None
+
+
 def rapid_reset_with_data():
     yield from each(lambda s: headers(s) + data(s, b"x") + reset(s))
 
@@ -133,7 +144,7 @@ def malformed():
 
 def overflown_windows():
     """Requests that the server has to reset when they are under way (MadeYouReset, CVE-2025-8671)."""
-    slow = block(request("GET", "/slow"))
+    slow = block(request("GET", "/big"))
     yield from each(lambda s: headers(s, slow, end=True) + window(s, WINDOW_MAX))
 
 
@@ -230,7 +241,7 @@ async def one(until):
             if state["end"] or transport.is_closing():
                 break
             if piece is None:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.01)
                 continue
             writer.write(piece)
             told["bytes"] += len(piece)

@@ -1,7 +1,7 @@
 """An HTTP/2 origin that reads requests with h2, and tells what it understood. Usage: h2_origin.py PORTS_FILE.
 
 h2 is the HTTP/2 of hypercorn and httpx, and checks every header block it is sent. Prints one JSON line per request, whole or not. A path
-`/slow…` is answered after a second; `/big…` with a megabyte.
+`/slow…` is answered after a second, `/big…` with a megabyte; of `/deaf…` no body is taken beyond the first window.
 """
 
 import asyncio
@@ -71,8 +71,10 @@ class Server(asyncio.Protocol):
         if isinstance(event, h2.events.RequestReceived):
             self.requests[event.stream_id] = (event.headers, bytearray())
         elif isinstance(event, h2.events.DataReceived):
-            self.requests[event.stream_id][1].extend(event.data)
-            self.state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            fields, body = self.requests[event.stream_id]
+            body.extend(event.data)
+            if not dict(fields).get(":path", "").startswith("/deaf"):
+                self.state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.StreamEnded):
             method, path, count = self.told("request", event.stream_id, status=200)
             if path.startswith("/slow"):

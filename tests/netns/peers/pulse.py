@@ -1,4 +1,5 @@
-"""An honest client: one request after the other until its standard input ends, then one JSON line with how they went.
+"""An honest client: one request after the other until its standard input ends. For each line there it prints one JSON line with how they
+went since the last.
 Usage: pulse.py h1|h2 HOST PORT. With h2, all are streams of one connection, made again when it ends; with h1, every other request has a
 connection of its own.
 """
@@ -85,10 +86,12 @@ while True:
         failures.append(f"{time.time():.3f} {error!r}")
         client.drop()
     times.append(1000 * (time.monotonic() - start))
-    if len(times) == 1:
-        print(json.dumps({"first": failures or times}), flush=True)
-    if select.select([sys.stdin], [], [], PAUSE)[0]:
+    if not select.select([sys.stdin], [], [], PAUSE)[0]:
+        continue
+    if not sys.stdin.readline():
         break
-times.sort()
-told = {"count": len(times), "failures": failures[:10], "failed": len(failures)}
-print(json.dumps(told | {"p50_ms": times[len(times) // 2], "p99_ms": times[len(times) * 99 // 100], "max_ms": times[-1]}))
+    times.sort()
+    p50, p99 = (times[len(times) * percent // 100] for percent in (50, 99))
+    told = {"count": len(times), "failed": len(failures), "failures": failures[:5], "p50_ms": p50, "p99_ms": p99, "max_ms": times[-1]}
+    print(json.dumps(told), flush=True)
+    times, failures = [], []

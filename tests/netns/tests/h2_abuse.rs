@@ -5,22 +5,25 @@
 #[path = "strictness/stage.rs"]
 mod stage;
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::prelude::*;
 use heddle_testkit::probe::usage;
 use heddle_testkit::process::Process;
-use heddle_testkit::programs::python;
-use serde_json::{Value, json};
-use stage::{PORT_FIRST, address, in_front_of, peer, report, start_origin, text, write};
+use heddle_testkit::programs::{program, python};
+use serde_json::Value;
+use stage::{PORT_FIRST, address, in_front_of, peer, report, text};
 
-const SECONDS: &str = "2";
+const SECONDS: &str = "1.5";
 const CONNECTIONS: &str = "4";
 /// What an agent may grow by under one abuse.
 const GROWTH_KIB_MAX: u64 = 48 << 10;
-/// Of honest requests while the machine is busy with the abuse itself, whose clients are as hungry as the agents.
-const P99_MS_MAX: f64 = 1000.0;
+/// Median and longest wait of honest requests, by agents without optimization on a machine that is busy with the abuse itself.
+const P50_MS_MAX: f64 = 200.0;
+const WAIT_MS_MAX: f64 = 3000.0;
 
 /// One way, and how its connections may end.
 struct Way {
@@ -29,10 +32,17 @@ struct Way {
     ends: &'static [&'static str],
     /// Reasons the log gives, one of them at least.
     reasons: &'static [&'static str],
+    /// What it does not take fills the window of the upstream connection that it shares with other clients of its pod, who wait: a known
+    /// weakness. Other pods must not feel it.
+    clogs: bool,
 }
 
 const fn way(name: &'static str, ends: &'static [&'static str], reasons: &'static [&'static str]) -> Way {
-    Way { name, ends, reasons }
+    Way { name, ends, reasons, clogs: false }
+}
+
+const fn clog(name: &'static str) -> Way {
+    Way { name, ends: &[], reasons: &[], clogs: true }
 }
 
 const ABUSE: &[&str] = &["request_abuse"];
@@ -41,6 +51,7 @@ const CALM: &[&str] = &["ENHANCE_YOUR_CALM", "nothing said, reset"];
 /// Ends: GOAWAY's code if it came, how the connection ended.
 const FLOODS: &[Way] = &[
     way("rapid_reset", CALM, ABUSE),
+    way("rapid_reset_in_turns", CALM, ABUSE),
     way("rapid_reset_with_data", CALM, ABUSE),
     way("continuation", CALM, ABUSE),
     way("continuation_of_small_fields", CALM, ABUSE),
@@ -61,45 +72,67 @@ const GAMES: &[Way] = &[
     way("hpack_bomb", &[], &[]),
     way("hpack_table_games", &[], &[]),
     way("long_bodies", &[], &[]),
-    way("zero_windows", &[], &[]),
-    way("one_byte_windows", &[], &[]),
+    clog("zero_windows"),
+    clog("one_byte_windows"),
     way("large_heads_held", &[], &[]),
-    way("responses_unread", &[], &[]),
+    clog("responses_unread"),
 ];
+
+/// nginx, so that the origin is not what is slow.
+fn nginx(pod: &Pod, directory: &Path) -> Result<Process> {
+    fs::create_dir_all(directory.join("logs"))?;
+    fs::write(directory.join("big"), vec![b'x'; 1 << 20])?;
+    let configuration = format!(
+        "daemon off; worker_processes 1; error_log stderr; pid nginx.pid; user root;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{ access_log off; client_body_temp_path t1; proxy_temp_path t2; fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5;\n\
+         large_client_header_buffers 8 64k; keepalive_requests 1000000;\n\
+         server {{ listen {PORT_FIRST} http2; root .; location / {{ return 200 \"ok\"; }} location /big {{ }} }} }}\n"
+    );
+    fs::write(directory.join("nginx.conf"), configuration)?;
+    let mut command = program("nginx", "nginx-light")?;
+    command.arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
+    let process = pod.spawn("nginx", command)?;
+    let listens = || pod.listeners().is_ok_and(|l| l.iter().any(|a| a.port() == PORT_FIRST));
+    wait_until("nginx listens", Duration::from_secs(10), listens).with_context(|| process.tail())?;
+    Ok(process)
+}
 
 fn pulse(from: &Place, version: &str, mesh: &Mesh) -> Result<Process> {
     let mut command = python(&["h2"])?;
     let host = address(mesh, "h2", PORT_FIRST).to_string();
     command.arg(peer("pulse.py")).args([version, &host, &PORT_FIRST.to_string()]);
-    let process = from.spawn("pulse", command)?;
-    wait_until("the honest client began", Duration::from_secs(10), || process.stdout().contains("first"))
-        .with_context(|| process.tail())?;
-    Ok(process)
+    from.spawn("pulse", command)
 }
 
-/// What the honest client tells when it is stopped.
-fn stop(pulse: &Process) -> Result<Value> {
-    pulse.close_stdin();
-    ensure!(pulse.wait(Duration::from_secs(10))?.success(), "{}", pulse.tail());
-    let out = pulse.stdout();
-    Ok(serde_json::from_str(out.lines().last().unwrap_or_default())?)
+/// What an honest client tells about the time since it was last asked.
+fn ask(pulse: &Process) -> Result<Value> {
+    let before = pulse.stdout().lines().count();
+    pulse.send_line("how was it?")?;
+    wait_for("the honest client tells", Duration::from_secs(15), || {
+        let out = pulse.stdout();
+        let whole = out.rfind('\n').map_or("", |end| &out[..end]);
+        Ok(whole.lines().nth(before).map(serde_json::from_str).transpose()?)
+    })
+    .with_context(|| pulse.tail())
 }
 
 fn run(test: &str, ways: &[Way]) -> Result<()> {
     let port = PORT_FIRST;
     let topology = Mesh::declare(test).node("a").pod("client").pod("quiet").node("b").pod("h2").topology();
     let mesh = in_front_of(topology, "h2", &[port], Some("kubernetes.io/h2c")).start()?;
-    let ports = write(&mesh.node("a").paths().run, "ports.json", &json!([port]))?;
-    let _origin = start_origin(mesh.pod("h2"), "h2_origin.py", &["h2"], &ports)?;
+    let _origin = nginx(mesh.pod("h2"), &mesh.node("b").paths().run.join("nginx"))?;
     let host = address(&mesh, "h2", port).to_string();
     let (client, quiet) = (mesh.pod("client"), mesh.pod("quiet"));
     let agents = [mesh.node("a"), mesh.node("b")];
+    let pulses = [pulse(client, "h2", &mesh)?, pulse(quiet, "h2", &mesh)?];
     let started = Instant::now();
     let mut faults = Vec::new();
     for way in ways {
         let before: Vec<u64> = agents.iter().map(|n| Ok(usage(n.agent_pid()?)?.rss_kib)).collect::<Result<_>>()?;
         let logged = agents.iter().map(|n| n.access_log().len()).collect::<Vec<_>>();
-        let pulses = [pulse(client, "h2", &mesh)?, pulse(quiet, "h2", &mesh)?];
+        ask(&pulses[0])?;
+        ask(&pulses[1])?;
         let mut command = python(&["h2"])?;
         command.arg(peer("h2_abuse.py")).args([way.name, &host, &port.to_string(), SECONDS, CONNECTIONS]);
         let abuse = client.spawn("abuse", command)?;
@@ -111,7 +144,7 @@ fn run(test: &str, ways: &[Way]) -> Result<()> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let honest = [stop(&pulses[0])?, stop(&pulses[1])?];
+        let honest = [ask(&pulses[0])?, ask(&pulses[1])?];
         let mut fault = |what: String| faults.push(format!("{}: {what}", way.name));
         let growth: Vec<u64> = most.iter().zip(&before).map(|(m, b)| (m - b) >> 10).collect();
         let ended = abuse.status().is_some_and(|s| s.success());
@@ -122,6 +155,8 @@ fn run(test: &str, ways: &[Way]) -> Result<()> {
         let told: Value = serde_json::from_str(abuse.stdout().trim())?;
         eprintln!("{}: {told}; agents grew by {growth:?} MiB; honest: {} | {}", way.name, honest[0], honest[1]);
         let ends = told.as_object().into_iter().flatten().map(|(end, _)| end).filter(|end| end.contains(", "));
+        // The time of those that are open is up, not their welcome.
+        let ends = ends.filter(|end| !end.ends_with("still open"));
         for end in ends {
             if !way.ends.is_empty() && !way.ends.iter().any(|wanted| end.starts_with(wanted)) {
                 fault(format!("connections ended by {end}: {told}"));
@@ -141,7 +176,9 @@ fn run(test: &str, ways: &[Way]) -> Result<()> {
             if told["failed"] != 0 {
                 fault(format!("the honest client of the {place} failed: {told}"));
             }
-            if told["p99_ms"].as_f64().is_none_or(|p99| p99 > P99_MS_MAX) {
+            let (p50, longest) = (told["p50_ms"].as_f64(), told["max_ms"].as_f64());
+            let may_wait = way.clogs && *place == "same pod";
+            if !may_wait && !(p50.is_some_and(|t| t < P50_MS_MAX) && longest.is_some_and(|t| t < WAIT_MS_MAX)) {
                 fault(format!("the honest client of the {place} waited: {told}"));
             }
         }

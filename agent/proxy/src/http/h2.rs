@@ -15,12 +15,12 @@ use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
 
 use super::client::Client;
-use super::io::{Io, Verdict};
+use super::io::{Io, TURN_BYTES_MAX, Verdict};
 use super::record::{Record, Told};
 use super::stream;
 use super::{
-    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX,
-    STREAM_WINDOW_BYTES, STREAMS_MAX,
+    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, PENDING_RESETS_MAX, RESET_STREAMS_MAX,
+    SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
 };
 use crate::copy::burst;
 use crate::registry::Conn;
@@ -68,7 +68,7 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     let mut is_leaving = false;
     let mut awaits = Awaits::Rest(0);
     let end = poll_fn(|cx| {
-        verdict.begin_turn(burst(conn.worker.table.len()));
+        verdict.begin_turn(burst(conn.worker.table.len()).min(TURN_BYTES_MAX), burst(conn.worker.table.len()));
         if conn.is_out_of_time() && matches!(awaits, Awaits::Rest(_)) {
             return Poll::Ready(None);
         }
@@ -128,8 +128,12 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     let reason = end.map_or(Reason::RequestTimeout, |end| ended(end, verdict));
     verdict.is_clean.set(is_told);
     match reason {
-        // Of the connection, not of a request.
-        Reason::RequestAbuse | Reason::RequestMalformed | Reason::RequestTimeout => conn.ends_for_itself(),
+        // Of the connection, not of a request; and why its requests end, too.
+        Reason::RequestAbuse | Reason::RequestMalformed => {
+            conn.ends_for_itself();
+            conn.end(reason);
+        }
+        Reason::RequestTimeout => conn.ends_for_itself(),
         _ if is_leaving => {}
         _ => tell_unread(conn, verdict.meter.borrow_mut().unserved(), Reason::RequestCancelled),
     }
@@ -146,7 +150,7 @@ fn handshake(io: Io) -> Handshake<Io, Bytes> {
         .max_header_list_size(2 * HEADER_LIST_BYTES_MAX)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_pending_accept_reset_streams(RESET_STREAMS_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .enable_connect_protocol()
         .handshake(io)

@@ -14,6 +14,10 @@ use tokio::net::TcpStream;
 use super::frames::FrameMeter;
 use crate::config::COPY_BURST_BYTES_MIN;
 
+/// Bytes of a client's frames read in one turn of its connection. A byte can be a whole header field: what bounds copying
+/// is too much here.
+pub(crate) const TURN_BYTES_MAX: usize = 64 << 10;
+
 /// What is known of a connection besides its bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
@@ -30,10 +34,10 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// The connection's task has its turn, in which so many bytes may move each way: h2 would go on as long as there are any.
-    pub(crate) fn begin_turn(&self, allowance: usize) {
-        self.readable.set(allowance);
-        self.writable.set(allowance);
+    /// The connection's task has its turn, in which so many bytes may be read and written: h2 would go on as long as there are any.
+    pub(crate) fn begin_turn(&self, readable: usize, writable: usize) {
+        self.readable.set(readable);
+        self.writable.set(writable);
     }
 }
 
@@ -57,7 +61,7 @@ impl Io {
     fn new(stream: TcpStream, verdict: Rc<Verdict>, meter: FrameMeter) -> Self {
         *verdict.meter.borrow_mut() = meter;
         // For the handshake.
-        verdict.begin_turn(COPY_BURST_BYTES_MIN);
+        verdict.begin_turn(COPY_BURST_BYTES_MIN, COPY_BURST_BYTES_MIN);
         Self { stream, verdict }
     }
 }
@@ -159,7 +163,7 @@ mod tests {
         while read < 100_000 || written < 100_000 {
             poll_fn(|cx| {
                 turns += 1;
-                verdict.begin_turn(10_000);
+                verdict.begin_turn(10_000, 10_000);
                 let before = (read, written);
                 while read < 100_000 {
                     let mut room = [0; 1000];

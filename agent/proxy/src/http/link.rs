@@ -241,7 +241,8 @@ impl Driver {
                 link.wants_ping.set(false);
             }
         }
-        link.verdict.begin_turn(burst(self.worker.table.len()));
+        let turn = burst(self.worker.table.len());
+        link.verdict.begin_turn(turn, turn);
         let polled = Pin::new(connection).poll(cx);
         if link.verdict.meter.borrow().has_greeted() {
             link.settle();

@@ -39,6 +39,9 @@ const RESET_STREAMS_MAX: usize = 64;
 /// Streams of a connection that `h2` may reset by itself, over its whole life, because the peer broke a rule or sent behind a
 /// reset. Its default of 1024 ends an honest connection after some weeks; the share of them is what [`frames`] looks at.
 const LOCAL_RESETS_MAX: usize = 16_384;
+/// Streams that were reset before this side looked at them; more at a time end the connection. Another agent's connection carries the
+/// streams of many clients, of which one may give up all it has at once, and again before the connection is retired for it.
+const PENDING_RESETS_MAX: usize = 256;
 /// Bytes of one stream waiting for its connection's socket.
 const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 

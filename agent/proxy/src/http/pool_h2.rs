@@ -30,13 +30,17 @@ use crate::registry::Conn;
 
 /// Connections to one endpoint per pod; beyond it streams wait for a place on them.
 pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
+/// Streams that were given up before a connection takes no more, if they are more than half of all. Servers end a connection on which most
+/// streams are reset, and with it the streams of clients that had no part in it: it has to retire before.
+const GIVEN_UP_MAX: u32 = 100;
 
 /// One connection, until the pool and all its streams let go of it.
 pub(crate) struct Shared {
     sender: RefCell<SendRequest<Bytes>>,
     link: Rc<Link>,
-    /// It had a stream already.
-    is_used: Cell<bool>,
+    /// Streams it ever had, and those of them that were given up.
+    opened: Cell<u32>,
+    given_up: Cell<u32>,
     /// Tick since which it has no stream.
     idle_since: Cell<u64>,
 }
@@ -48,6 +52,15 @@ impl Shared {
 
     fn has_room(&self) -> bool {
         self.streams() < self.sender.borrow().current_max_send_streams()
+    }
+}
+
+impl Shared {
+    /// Whether it may take another stream, now or later.
+    fn is_good(&self) -> bool {
+        let given_up = self.given_up.get();
+        let is_worn = given_up >= GIVEN_UP_MAX && given_up > self.opened.get() / 2;
+        !self.link.is_over() && !is_worn
     }
 }
 
@@ -64,12 +77,19 @@ pub(crate) struct Place {
     conn: Rc<Conn>,
     /// On a connection that served others before: its server may have closed it just now.
     pub(crate) reused: bool,
+    is_complete: Cell<bool>,
 }
 
 impl Place {
     fn on(shared: &Rc<Shared>, conn: &Rc<Conn>) -> Self {
         shared.link.streams.update(|streams| streams + 1);
-        Self { shared: shared.clone(), conn: conn.clone(), reused: shared.is_used.replace(true) }
+        let opened = shared.opened.replace(shared.opened.get().saturating_add(1));
+        Self { shared: shared.clone(), conn: conn.clone(), reused: opened > 0, is_complete: Cell::new(false) }
+    }
+
+    /// Its stream came to its end.
+    pub(crate) fn complete(&self) {
+        self.is_complete.set(true);
     }
 
     /// Opens the stream. Where that fails nothing of the request was sent; a connection that takes no more streams, for its
@@ -114,6 +134,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.shared.link.streams.update(|streams| streams - 1);
         self.shared.idle_since.set(self.conn.worker.tick());
+        if !self.is_complete.get() {
+            self.shared.given_up.update(|given_up| given_up.saturating_add(1));
+        }
     }
 }
 
@@ -192,7 +215,7 @@ impl PoolH2 {
     fn turn(&self, conn: &Rc<Conn>, addr: SocketAddr) -> Turn {
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry((conn.pod.serial, addr)).or_default();
-        entry.all.retain(|shared| !shared.link.is_over());
+        entry.all.retain(|shared| shared.is_good());
         let least = entry.all.iter().min_by_key(|s| s.streams());
         let is_full = entry.all.len() >= CONNECTIONS_PER_ENDPOINT_MAX;
         if let Some(shared) = entry.all.iter().find(|s| s.has_room()).or(least.filter(|_| is_full)) {
@@ -227,7 +250,9 @@ impl PoolH2 {
             .map_err(|error| Failure { reason: reason_of(&error), retryable: false })?;
         let link = Driver::spawn(conn, connection, verdict);
         let idle_since = Cell::new(conn.worker.tick());
-        let shared = Rc::new(Shared { sender: RefCell::new(sender), link, is_used: Cell::new(false), idle_since });
+        let sender = RefCell::new(sender);
+        let (opened, given_up) = (Cell::new(0), Cell::new(0));
+        let shared = Rc::new(Shared { sender, link, opened, given_up, idle_since });
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry((conn.pod.serial, addr)).or_default();
         if entry.all.is_empty() {

@@ -116,7 +116,10 @@ impl Asking {
             .await;
             record.request_messages = exchange.up.messages.count;
             record.response_messages = exchange.down.messages.count;
-            let Err(mut failed) = outcome else { return record.finish(Reason::Completed) };
+            let Err(mut failed) = outcome else {
+                opened.held.1.complete();
+                return record.finish(Reason::Completed);
+            };
             if failed.again && repeats < REPEATS_MAX {
                 body = exchange.up_source;
                 continue;

@@ -375,6 +375,8 @@ impl<'a> Crossing<'a> {
         if failed.is_some() {
             let is_broken = self.is_tunnel && self.asking.kind == Kind::Connect;
             self.up.sink.send_reset(if is_broken { h2::Reason::CONNECT_ERROR } else { h2::Reason::CANCEL });
+        } else {
+            self.up.held.1.complete();
         }
         let spare = &self.conn.worker.spare;
         spare.give(self.framing);
