@@ -94,7 +94,7 @@ pub fn hypercorn(place: &Place, port: u16) -> Result<Process> {
     serve(place, "hypercorn", command, &[port])
 }
 
-/// nginx in a pod, with HTTP/1 on 8080 and HTTP/2 (prior knowledge) on 8082. A path ending in `/who` tells client, version and host,
+/// nginx in a pod, with HTTP/1 on 8080 and HTTP/2 (prior knowledge) on 8082. `/who` tells client, version and host,
 /// `/big` is 3 MiB, `/post` tells the length of what it was sent.
 ///
 /// # Errors
