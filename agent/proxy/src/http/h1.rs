@@ -229,7 +229,8 @@ impl Server<'_> {
         }
         self.conn.attempts.set(0);
         if self.client.upstream_version(HttpVersion::Http1) == HttpVersion::Http2 {
-            return self.exchange_on_a_stream(heads, facts, record).await;
+            // Boxed: an idle connection holds no room for what most of its requests never do.
+            return Box::pin(self.exchange_on_a_stream(heads, facts, record)).await;
         }
         let mut from = From::Pool;
         loop {

@@ -56,7 +56,7 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, resp
     let asking = Asking { client, parts, checked, body, respond, record };
     match asking.client.upstream_version(HttpVersion::Http2) {
         HttpVersion::Http2 => asking.on_a_stream().await,
-        HttpVersion::Http1 => asking.on_a_connection().await,
+        HttpVersion::Http1 => Box::pin(asking.on_a_connection()).await,
     }
 }
 
