@@ -139,7 +139,8 @@ fn compare(arena: &Arena, scenario: &Scenario, arguments: &Arguments) -> Result<
 }
 
 /// Memory of proxies per connection that made one request and stays open. Each pass of Heddle gets an arena of its own: memory
-/// that an earlier load made a process keep would hide what the next one takes.
+/// that an earlier load made a process keep would hide what the next one takes. nginx makes room for all its connections when
+/// it starts, so its number leaves that out.
 fn idle_connections(binaries: &Binaries, name: &str, version: HttpVersion) -> Result<Vec<Row>> {
     let load = Load::Http { requests: "idle", version, path: PATH_1_KIB, streams: 1 };
     let mut kib = Vec::new();
