@@ -7,6 +7,7 @@
 mod bench;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod progress;
 mod setup;
 mod suites;
@@ -31,7 +32,7 @@ struct Arguments {
 enum Task {
     /// Install what is missing to build and test (the other tasks call this by themselves)
     Setup {
-        /// Also what `bench` and `demo` use
+        /// Also what `bench`, `demo` and `fuzz` use
         #[arg(long)]
         all: bool,
     },
@@ -43,6 +44,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Measure Heddle against direct connections, Envoy and HAProxy (root)
     Bench(bench::Arguments),
+    /// Throw bytes at everything that parses, and at the data plane, under libFuzzer (a short run is part of `test`)
+    Fuzz(fuzz::Arguments),
     /// Check the rules of the house: arrows, unsafe, docs, orphans, sizes, links
     Tidy,
 }
@@ -50,13 +53,15 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Setup { all } => {
-            let groups: &[Group] = if all { &[Group::Build, Group::Demo, Group::Bench] } else { &[Group::Build] };
+            let groups: &[Group] =
+                if all { &[Group::Build, Group::Demo, Group::Bench, Group::Fuzz] } else { &[Group::Build] };
             setup::run(groups).map(|()| ExitCode::SUCCESS)
         }
         Task::BuildEbpf => setup::run(&[Group::Build]).and_then(|()| ebpf::build()).map(|_| ExitCode::SUCCESS),
         Task::Test(arguments) => suites::run(&arguments),
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
         Task::Tidy => tidy::run(),
     };
     outcome.unwrap_or_else(|error| {

@@ -13,6 +13,8 @@ pub enum Group {
     Demo,
     /// `cargo xtask bench`.
     Bench,
+    /// `cargo xtask fuzz`.
+    Fuzz,
 }
 
 /// How a machine shows that it has something.
@@ -118,6 +120,11 @@ const BENCH: &[Need] = &[
     Need { evidence: Evidence::PythonPeers, why: "Envoy, the baseline of the benchmarks", packages: &[] },
 ];
 
+const FUZZ: &[Need] = &[
+    Need { evidence: Evidence::Program("cc"), why: "links every Rust program", packages: &["gcc", "libc6-dev"] },
+    Need { evidence: Evidence::Program("c++"), why: "compiles libFuzzer", packages: &["g++"] },
+];
+
 /// A step that changes the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -189,6 +196,7 @@ fn needs(groups: &[Group]) -> impl Iterator<Item = &'static Need> {
         Group::Build => BUILD,
         Group::Demo => DEMO,
         Group::Bench => BENCH,
+        Group::Fuzz => FUZZ,
     })
 }
 
@@ -231,7 +239,7 @@ fn name(evidence: Evidence) -> &'static str {
 mod tests {
     use super::*;
 
-    const ALL: &[Group] = &[Group::Build, Group::Demo, Group::Bench];
+    const ALL: &[Group] = &[Group::Build, Group::Demo, Group::Bench, Group::Fuzz];
 
     fn bare() -> Facts {
         Facts { has_apt: true, is_root: true, ..Facts::default() }

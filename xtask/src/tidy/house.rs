@@ -57,7 +57,7 @@ impl House {
         }
         let mut manifests = vec!["Cargo.toml"];
         manifests.extend(
-            ["ebpf-programs/programs/Cargo.toml", "tests/fuzz/Cargo.toml"]
+            ["ebpf-programs/programs/Cargo.toml", "tests/fuzz/libfuzzer/Cargo.toml"]
                 .into_iter()
                 .filter(|manifest| house.files.contains_key(*manifest)),
         );
