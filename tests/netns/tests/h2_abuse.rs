@@ -5,6 +5,7 @@
 #[path = "strictness/stage.rs"]
 mod stage;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -162,9 +163,14 @@ fn run(test: &str, ways: &[Way]) -> Result<()> {
                 fault(format!("connections ended by {end}: {told}"));
             }
         }
-        let mut reasons = std::collections::BTreeSet::new();
+        let (mut reasons, mut failed) = (BTreeSet::new(), Vec::new());
         for (node, seen) in agents.iter().zip(&logged) {
-            reasons.extend(node.access_log().iter().skip(*seen).map(|r| text(&r["reason"]).to_owned()));
+            for record in node.access_log().iter().skip(*seen) {
+                reasons.insert(text(&record["reason"]).to_owned());
+                if text(&record["path"]).starts_with("/pulse") && record["status"] != 200 {
+                    failed.push(record.to_string());
+                }
+            }
         }
         if !way.reasons.is_empty() && !way.reasons.iter().any(|r| reasons.contains(*r)) {
             fault(format!("no record says {:?}: {reasons:?}", way.reasons));
@@ -174,7 +180,7 @@ fn run(test: &str, ways: &[Way]) -> Result<()> {
         }
         for (place, told) in ["same pod", "other pod"].iter().zip(&honest) {
             if told["failed"] != 0 {
-                fault(format!("the honest client of the {place} failed: {told}"));
+                fault(format!("the honest client of the {place} failed: {told}\n{}", failed.join("\n")));
             }
             let (p50, longest) = (told["p50_ms"].as_f64(), told["max_ms"].as_f64());
             let may_wait = way.clogs && *place == "same pod";

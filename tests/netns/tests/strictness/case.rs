@@ -216,7 +216,8 @@ fn request(of: &codec::Case) -> Case {
             case.steps.push(Step::Read(method.clone()));
             case.answers.push(answer.clone());
             case.saw.push(Seen::new(&method, &target, &accepted.body));
-            if accepted.close {
+            // Behind a CONNECT that was declined nobody knows what is meant for the tunnel.
+            if accepted.close || method == "CONNECT" && accepted.rest.is_empty() {
                 case.after = After::Closed;
             } else if accepted.rest.ends_with(b"\r\n\r\n") {
                 let (method, target) = asked_for(&accepted.rest);
@@ -288,6 +289,9 @@ fn response(of: &codec::Case, to: &str) -> Case {
                 case.after = After::Closed;
             } else {
                 answer.body = Some(accepted.body.clone());
+                if to == "CONNECT" {
+                    case.after = After::Closed;
+                }
             }
         }
     }
