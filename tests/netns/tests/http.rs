@@ -71,6 +71,75 @@ fn curl_and_nginx_speak_both_versions_through_two_agents() -> Result<()> {
 }
 
 #[test]
+fn a_port_that_declares_a_version_is_called_with_it() -> Result<()> {
+    let declares = |port: u16, target: u16, protocol: &str| {
+        let name = format!("port-{port}");
+        serde_json::json!([{"name": name, "port": port, "targetPort": target, "appProtocol": protocol}])
+    };
+    let mesh = Mesh::declare("http_versions")
+        .node("a")
+        .pod("client")
+        .node("b")
+        .pod("web")
+        .service("h2c")
+        .port(80, 8082)
+        .with("ports", declares(80, 8082, "kubernetes.io/h2c"))
+        .backed_by("web")
+        .service("ws")
+        .port(80, 8080)
+        .with("ports", declares(80, 8080, "kubernetes.io/ws"))
+        .backed_by("web")
+        .service("grpc")
+        .port(50051, 50051)
+        .with("ports", declares(50051, 50051, "kubernetes.io/h2c"))
+        .backed_by("web")
+        .start()?;
+    let (client, web) = (mesh.pod("client"), mesh.pod("web"));
+    // Each of its ports speaks one version and no other.
+    let _nginx = nginx(web, &mesh.node("b").paths().run.join("nginx"))?;
+    for (service, version, upstream) in [
+        ("h2c", "--http1.1", "HTTP/2.0"),
+        ("h2c", "--http1.0", "HTTP/2.0"),
+        ("ws", "--http2-prior-knowledge", "HTTP/1.1"),
+    ] {
+        let plan = mesh.service(service);
+        for (ip, own) in [(plan.cluster_v4(), client.v4()), (plan.cluster_v6(), client.v6())] {
+            let url = format!("http://{}", SocketAddr::new(ip, 80));
+            let who = curl(client, &[version, &format!("{url}/who")])?;
+            let host = url.trim_start_matches("http://").trim_end_matches(":80");
+            ensure!(who == format!("{own} {upstream} {host}\n"), "{service} {version}: {who}");
+            let big = format!("{url}/big");
+            let size = curl(client, &[version, "-o", "/dev/null", "-w", "%{size_download}", &big])?;
+            ensure!(size == "3145728", "{service} {version}: {size}");
+            let head = curl(client, &[version, "--head", &big])?;
+            ensure!(head.to_ascii_lowercase().contains("content-length: 3145728"), "{service} {version}: {head}");
+            let body = format!("@{}", mesh.node("b").paths().run.join("nginx/big").display());
+            let posted = curl(client, &[version, "--data-binary", &body, &format!("{url}/post")])?;
+            ensure!(posted.trim() == "3145728", "{service} {version}: {posted}");
+        }
+    }
+    // Several requests of one HTTP/1.1 connection, which stays in step.
+    let url = format!("http://{}/big", SocketAddr::new(mesh.service("h2c").cluster_v4(), 80));
+    let sizes = curl(
+        client,
+        &[&["--http1.1", "-w", "%{size_download} %{num_connects}\n"][..], &["-o", "/dev/null", &url].repeat(3)]
+            .concat(),
+    )?;
+    ensure!(sizes == "3145728 1\n3145728 0\n3145728 0\n", "{sizes}");
+    for node in ["a", "b"] {
+        // The client's own version is logged where the client is, what it became where the server is.
+        let is_ws = |r: &serde_json::Value| {
+            r["path"] == "/post" && r["protocol"] == if node == "a" { "HTTP/2" } else { "HTTP/1.1" }
+        };
+        wait_logged(mesh.node(node), "a translated request", |r| is_ws(r) && r["status"] == 201)?;
+    }
+    let _server = serve_script(web, "grpc_server.py", &["grpcio"], 50051)?;
+    let target = format!("{}:50051", mesh.service("grpc").cluster_v4());
+    run_script(client, "grpc_client.py", &["grpcio"], &[&target])?;
+    Ok(())
+}
+
+#[test]
 fn requests_spread_over_a_service_wherever_its_pods_are() -> Result<()> {
     // web-1 shares its agent, and so its worker's counters, with the client; the agent's idle connections must not weigh.
     let mesh = Mesh::declare("http_spread")
