@@ -83,3 +83,37 @@ fn websockets_over_http2_share_a_connection_with_requests() -> Result<()> {
     }
     nothing_is_left(mesh.node("a"))
 }
+
+#[test]
+fn websockets_over_http2_reach_a_server_of_http1() -> Result<()> {
+    let declared = serde_json::json!([
+        {"name": "port-80", "port": 80, "targetPort": 8080, "appProtocol": "kubernetes.io/ws"}
+    ]);
+    let mesh = Mesh::declare("ws_crossing")
+        .node("a")
+        .pod("client")
+        .node("b")
+        .pod("chat")
+        .service("chat")
+        .port(80, 8080)
+        .with("ports", declared)
+        .backed_by("chat")
+        .start()?;
+    let (client, chat) = (mesh.pod("client"), mesh.pod("chat"));
+    let vip = mesh.service("chat");
+    for (ip, own) in [vip.cluster_v4(), vip.cluster_v6()].into_iter().zip(both_families(client)) {
+        let server = hypercorn(chat, 8080)?;
+        let at = SocketAddr::new(ip, 80).to_string();
+        run_script(client, "websocket_h2_client.py", &["h2", "wsproto"], &[&at, &own.to_string(), "1.1"])
+            .with_context(|| server.tail())?;
+        let closed = ["/one closed 1000", "/vanish closed 1006"];
+        ensure!(closed.iter().all(|line| server.stdout().contains(line)), "{}", server.stdout());
+    }
+    for (node, protocol, status) in [("a", "HTTP/2", 200), ("b", "HTTP/1.1", 101)] {
+        let node = mesh.node(node);
+        let is = |r: &serde_json::Value, path: &str| r["path"] == path && r["protocol"] == protocol;
+        wait_logged(node, "/one", |r| is(r, "/one") && r["status"] == status)?;
+        wait_logged(node, "/forbidden", |r| is(r, "/forbidden") && r["status"] == 403)?;
+    }
+    nothing_is_left(mesh.node("a"))
+}
