@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::dial;
 use crate::drain;
 use crate::hash::FastMap;
+use crate::http::flow::Flow;
 use crate::http::link::Links;
 use crate::http::pool::Pool;
 use crate::http::pool_h2::PoolH2;
@@ -92,6 +93,8 @@ pub(crate) struct Worker {
     pub(crate) pool_h2: PoolH2,
     /// All of those, wherever they are kept.
     pub(crate) links: Links,
+    /// HTTP/2 connections whose windows follow what flows, or wait for budget.
+    pub(crate) watched_flows: RefCell<Vec<Weak<Flow>>>,
     pub(crate) spare: SpareBytes,
     pub(crate) spare_heads: Spare<Heads>,
     /// Set once the worker drains: HTTP connections end behind the request they are at.
@@ -153,6 +156,8 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
             _ = ticks.tick() => {
                 worker.tick.set(worker.tick.get() + 1);
                 worker.table.expire(worker.tick.get());
+                let watched = std::mem::take(&mut *worker.watched_flows.borrow_mut());
+                watched.iter().filter_map(Weak::upgrade).for_each(|flow| flow.tick());
                 let snapshot = worker.refresh();
                 worker.sweep(&snapshot);
                 worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
@@ -256,6 +261,7 @@ impl Worker {
             own_pools: RefCell::default(),
             pool_h2: PoolH2::default(),
             links: Links::default(),
+            watched_flows: RefCell::default(),
             spare: SpareBytes::default(),
             spare_heads: Spare::default(),
             draining: Cell::new(false),

@@ -7,13 +7,13 @@ use std::ops::Range;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use h2::{RecvStream, SendStream};
 use heddle_http::h1::{BodyDecoder, BodyEncoder};
 use heddle_http::{Reject, translate};
 use http::HeaderMap;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::flow::{Incoming, Outgoing};
 use super::inbox::{Filled, Inbox};
 use super::record::{Messages, Record, grpc_status};
 use crate::copy::not_ready;
@@ -35,19 +35,6 @@ pub(crate) enum Broke {
     Rule(Reject),
     /// Not even a small buffer was left.
     NoRoom,
-}
-
-/// Waits for a stream to take some of `size` bytes, and says how many.
-pub(crate) fn poll_capacity(cx: &mut Context<'_>, sink: &mut SendStream<Bytes>, size: usize) -> Poll<Option<usize>> {
-    sink.reserve_capacity(size);
-    let capacity = match sink.capacity() {
-        0 => match ready!(sink.poll_capacity(cx)) {
-            Some(Ok(capacity)) => capacity,
-            Some(Err(_)) | None => return Poll::Ready(None),
-        },
-        capacity => capacity,
-    };
-    Poll::Ready(Some(capacity.min(size)))
 }
 
 /// A body off a socket, as DATA.
@@ -117,7 +104,7 @@ impl ToStream {
         conn: &Conn,
         source: &TcpStream,
         inbox: &mut Inbox,
-        sink: &mut SendStream<Bytes>,
+        sink: &mut Outgoing,
         allowance: &mut usize,
     ) -> Poll<Result<(), Broke>> {
         while !self.is_done {
@@ -170,14 +157,9 @@ impl ToStream {
     }
 
     /// Sends what was gathered as the window allows, and the end behind it.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        inbox: &mut Inbox,
-        sink: &mut SendStream<Bytes>,
-    ) -> Poll<Result<(), Broke>> {
+    fn poll_send(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox, sink: &mut Outgoing) -> Poll<Result<(), Broke>> {
         while self.left > 0 {
-            let Some(size) = ready!(poll_capacity(cx, sink, self.left)) else {
+            let Some(size) = ready!(sink.poll_capacity(cx, self.left)) else {
                 return Poll::Ready(Err(Broke::Stream(None)));
             };
             let data = self.take(inbox, size);
@@ -273,7 +255,7 @@ impl ToSocket {
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut RecvStream,
+        source: &mut Incoming,
         sink: &TcpStream,
         mut record: Option<&mut Record>,
     ) -> Poll<Result<(), Broke>> {
@@ -293,7 +275,7 @@ impl ToSocket {
     fn poll_load(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut RecvStream,
+        source: &mut Incoming,
         record: Option<&mut Record>,
     ) -> Poll<Result<(), Broke>> {
         let broke = |error| Broke::Stream(Some(error));
@@ -333,11 +315,15 @@ impl ToSocket {
     pub(crate) fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut RecvStream,
+        source: &mut Incoming,
         sink: &TcpStream,
     ) -> Poll<Result<(), Broke>> {
         while !self.is_flushed() {
-            ready!(sink.poll_write_ready(cx)).map_err(Broke::Socket)?;
+            let Poll::Ready(ready) = sink.poll_write_ready(cx) else {
+                source.wait(cx, self.data.len());
+                return Poll::Pending;
+            };
+            ready.map_err(Broke::Socket)?;
             let before = &self.before[self.at..];
             let total = before.len() + self.data.len() + self.after.len();
             let slices = [IoSlice::new(before), IoSlice::new(&self.data), IoSlice::new(&self.after)];
@@ -352,8 +338,7 @@ impl ToSocket {
                     self.at += of_before;
                     self.data.advance(of_data);
                     self.after.advance(count);
-                    // An error means that the stream is closed.
-                    let _ = source.flow_control().release_capacity(of_data);
+                    source.release(of_data);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(Broke::Socket(error))),

@@ -6,8 +6,6 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
-use bytes::Bytes;
-use h2::SendStream;
 use h2::client::ResponseFuture;
 use h2::ext::Protocol;
 use heddle_http::Reject;
@@ -15,6 +13,7 @@ use heddle_http::detect::HttpVersion;
 use heddle_telemetry::Reason;
 use http::Request;
 
+use super::flow::{Flow, Outgoing};
 use super::pool::{self, Pool};
 use super::pool_h2::{CONNECTIONS_PER_ENDPOINT_MAX, Place, PoolH2, reason_of};
 use super::record::Record;
@@ -30,7 +29,9 @@ const OPEN_TRIES_MAX: usize = CONNECTIONS_PER_ENDPOINT_MAX + 1;
 /// A stream with a request's head on it.
 pub(crate) struct Opened {
     pub(crate) response: ResponseFuture,
-    pub(crate) sink: SendStream<Bytes>,
+    pub(crate) sink: Outgoing,
+    /// What its connection holds.
+    pub(crate) flow: Rc<Flow>,
     /// On a connection that was there already: its server may have closed it just now.
     pub(crate) reused: bool,
     /// Its weight on the endpoint, its place on the connection.
@@ -114,7 +115,8 @@ impl Client {
             }
             match place.open(request.clone(), ended).await {
                 Ok((response, sink)) => {
-                    return Ok(Opened { response, sink, reused: place.reused, held: (endpoint, place) });
+                    let (flow, sink) = (place.flow(), Outgoing::new(sink, place.flow()));
+                    return Ok(Opened { response, sink, flow, reused: place.reused, held: (endpoint, place) });
                 }
                 Err(error) => {
                     last = place.why(reason_of(&error));

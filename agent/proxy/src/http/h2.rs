@@ -15,18 +15,21 @@ use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
 
 use super::client::Client;
+use super::flow::Flow;
 use super::io::{Io, TURN_BYTES_MAX, Verdict};
 use super::record::{Record, Told};
 use super::stream;
 use super::{
-    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, PENDING_RESETS_MAX, RESET_STREAMS_MAX,
-    SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
+    HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, PENDING_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX,
+    SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES, STREAMS_MAX,
 };
 use crate::copy::burst;
 use crate::registry::Conn;
 use crate::route::{Route, Upstream};
 use crate::task::Ended;
 
+/// How long a client without a stream may cost its pod budget, for a window that was given while bytes flowed.
+const IDLE_CHARGED_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client without a stream may take to close a connection it was told to leave.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -64,6 +67,7 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
         Some(Err(error)) => return (ended(Err(error), verdict), None),
         None => return (Reason::RequestTimeout, None),
     };
+    let flow = Flow::new(conn);
     let mut streams = FuturesUnordered::new();
     let mut is_leaving = false;
     let mut awaits = Awaits::Rest(0);
@@ -82,11 +86,16 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
             connection.graceful_shutdown();
         }
         loop {
-            match connection.poll_accept(cx) {
+            if let Some(window) = flow.new_window() {
+                connection.set_target_window_size(window);
+            }
+            let accepted = connection.poll_accept(cx);
+            flow.driven(cx, verdict.is_flushed.get());
+            match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     verdict.meter.borrow_mut().accept(respond.stream_id().as_u32());
                     // Boxed: the set keeps room for one of its futures even when it is empty.
-                    streams.push(Box::pin(stream::serve(client.clone(), request, respond)));
+                    streams.push(Box::pin(stream::serve(client.clone(), flow.clone(), request, respond)));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
@@ -115,6 +124,9 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
                 match now {
                     Awaits::Rest(_) => conn.set_deadline(config.request_head_timeout),
                     Awaits::Request if is_leaving => conn.set_deadline(GOODBYE_TIMEOUT),
+                    Awaits::Request if flow.is_charged() => {
+                        conn.set_deadline(config.client_idle_timeout.min(IDLE_CHARGED_TIMEOUT));
+                    }
                     Awaits::Request => conn.set_deadline(config.client_idle_timeout),
                     Awaits::Nothing => {}
                 }
@@ -145,7 +157,7 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
 fn handshake(io: Io) -> Handshake<Io, Bytes> {
     Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .data_frame_budget(SMALL_FRAMES_BUDGET)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(2 * HEADER_LIST_BYTES_MAX)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))

@@ -28,6 +28,8 @@ pub(crate) struct Verdict {
     /// The peer sent something since this was last cleared.
     pub(crate) has_heard: Cell<bool>,
     pub(crate) meter: RefCell<FrameMeter>,
+    /// The socket took all there was.
+    pub(crate) is_flushed: Cell<bool>,
     /// Bytes that may yet be read, and written, in this turn.
     readable: Cell<usize>,
     writable: Cell<usize>,
@@ -104,6 +106,7 @@ impl AsyncRead for Io {
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Self { stream, verdict } = &mut *self;
+        verdict.is_flushed.set(false);
         ready!(poll_allowance(cx, &verdict.writable));
         let count = ready!(Pin::new(stream).poll_write(cx, buf))?;
         verdict.writable.update(|left| left.saturating_sub(count));
@@ -117,6 +120,7 @@ impl AsyncWrite for Io {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Self { stream, verdict } = &mut *self;
+        verdict.is_flushed.set(false);
         ready!(poll_allowance(cx, &verdict.writable));
         let count = ready!(Pin::new(stream).poll_write_vectored(cx, bufs))?;
         verdict.writable.update(|left| left.saturating_sub(count));
@@ -133,7 +137,9 @@ impl AsyncWrite for Io {
         true
     }
 
+    /// `h2` comes here when it has nothing more to write.
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.verdict.is_flushed.set(true);
         Poll::Ready(Ok(()))
     }
 

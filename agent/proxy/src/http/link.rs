@@ -18,6 +18,7 @@ use h2::{Ping, PingPong};
 use heddle_telemetry::Reason;
 use tokio::sync::Notify;
 
+use super::flow::Flow;
 use super::io::{Io, Verdict};
 use crate::budget::Pod;
 use crate::config::Config;
@@ -216,21 +217,27 @@ pub(crate) struct Driver {
     worker: Rc<Worker>,
     id: u64,
     link: Rc<Link>,
+    flow: Rc<Flow>,
     connection: Connection<Io, Bytes>,
     ping_pong: Option<PingPong>,
 }
 
 impl Driver {
     /// Begins to drive a connection on behalf of `conn`'s pod.
-    pub(crate) fn spawn(conn: &Rc<Conn>, mut connection: Connection<Io, Bytes>, verdict: Rc<Verdict>) -> Rc<Link> {
+    pub(crate) fn spawn(
+        conn: &Rc<Conn>,
+        flow: Rc<Flow>,
+        mut connection: Connection<Io, Bytes>,
+        verdict: Rc<Verdict>,
+    ) -> Rc<Link> {
         let (worker, link) = (conn.worker.clone(), Rc::new(Link::new(&conn.pod, &verdict)));
         let (id, ping_pong) = (worker.links.insert(link.clone()), connection.ping_pong());
-        tokio::task::spawn_local(Self { worker, id, link: link.clone(), connection, ping_pong });
+        tokio::task::spawn_local(Self { worker, id, link: link.clone(), flow, connection, ping_pong });
         link
     }
 
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { link, connection, ping_pong, .. } = self;
+        let Self { link, flow, connection, ping_pong, .. } = self;
         if link.is_cut.get() {
             return Poll::Ready(());
         }
@@ -243,7 +250,11 @@ impl Driver {
         }
         let turn = burst(self.worker.table.len());
         link.verdict.begin_turn(turn, turn);
+        if let Some(window) = flow.new_window() {
+            connection.set_target_window_size(window);
+        }
         let polled = Pin::new(connection).poll(cx);
+        flow.driven(cx, link.verdict.is_flushed.get());
         if link.verdict.meter.borrow().has_greeted() {
             link.settle();
         }
@@ -280,6 +291,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.link.leave();
         self.link.settle();
+        self.flow.ended();
         self.worker.links.remove(self.id);
     }
 }

@@ -10,6 +10,7 @@
 mod bridge;
 mod client;
 mod clock;
+pub(crate) mod flow;
 mod frames;
 mod h1;
 mod h2;
@@ -25,14 +26,17 @@ pub(crate) mod spare;
 mod standing;
 mod stream;
 
-/// What a stream's peer may send before it is read on: bytes held per stream, at most.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-/// The same over all streams of a connection.
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// What a stream's peer may send before it is read on.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// What a connection's peer may send beyond what is held and charged ([`flow`]): the window RFC 9113 §6.9.2 begins with.
+const WINDOW_LEAN_BYTES: u32 = 65_535;
+/// Small DATA frames in a connection's own queue, as `h2` counts them (256 less their length): more than fit the lean window. They
+/// do not stay there ([`flow::Incoming::wait`]).
+const SMALL_FRAMES_BUDGET: usize = 2 << 20;
 /// Header fields of one response, uncompressed, as RFC 9113 §6.5.2 counts them. Of a request `h2` takes twice as many and
 /// `heddle_http` checks them, so that the answer is ours and recorded.
 const HEADER_LIST_BYTES_MAX: u32 = 64 << 10;
-/// Streams a client may have open.
+/// Streams a client may have open, and those opened on one connection to a server.
 const STREAMS_MAX: u32 = 128;
 /// Streams that were reset and are still remembered; more at a time end the connection.
 const RESET_STREAMS_MAX: usize = 64;

@@ -18,11 +18,13 @@ use http::Request;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use super::flow::Flow;
 use super::io::{Io, Verdict};
 use super::link::{Driver, Link};
 use super::standing::Standing;
 use super::{
-    CONNECTION_WINDOW_BYTES, HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
+    HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, SEND_BUFFER_BYTES_MAX, SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES,
+    STREAMS_MAX,
 };
 use crate::dial::{self, Failure, Hop};
 use crate::hash::FastMap;
@@ -34,10 +36,14 @@ pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
 /// streams are reset, and with it the streams of clients that had no part in it: it has to retire before.
 const GIVEN_UP_MAX: u32 = 100;
 
+/// Ticks for which a connection without a stream may cost its pod budget.
+const IDLE_CHARGED_TICKS_MAX: u64 = 5;
+
 /// One connection, until the pool and all its streams let go of it.
 pub(crate) struct Shared {
     sender: RefCell<SendRequest<Bytes>>,
     link: Rc<Link>,
+    flow: Rc<Flow>,
     /// Streams it ever had, and those of them that were given up.
     opened: Cell<u32>,
     given_up: Cell<u32>,
@@ -51,7 +57,7 @@ impl Shared {
     }
 
     fn has_room(&self) -> bool {
-        self.streams() < self.sender.borrow().current_max_send_streams()
+        self.streams() < self.sender.borrow().current_max_send_streams().min(STREAMS_MAX as usize)
     }
 }
 
@@ -85,6 +91,11 @@ impl Place {
         shared.link.streams.update(|streams| streams + 1);
         let opened = shared.opened.replace(shared.opened.get().saturating_add(1));
         Self { shared: shared.clone(), conn: conn.clone(), reused: opened > 0, is_complete: Cell::new(false) }
+    }
+
+    /// What its connection holds.
+    pub(crate) fn flow(&self) -> Rc<Flow> {
+        self.shared.flow.clone()
     }
 
     /// Its stream came to its end.
@@ -238,7 +249,7 @@ impl PoolH2 {
         let mut builder = Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .data_frame_budget(SMALL_FRAMES_BUDGET)
             .max_header_list_size(HEADER_LIST_BYTES_MAX)
             .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
             .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
@@ -248,11 +259,12 @@ impl PoolH2 {
             .handshake::<_, Bytes>(io)
             .await
             .map_err(|error| Failure { reason: reason_of(&error), retryable: false })?;
-        let link = Driver::spawn(conn, connection, verdict);
+        let flow = Flow::new(conn);
+        let link = Driver::spawn(conn, flow.clone(), connection, verdict);
         let idle_since = Cell::new(conn.worker.tick());
         let sender = RefCell::new(sender);
         let (opened, given_up) = (Cell::new(0), Cell::new(0));
-        let shared = Rc::new(Shared { sender, link, opened, given_up, idle_since });
+        let shared = Rc::new(Shared { sender, link, flow, opened, given_up, idle_since });
         let mut pool = self.0.borrow_mut();
         let entry = pool.entry((conn.pod.serial, addr)).or_default();
         if entry.all.is_empty() {
@@ -270,6 +282,8 @@ impl PoolH2 {
                 all.clear();
             }
             all.retain(|s| {
+                // A window that was given for speed costs budget until the connection is gone.
+                let idle = if s.flow.is_charged() { idle.min(IDLE_CHARGED_TICKS_MAX) } else { idle };
                 let is_idle = s.streams() == 0 && (s.idle_since.get() + idle < tick || !s.link.is_wanted());
                 !s.link.is_over() && !is_idle
             });

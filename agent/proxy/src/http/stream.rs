@@ -8,10 +8,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::RecvStream;
 use h2::client::ResponseFuture;
 use h2::ext::Protocol;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use heddle_http::detect::HttpVersion;
 use heddle_http::h1::{Asked, Body, is_idempotent};
 use heddle_http::translate::{self, Checked, Kind, LengthCheck};
@@ -20,16 +20,22 @@ use heddle_telemetry::{Direction, Reason};
 use http::request::Parts;
 use http::{Method, Request, header};
 
-use super::bridge::poll_capacity;
 use super::client::{Client, REPEATS_MAX};
 use super::clock::BodyClock;
+use super::flow::{Flow, Incoming, Outgoing};
 use super::pool_h2::{is_unprocessed, reason_of};
 use super::record::{Messages, Record, Told, grpc_status};
 
 /// Serves one stream to its end.
-pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+pub(crate) async fn serve(
+    client: Rc<Client>,
+    flow: Rc<Flow>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
     let mut record = Record::begin(&client.conn);
     let (mut parts, body) = request.into_parts();
+    let body = Incoming::new(body, flow.clone());
     let protocol = parts.extensions.get::<Protocol>().map(|p| p.as_str().to_owned());
     let checked = translate::check_request(&mut parts, protocol.as_deref(), body.is_end_stream());
     record.is_head = parts.method == Method::HEAD;
@@ -55,7 +61,7 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, resp
     if let Err(reason) = record.take_budget() {
         return refuse(&client, respond, record, reason);
     }
-    let asking = Asking { client, parts, checked, body, respond, record };
+    let asking = Asking { client, flow, parts, checked, body, respond, record };
     match asking.client.upstream_version(HttpVersion::Http2) {
         HttpVersion::Http2 => asking.on_a_stream().await,
         // Boxed: few streams need the room.
@@ -66,9 +72,11 @@ pub(crate) async fn serve(client: Rc<Client>, request: Request<RecvStream>, resp
 /// A checked request and whoever waits for its answer.
 struct Asking {
     client: Rc<Client>,
+    /// What the client's connection holds.
+    flow: Rc<Flow>,
     parts: Parts,
     checked: Checked,
-    body: RecvStream,
+    body: Incoming,
     respond: SendResponse<Bytes>,
     record: Record,
 }
@@ -76,7 +84,7 @@ struct Asking {
 impl Asking {
     /// Serves it by an upstream that speaks HTTP/2.
     async fn on_a_stream(self) {
-        let Self { client, parts, checked, mut body, mut respond, mut record } = self;
+        let Self { client, flow, parts, checked, mut body, mut respond, mut record } = self;
         let asked = Asked {
             head: parts.method == Method::HEAD,
             connect: checked.kind == Kind::Connect,
@@ -89,7 +97,7 @@ impl Asking {
         let is_timed = checked.kind == Kind::Plain && !record.grpc && !request.headers().contains_key(header::EXPECT);
         for repeats in 0..=REPEATS_MAX {
             let opening = client.open(&request, ended, &mut record);
-            let opened = match unless_reset(&mut respond, opening).await {
+            let opened = match unless_reset(&mut body, &mut respond, opening).await {
                 Ok(opened) => opened,
                 Err(reason) => return refuse(&client, respond, record, reason),
             };
@@ -99,6 +107,7 @@ impl Asking {
                 up: Carry::new(checked.body, record.grpc),
                 down: Carry::new(Body::Empty, record.grpc),
                 up_sink: opened.sink,
+                flows: (flow.clone(), opened.flow),
                 up_source: body,
                 down_sink: None,
                 down_source: None,
@@ -133,13 +142,7 @@ impl Asking {
 }
 
 /// Tells the client that its request failed: by an answer, or by a reset where one has begun; nothing else is true then.
-async fn fail(
-    client: &Client,
-    respond: SendResponse<Bytes>,
-    begun: Option<SendStream<Bytes>>,
-    record: Record,
-    failed: &Failed,
-) {
+async fn fail(client: &Client, respond: SendResponse<Bytes>, begun: Option<Outgoing>, record: Record, failed: &Failed) {
     match begun {
         _ if failed.reason == Reason::RequestCancelled => {}
         None => return refuse(client, respond, record, failed.reason),
@@ -153,12 +156,16 @@ async fn fail(
 
 /// Waits for an upstream as long as the client waits for its answer.
 async fn unless_reset<T>(
+    body: &mut Incoming,
     respond: &mut SendResponse<Bytes>,
     upstream: impl Future<Output = Result<T, Reason>>,
 ) -> Result<T, Reason> {
     tokio::select! {
         biased;
-        _ = poll_fn(|cx| respond.poll_reset(cx)) => Err(Reason::RequestCancelled),
+        _ = poll_fn(|cx| {
+            body.wait(cx, 0);
+            respond.poll_reset(cx)
+        }) => Err(Reason::RequestCancelled),
         upstream = upstream => upstream,
     }
 }
@@ -227,10 +234,12 @@ struct Exchange {
     interim_left: u32,
     up: Carry,
     down: Carry,
-    up_source: RecvStream,
-    up_sink: SendStream<Bytes>,
-    down_source: Option<RecvStream>,
-    down_sink: Option<SendStream<Bytes>>,
+    up_source: Incoming,
+    up_sink: Outgoing,
+    down_source: Option<Incoming>,
+    down_sink: Option<Outgoing>,
+    /// Of the client's connection and the upstream's.
+    flows: (Rc<Flow>, Rc<Flow>),
     asked: Asked,
     clock: Option<BodyClock>,
     /// The upstream's connection may have been closed while it was idle, and the request may be sent twice.
@@ -340,7 +349,8 @@ impl Exchange {
         }
         let gone = |_| Failed::of_client(h2::Reason::CANCEL);
         let sink = respond.send_response(http::Response::from_parts(parts, ()), ended).map_err(gone)?;
-        (self.down_source, self.down_sink) = (Some(source), Some(sink));
+        self.down_source = Some(Incoming::new(source, self.flows.1.clone()));
+        self.down_sink = Some(Outgoing::new(sink, self.flows.0.clone()));
         Poll::Ready(Ok(()))
     }
 }
@@ -397,23 +407,24 @@ impl Carry {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        source: &mut RecvStream,
-        sink: &mut SendStream<Bytes>,
+        source: &mut Incoming,
+        sink: &mut Outgoing,
         record: Option<&mut Record>,
     ) -> Poll<Result<(), Broke>> {
         loop {
             while !self.pending.is_empty() {
-                let Some(length) = ready!(poll_capacity(cx, sink, self.pending.len())) else {
-                    return Poll::Ready(Err(Broke::Sink));
+                let Poll::Ready(capacity) = sink.poll_capacity(cx, self.pending.len()) else {
+                    source.wait(cx, self.pending.len());
+                    return Poll::Pending;
                 };
+                let Some(length) = capacity else { return Poll::Ready(Err(Broke::Sink)) };
                 let part = self.pending.split_to(length);
                 let last = self.pending.is_empty() && source.is_end_stream();
                 if last {
                     self.length.end().map_err(Broke::Rule)?;
                 }
                 sink.send_data(part, last).map_err(|_| Broke::Sink)?;
-                // An error means that the stream is closed.
-                let _ = source.flow_control().release_capacity(length);
+                source.release(length);
                 if last {
                     self.ended = true;
                     return Poll::Ready(Ok(()));

@@ -15,3 +15,4 @@ mod patience;
 mod pool_h2;
 mod pools;
 mod support;
+mod windows;

@@ -5,7 +5,6 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::ext::Protocol;
 use heddle_http::h1::{
     Asked, Body, BodyDecoder, BodyEncoder, ClientSide, Exchange, Received, RequestHead, ResponseHead, forward_response,
@@ -21,6 +20,7 @@ use super::{Heads, Next, Server};
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
 use crate::http::client::{Opened, REPEATS_MAX};
+use crate::http::flow::Incoming;
 use crate::http::pipe::Broken;
 use crate::http::pool_h2::{is_unprocessed, reason_of};
 use crate::http::record::{Messages, Record, grpc_status};
@@ -140,7 +140,7 @@ struct Crossing<'a> {
     /// Interim responses; what was written is `framing[..written]`.
     framing: Vec<u8>,
     written: usize,
-    response: Option<(RecvStream, ToSocket)>,
+    response: Option<(Incoming, ToSocket)>,
     keep_client: bool,
     is_tunnel: bool,
 }
@@ -324,7 +324,7 @@ impl<'a> Crossing<'a> {
         rest.drain(..std::mem::take(&mut self.written));
         let mut pipe = ToSocket::new(rest, BodyEncoder::new(outgoing.body), messages);
         pipe.begun = is_within_interim;
-        self.response = Some((source, pipe));
+        self.response = Some((Incoming::new(source, self.up.flow.clone()), pipe));
         Poll::Ready(Ok(()))
     }
 

@@ -3,11 +3,11 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use heddle_http::h1::{Body, BodyDecoder, BodyEncoder, Exchange, Progress, Received, ResponseHead, ResponseParser};
 use heddle_http::translate::{self, Kind};
 use heddle_http::{Limits, Reject, websocket};
@@ -19,6 +19,7 @@ use super::{Asking, Failed, fail, refuse, unless_reset};
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
 use crate::http::clock::BodyClock;
+use crate::http::flow::{Flow, Incoming, Outgoing};
 use crate::http::inbox::{Filled, Inbox};
 use crate::http::pipe::Broken;
 use crate::http::record::{Messages, Record};
@@ -29,7 +30,7 @@ use crate::route::From;
 impl Asking {
     /// Serves it by an upstream that speaks HTTP/1.
     pub(super) async fn on_a_connection(self) {
-        let Self { client, parts, checked, mut body, mut respond, mut record } = self;
+        let Self { client, flow, parts, checked, mut body, mut respond, mut record } = self;
         let worker = &client.conn.worker;
         let websocket_key = match checked.kind {
             Kind::WebSocket => websocket::key(fastrand::u128(..).to_ne_bytes()),
@@ -44,7 +45,7 @@ impl Asking {
         let mut from = From::Pool;
         loop {
             let connecting = client.connection(from, &mut record);
-            let upstream = match unless_reset(&mut respond, connecting).await {
+            let upstream = match unless_reset(&mut body, &mut respond, connecting).await {
                 Ok(upstream) => upstream,
                 Err(reason) => return refuse(&client, respond, record, reason),
             };
@@ -57,6 +58,7 @@ impl Asking {
                 websocket_key: &websocket_key,
                 facts,
                 exchange: facts.exchange,
+                flow: flow.clone(),
                 source: &mut body,
                 respond: &mut respond,
                 up: &upstream.stream,
@@ -112,7 +114,9 @@ struct Crossing<'a> {
     websocket_key: &'a str,
     facts: Facts,
     exchange: Exchange,
-    source: &'a mut RecvStream,
+    /// What the client's connection holds.
+    flow: Rc<Flow>,
+    source: &'a mut Incoming,
     respond: &'a mut SendResponse<Bytes>,
     up: &'a TcpStream,
     inbox: Inbox,
@@ -123,7 +127,7 @@ struct Crossing<'a> {
     parser: ResponseParser,
     head: &'a mut ResponseHead,
     interim_came: bool,
-    response: Option<(SendStream<Bytes>, ToStream)>,
+    response: Option<(Outgoing, ToStream)>,
     record: &'a mut Record,
     is_tunnel: bool,
 }
@@ -246,7 +250,7 @@ impl Crossing<'_> {
                 let sink = self.respond.send_response(response, ended).map_err(gone)?;
                 let decoder = BodyDecoder::new(body, &Limits::DEFAULT);
                 let pipe = if ended { ToStream::ended(messages) } else { ToStream::new(decoder, messages) };
-                self.response = Some((sink, pipe));
+                self.response = Some((Outgoing::new(sink, self.flow.clone()), pipe));
                 return Poll::Ready(Ok(()));
             }
             match ready!(self.inbox.poll_fill(cx, self.conn, self.up)) {
@@ -311,7 +315,7 @@ impl Crossing<'_> {
     }
 
     /// Gives its buffers back to the worker. The client's stream, if a response began, and whether the upstream may serve again.
-    fn finish(self) -> (Option<SendStream<Bytes>>, bool) {
+    fn finish(self) -> (Option<Outgoing>, bool) {
         let keep_upstream = self.exchange.upstream_reusable(!self.inbox.is_empty());
         self.conn.worker.spare.give(self.request.into_framing());
         (self.response.map(|(sink, _)| sink), keep_upstream)
