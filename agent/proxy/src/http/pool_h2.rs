@@ -36,6 +36,8 @@ pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
 /// streams are reset, and with it the streams of clients that had no part in it: it has to retire before.
 const GIVEN_UP_MAX: u32 = 100;
 
+/// Connections without a stream that a worker keeps. Beyond it the pod that has most gives one up for each that is dialled.
+const IDLE_MAX: usize = 1024;
 /// Ticks for which a connection without a stream may cost its pod budget.
 const IDLE_CHARGED_TICKS_MAX: u64 = 5;
 
@@ -271,6 +273,19 @@ impl PoolH2 {
             entry.standing = Standing::of(&conn.worker.snapshot(), addr);
         }
         entry.all.push(shared.clone());
+        // The new one has no stream yet, and is not for others to lose.
+        let mut idle: Vec<_> = pool
+            .iter()
+            .flat_map(|(key, entry)| entry.all.iter().map(|s| (key.0, s.clone())))
+            .filter(|(_, s)| s.streams() == 0 && !Rc::ptr_eq(s, &shared))
+            .collect();
+        if idle.len() > IDLE_MAX {
+            let ages: Vec<_> = idle.iter().map(|(pod, s)| (*pod, s.idle_since.get())).collect();
+            if let Some(index) = to_give_up(&ages) {
+                let (_, gone) = idle.swap_remove(index);
+                pool.values_mut().for_each(|entry| entry.all.retain(|s| !Rc::ptr_eq(s, &gone)));
+            }
+        }
         Ok(shared)
     }
 
@@ -313,6 +328,15 @@ impl PoolH2 {
     }
 }
 
+/// Which of too many idle connections goes, each of a pod and idle since a tick: of the pod that has most the one idle for longest.
+fn to_give_up(idle: &[(u64, u64)]) -> Option<usize> {
+    let mut by_pod: FastMap<u64, usize> = FastMap::default();
+    idle.iter().for_each(|(pod, _)| *by_pod.entry(*pod).or_default() += 1);
+    let (greatest, _) = by_pod.into_iter().max_by_key(|(_, count)| *count)?;
+    let of_greatest = idle.iter().enumerate().filter(|(_, (pod, _))| *pod == greatest);
+    of_greatest.min_by_key(|(_, (_, since))| *since).map(|(index, _)| index)
+}
+
 /// A dial under way: whatever becomes of it, those who wait are told.
 struct Dialling<'a> {
     pool: &'a PoolH2,
@@ -348,5 +372,20 @@ pub(crate) fn reason_of(error: &h2::Error) -> Reason {
         Reason::UpstreamReset
     } else {
         Reason::ResponseMalformed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_pod_that_has_most_gives_up_its_oldest() {
+        for (idle, expected) in [
+            (&[][..], None),
+            (&[(1, 5)][..], Some(0)),
+            (&[(1, 5), (2, 1), (1, 4), (1, 9)][..], Some(2)),
+            (&[(2, 7), (1, 0), (2, 8)][..], Some(0)),
+        ] {
+            assert_eq!(super::to_give_up(idle), expected, "{idle:?}");
+        }
     }
 }

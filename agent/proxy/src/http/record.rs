@@ -200,7 +200,9 @@ impl Record {
 impl Drop for Record {
     /// Dropped before its end: its connection was cut, or its client went away.
     fn drop(&mut self) {
-        let ended = self.conn.ended().filter(|r| !r.is_success());
+        // A fault takes the request with it before its connection knows.
+        let fault = std::thread::panicking().then_some(Reason::Panic);
+        let ended = fault.or_else(|| self.conn.ended().filter(|r| !r.is_success()));
         self.record(ended.unwrap_or(Reason::RequestCancelled));
     }
 }
