@@ -126,7 +126,8 @@ fn request(bytes: &[u8]) -> Parsed<(Request, &[u8])> {
 /// content if that is `HEAD` all the same.
 pub fn responses(mut bytes: &[u8], to: &[Request], rest: &[u8]) -> (Vec<Response>, End) {
     let mut all: Vec<Response> = Vec::new();
-    let last = if rest.starts_with(b"HEAD ") { "HEAD" } else { "" };
+    let empty_lines = rest.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let last = if rest[empty_lines..].starts_with(b"HEAD ") { "HEAD" } else { "" };
     while !bytes.is_empty() {
         let (method, may_tunnel) = to.get(all.len()).map_or((last, false), |r| (r.method.as_str(), r.may_tunnel));
         match response(bytes, method, may_tunnel) {

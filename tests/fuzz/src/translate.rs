@@ -2,6 +2,7 @@
 //! and means the same when it comes back.
 
 use heddle_http::Limits;
+use heddle_http::Reject;
 use heddle_http::h1::{
     Asked, Body, ClientSide, Progress, RequestHead, RequestParser, ResponseHead, ResponseParser, Version,
     forward_request, forward_response,
@@ -130,7 +131,12 @@ pub fn h2_response_to_h1(input: &[u8]) {
         return;
     }
     assert_eq!(head.status(), parts.status.as_u16());
-    let (mut back, ()) = response_to_h2(&head, KEY.as_bytes()).expect("what we wrote ourselves goes back").into_parts();
+    let back = match response_to_h2(&head, if asked.upgrade { KEY.as_bytes() } else { b"" }) {
+        // A server that declines an upgrade with success must not open a tunnel at an HTTP/2 client.
+        Err(Reject::UpgradeDeclined) if asked.upgrade => return,
+        back => back.expect("what we wrote ourselves goes back"),
+    };
+    let (mut back, ()) = back.into_parts();
     let again = check_response(&mut back, head.body() == Body::Empty && !head.is_interim(), asked);
     let expected = if head.body() == Body::Length(0) { Body::Empty } else { head.body() };
     assert_eq!(again, Ok(expected));

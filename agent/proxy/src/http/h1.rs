@@ -116,7 +116,9 @@ impl Server<'_> {
                     record.detail = rule;
                     record.describe(|| Told { protocol: "HTTP/1.1", ..Told::default() });
                     // What is no request may still be one for a head alone, whose answer has no content (RFC 9110 §9.3.2).
-                    let is_head = self.inbox.bytes().trim_ascii_start().starts_with(b"HEAD ");
+                    // Behind empty lines, which mean nothing.
+                    let mut line = self.inbox.bytes().iter().skip_while(|byte| matches!(byte, b'\r' | b'\n'));
+                    let is_head = b"HEAD ".iter().all(|byte| line.next() == Some(byte));
                     self.refuse(&mut heads.response, record, reason, Version::Http11, is_head, false).await
                 }
             };
