@@ -4,13 +4,13 @@
 //! emptied when the snapshot changes or it is full; the series live on in the index.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use heddle_model::{MeshConfig, Service, Workload};
 use heddle_telemetry::{Direction, PeerLabels, Reporter, ServiceLabels, TcpHandle, TcpLabels};
 
+use crate::hash::FastMap;
 use crate::worker::Worker;
 
 /// Entries before the cache starts anew.
@@ -60,6 +60,13 @@ impl LabelKey {
     }
 }
 
+impl LabelKey {
+    /// The cells of its series.
+    pub(crate) fn handle(&self, worker: &Worker) -> TcpHandle {
+        worker.labels.handle(worker, self, |mesh| worker.telemetry.tcp.handle(worker.index, &self.labels(mesh)))
+    }
+}
+
 impl PartialEq for LabelKey {
     fn eq(&self, other: &Self) -> bool {
         self.identity() == other.identity()
@@ -74,15 +81,21 @@ impl Hash for LabelKey {
     }
 }
 
-/// One worker's cache.
-#[derive(Default)]
-pub(crate) struct LabelCache {
+/// One worker's cache from what labels follow from to the cells of their series, as of one snapshot.
+pub(crate) struct LabelCache<K, H> {
     generation: Cell<u64>,
-    handles: RefCell<HashMap<LabelKey, TcpHandle>>,
+    handles: RefCell<FastMap<K, H>>,
 }
 
-impl LabelCache {
-    pub(crate) fn handle(&self, worker: &Worker, key: &LabelKey) -> TcpHandle {
+impl<K, H> Default for LabelCache<K, H> {
+    fn default() -> Self {
+        Self { generation: Cell::new(0), handles: RefCell::default() }
+    }
+}
+
+impl<K: Clone + Eq + Hash, H: Clone> LabelCache<K, H> {
+    /// The handle of `key`; `make` is asked where it is not known.
+    pub(crate) fn handle(&self, worker: &Worker, key: &K, make: impl FnOnce(&MeshConfig) -> H) -> H {
         let snapshot = worker.snapshot();
         let mut handles = self.handles.borrow_mut();
         if self.generation.replace(snapshot.generation) != snapshot.generation || handles.len() >= CACHE_MAX {
@@ -91,8 +104,7 @@ impl LabelCache {
         if let Some(handle) = handles.get(key) {
             return handle.clone();
         }
-        let labels = key.labels(&snapshot.mesh);
-        let handle = worker.telemetry.tcp.handle(worker.index, &labels);
+        let handle = make(&snapshot.mesh);
         handles.insert(key.clone(), handle.clone());
         handle
     }

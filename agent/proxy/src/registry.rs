@@ -218,7 +218,7 @@ impl Conn {
     pub(crate) fn open_series(&self) {
         let mut tcp = self.tcp.borrow_mut();
         if tcp.is_none() {
-            let handle = self.worker.labels.handle(&self.worker, &self.label_key("-"));
+            let handle = self.label_key("-").handle(&self.worker);
             handle.opened();
             *tcp = Some(handle);
         }
@@ -334,7 +334,7 @@ impl Conn {
             }
         } else {
             self.open_series();
-            self.worker.labels.handle(&self.worker, &self.label_key(flags)).closed();
+            self.label_key(flags).handle(&self.worker).closed();
         }
         self.worker.metrics().count_ended(self.direction, reason);
         // A request under way is told when its own record ends, with this reason.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use heddle_model::mesh::PodLimits;
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::proxy::ProxyShard;
-use heddle_telemetry::{Direction, Reason};
+use heddle_telemetry::{Direction, HttpHandle, Reason, TcpHandle};
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -34,8 +34,8 @@ use crate::http::link::Links;
 use crate::http::pool::Pool;
 use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
-use crate::http::{Heads, HttpLabelCache};
-use crate::labels::LabelCache;
+use crate::http::{Heads, HttpKey};
+use crate::labels::{LabelCache, LabelKey};
 use crate::proxy::Telemetry;
 use crate::registry::{ConnectionList, ConnectionView, Predicate, Table};
 use crate::sockets::{ShardListeners, SocketSource};
@@ -83,8 +83,8 @@ pub(crate) struct Worker {
     pub(crate) telemetry: Telemetry,
     pub(crate) affinity: Arc<AffinityTable>,
     pub(crate) table: Table,
-    pub(crate) labels: LabelCache,
-    pub(crate) http_labels: HttpLabelCache,
+    pub(crate) labels: LabelCache<LabelKey, TcpHandle>,
+    pub(crate) http_labels: LabelCache<HttpKey, HttpHandle>,
     /// Idle upstream connections.
     pub(crate) pool: Pool,
     /// Pools of single clients that are swept with it.
@@ -256,7 +256,7 @@ impl Worker {
             affinity: seed.affinity,
             table: Table::default(),
             labels: LabelCache::default(),
-            http_labels: HttpLabelCache::default(),
+            http_labels: LabelCache::default(),
             pool: Pool::default(),
             own_pools: RefCell::default(),
             pool_h2: PoolH2::default(),

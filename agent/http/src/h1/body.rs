@@ -106,16 +106,6 @@ impl BodyDecoder {
         }
     }
 
-    /// Bytes that are known to be left: by Content-Length only.
-    #[must_use]
-    pub fn remaining(&self) -> Option<u64> {
-        match &self.state {
-            Decoder::Done => Some(0),
-            Decoder::Length(left) => Some(*left),
-            Decoder::Chunked(_) | Decoder::UntilClose => None,
-        }
-    }
-
     /// The trailer section, once the body is done, if there was one that was not empty.
     #[must_use]
     pub fn trailers(&self) -> Option<&Fields> {
@@ -238,11 +228,5 @@ impl BodyEncoder {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Whether the end of the body is the end of the connection.
-    #[must_use]
-    pub fn ends_by_close(&self) -> bool {
-        matches!(self.body, Body::UntilClose | Body::Tunnel)
     }
 }

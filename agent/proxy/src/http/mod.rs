@@ -51,4 +51,4 @@ const SEND_BUFFER_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) use h1::{Heads, run as run_h1};
 pub(crate) use h2::run as run_h2;
-pub(crate) use record::{HttpLabelCache, Record};
+pub(crate) use record::{HttpKey, Record};

@@ -1,6 +1,5 @@
 //! One request as metrics and log will tell it: filled while it lives, recorded exactly once, whichever way it ends.
 
-use std::cell::{Cell, RefCell};
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -12,13 +11,10 @@ use heddle_telemetry::{AccessRecord, HttpFields, HttpHandle, HttpLabels, Reason,
 use http::{HeaderMap, HeaderValue};
 
 use crate::budget::InFlight;
-use crate::hash::FastMap;
 use crate::labels::LabelKey;
 use crate::registry::Conn;
 use crate::worker::Worker;
 
-/// Entries before the cache starts anew.
-const CACHE_MAX: usize = 4096;
 /// Bytes of one text in the access log; the rest is cut off.
 const TEXT_BYTES_MAX: usize = 2048;
 
@@ -120,8 +116,14 @@ impl Record {
         Err(Reason::PodRequestsMax)
     }
 
-    /// Body bytes that passed so far.
-    pub(crate) fn progress(&mut self, request_bytes: u64, response_bytes: u64) {
+    /// What of both bodies passed so far: bytes and gRPC messages; of the response once there is one.
+    pub(crate) fn progress(&mut self, request: (u64, &Messages), response: Option<(u64, &Messages)>) {
+        let (request_bytes, messages) = request;
+        self.request_messages = messages.count;
+        let mut response_bytes = self.response_bytes;
+        if let Some((bytes, messages)) = response {
+            (response_bytes, self.response_messages) = (bytes, messages.count);
+        }
         // A request that is sent again begins anew.
         self.conn.add_received(request_bytes.saturating_sub(self.request_bytes));
         self.conn.add_sent(response_bytes.saturating_sub(self.response_bytes));
@@ -166,7 +168,7 @@ impl Record {
             peers.destination.clone_from(workload);
         }
         let key = HttpKey { peers, grpc: self.grpc, response_code: self.status, grpc_status: self.grpc_status };
-        conn.worker.http_labels.handle(&conn.worker, &key).record(&RequestSample {
+        key.handle(&conn.worker).record(&RequestSample {
             duration,
             request_bytes: self.request_bytes,
             response_bytes: self.response_bytes,
@@ -272,37 +274,18 @@ impl Hash for HttpKey {
     }
 }
 
-/// One worker's cache from [`HttpKey`] to the cells of its series.
-#[derive(Default)]
-pub(crate) struct HttpLabelCache {
-    generation: Cell<u64>,
-    handles: RefCell<FastMap<HttpKey, HttpHandle>>,
-}
-
-impl HttpLabelCache {
-    fn handle(&self, worker: &Worker, key: &HttpKey) -> HttpHandle {
-        let snapshot = worker.snapshot();
-        let mut handles = self.handles.borrow_mut();
-        if self.generation.replace(snapshot.generation) != snapshot.generation || handles.len() >= CACHE_MAX {
-            handles.clear();
-        }
-        if let Some(handle) = handles.get(key) {
-            return handle.clone();
-        }
-        let labels = HttpLabels {
-            peers: key.peers.labels(&snapshot.mesh),
-            grpc: key.grpc,
-            response_code: key.response_code,
-            grpc_status: key.grpc_status,
-        };
-        let handle = worker.telemetry.http.handle(worker.index, &labels);
-        handles.insert(key.clone(), handle.clone());
-        handle
-    }
-
-    /// Lets go of everything, so that idle series can be dropped from the index.
-    pub(crate) fn clear(&self) {
-        self.handles.borrow_mut().clear();
+impl HttpKey {
+    /// The cells of its series.
+    fn handle(&self, worker: &Worker) -> HttpHandle {
+        worker.http_labels.handle(worker, self, |mesh| {
+            let labels = HttpLabels {
+                peers: self.peers.labels(mesh),
+                grpc: self.grpc,
+                response_code: self.response_code,
+                grpc_status: self.grpc_status,
+            };
+            worker.telemetry.http.handle(worker.index, &labels)
+        })
     }
 }
 

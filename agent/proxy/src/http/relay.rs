@@ -190,13 +190,11 @@ impl<'a> Relay<'a> {
     }
 
     fn count(&mut self) {
-        self.record.request_messages = self.request.messages.count;
-        let mut response_bytes = self.record.response_bytes;
-        if let Response::Body { pipe, .. } = &self.response {
-            response_bytes = pipe.bytes;
-            self.record.response_messages = pipe.messages.count;
-        }
-        self.record.progress(self.request.bytes, response_bytes);
+        let response = match &self.response {
+            Response::Body { pipe, .. } => Some((pipe.bytes, &pipe.messages)),
+            _ => None,
+        };
+        self.record.progress((self.request.bytes, &self.request.messages), response);
     }
 
     /// `Some` if the exchange is over for it.

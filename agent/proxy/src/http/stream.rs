@@ -119,12 +119,11 @@ impl Asking {
             exchange.up.ended = ended;
             let outcome = poll_fn(|cx| {
                 let polled = exchange.poll(cx, &mut respond, &mut record);
-                record.progress(exchange.up.bytes, exchange.down.bytes);
+                let response = (exchange.down.bytes, &exchange.down.messages);
+                record.progress((exchange.up.bytes, &exchange.up.messages), Some(response));
                 polled
             })
             .await;
-            record.request_messages = exchange.up.messages.count;
-            record.response_messages = exchange.down.messages.count;
             let Err(mut failed) = outcome else {
                 opened.held.1.complete();
                 return record.finish(Reason::Completed);

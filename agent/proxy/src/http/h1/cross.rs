@@ -183,21 +183,17 @@ impl<'a> Crossing<'a> {
 
     /// Moves both directions as far as they go. Ready at the end: whether the client's connection is kept.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failed>> {
-        let mut allowance = burst(self.conn.worker.table.len());
-        let mut polled = self.poll_request(cx, &mut allowance).map_or(Poll::Pending, |failed| Poll::Ready(Err(failed)));
+        // One allowance each: a full upload must not keep the download waiting.
+        let (mut there, mut back) = (burst(self.conn.worker.table.len()), burst(self.conn.worker.table.len()));
+        let mut polled = self.poll_request(cx, &mut there).map_or(Poll::Pending, |failed| Poll::Ready(Err(failed)));
         if polled.is_pending() {
-            polled = self.poll_response(cx, &mut allowance);
+            polled = self.poll_response(cx, &mut back);
         }
         if polled.is_ready() {
             self.conn.clear_deadline();
         }
-        self.record.request_messages = self.request.messages.count;
-        let mut response_bytes = self.record.response_bytes;
-        if let Some((_, pipe)) = &self.response {
-            response_bytes = pipe.bytes;
-            self.record.response_messages = pipe.messages.count;
-        }
-        self.record.progress(self.request.bytes, response_bytes);
+        let response = self.response.as_ref().map(|(_, pipe)| (pipe.bytes, &pipe.messages));
+        self.record.progress((self.request.bytes, &self.request.messages), response);
         polled
     }
 

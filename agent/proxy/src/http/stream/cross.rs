@@ -136,13 +136,8 @@ impl Crossing<'_> {
     /// Moves both directions as far as they go.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         let polled = self.poll_both(cx);
-        self.record.request_messages = self.request.messages.count;
-        let mut response_bytes = self.record.response_bytes;
-        if let Some((_, pipe)) = &self.response {
-            response_bytes = pipe.bytes;
-            self.record.response_messages = pipe.messages.count;
-        }
-        self.record.progress(self.request.bytes, response_bytes);
+        let response = self.response.as_ref().map(|(_, pipe)| (pipe.bytes, &pipe.messages));
+        self.record.progress((self.request.bytes, &self.request.messages), response);
         polled
     }
 
