@@ -9,6 +9,7 @@ mod endpoints;
 mod h1_to_h2;
 mod h2_to_h1;
 mod http1;
+mod http1_ends;
 mod http2;
 mod inbound;
 mod life;
