@@ -55,9 +55,23 @@ pub fn status(reason: Reason) -> Option<u16> {
         | Reason::UpstreamConnectRefused
         | Reason::UpstreamUnreachable
         | Reason::UpstreamOverflow
+        | Reason::TlsUnknownRoot
+        | Reason::TlsWrongTrustDomain
+        | Reason::TlsWrongIdentity
+        | Reason::TlsExpired
+        | Reason::TlsNotYetValid
+        | Reason::TlsNoCertificate
+        | Reason::TlsBadCertificate
+        | Reason::TlsBadAlpn
+        | Reason::TlsProtocolVersion
+        | Reason::TlsNoCommonParameters
+        | Reason::TlsRefusedByPeer
+        | Reason::TlsNoOwnCertificate
+        | Reason::TlsClosed
+        | Reason::TlsProtocol
         | Reason::DrainDeadline => 503,
         // The upstream was chosen and did not answer in time: RFC 9110 §15.6.5, whether in connecting or later.
-        Reason::UpstreamConnectTimeout | Reason::ResponseTimeout | Reason::StreamIdleTimeout => 504,
+        Reason::UpstreamConnectTimeout | Reason::TlsTimeout | Reason::ResponseTimeout | Reason::StreamIdleTimeout => 504,
         Reason::RequestVersion => 505,
     })
 }

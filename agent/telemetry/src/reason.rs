@@ -132,6 +132,37 @@ reasons! {
     /// The upstream reset the request's stream (502, or a reset towards the client if the response had begun).
     UpstreamStreamReset = "upstream_stream_reset", "UR";
 
+    /// The TLS peer's chain leads to none of the roots of the trust domain it claims.
+    TlsUnknownRoot = "tls_unknown_root", "UF";
+    /// The TLS peer is of a trust domain that is not trusted here, or not the expected one.
+    TlsWrongTrustDomain = "tls_wrong_trust_domain", "UF";
+    /// The TLS peer proved another identity than the one expected at this endpoint.
+    TlsWrongIdentity = "tls_wrong_identity", "UF";
+    /// The TLS peer's certificate, or one above it, has expired.
+    TlsExpired = "tls_expired", "UF";
+    /// The TLS peer's certificate, or one above it, is not valid yet.
+    TlsNotYetValid = "tls_not_yet_valid", "UF";
+    /// The TLS peer presented no certificate.
+    TlsNoCertificate = "tls_no_certificate", "UF";
+    /// The TLS peer's certificate breaks a rule: not exactly one SPIFFE id, a CA as leaf, wrong usage, malformed.
+    TlsBadCertificate = "tls_bad_certificate", "UF";
+    /// The TLS handshake found no application protocol in common.
+    TlsBadAlpn = "tls_bad_alpn", "UF";
+    /// The TLS peer does not speak TLS 1.3.
+    TlsProtocolVersion = "tls_protocol_version", "UF";
+    /// The TLS handshake found no cipher suite, group or signature scheme in common.
+    TlsNoCommonParameters = "tls_no_common_parameters", "UF";
+    /// The TLS peer refused the certificate of this side.
+    TlsRefusedByPeer = "tls_refused_by_peer", "UF";
+    /// This side has no certificate to present: none was issued yet.
+    TlsNoOwnCertificate = "tls_no_own_certificate", "UF";
+    /// The TLS handshake did not end in time.
+    TlsTimeout = "tls_timeout", "UF";
+    /// The connection ended in the middle of the TLS handshake.
+    TlsClosed = "tls_closed", "UF";
+    /// The peer's bytes are not TLS, or break its rules.
+    TlsProtocol = "tls_protocol", "UF";
+
     /// The agent was draining and the connection outlived the deadline.
     DrainDeadline = "drain_deadline", "LR";
     /// A policy change closed the connection.
