@@ -8,20 +8,30 @@
 
 pub mod bundle;
 pub mod certificate;
+pub mod clock;
 pub mod credential;
+pub mod export;
 pub mod failure;
 pub mod issuer;
 pub mod key;
+pub mod metrics;
 pub mod provider;
 pub mod rotation;
 pub mod spiffe;
+pub mod store;
+pub mod tls;
 pub mod verify;
 
 pub use bundle::{BundleStore, Roots, TrustBundles};
 pub use certificate::{CertificateFacts, Validity};
+pub use clock::{Clock, SystemClock};
 pub use credential::Credential;
 pub use failure::{HandshakeFailure, Refusal};
 pub use issuer::{CertificateIssuer, CertificateRequest, IssueError, IssueErrorKind, IssuedCertificate, Issuing, Retry};
 pub use key::WorkloadKey;
+pub use metrics::{HandshakeMetrics, Side};
+pub use rotation::State;
 pub use spiffe::{SpiffeId, TrustDomain};
+pub use store::{CertificateStatus, CertificateStore, Lease, StoreConfig};
+pub use tls::{Alpn, ClientConfigs, Peer, ServerConfigs};
 pub use verify::ExpectedIds;

@@ -237,6 +237,12 @@ impl Rotation {
         self.open_requests
     }
 
+    /// Whether `request` is the one open for `id`; answers to any other are ignored.
+    #[must_use]
+    pub fn is_open(&self, id: &SpiffeId, request: RequestId) -> bool {
+        self.entries.get(id).is_some_and(|entry| matches!(entry.phase, Phase::Requested(open) if open == request))
+    }
+
     /// Accounts wanted.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -333,7 +339,7 @@ impl Rotation {
 
     /// Whether `request` is the one open for `id`; it no longer is.
     fn close_request(&mut self, id: &SpiffeId, request: RequestId) -> bool {
-        let is_open = matches!(self.entries.get(id), Some(Entry { phase: Phase::Requested(open), .. }) if *open == request);
+        let is_open = self.is_open(id, request);
         if is_open {
             self.open_requests -= 1;
         }

@@ -1,0 +1,199 @@
+//! Keys and certificates as bytes for the keeper's memory, so that a restarted agent serves at once. Nothing of this ever meets a disk.
+//!
+//! Layout, integers big-endian: magic `HEDDLEID`, version (u16), count (u16), then per account: id, key (PKCS#8), chain, roots;
+//! at the end SHA-256 of everything before. A text or key is a u16 length and bytes; a list of certificates is a u8 count, each
+//! certificate a u16 length and DER. Another version is refused, not guessed at: the agent then asks its issuer, as at a first start.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use rustls::pki_types::CertificateDer;
+use zeroize::Zeroizing;
+
+use crate::bundle::BundleStore;
+use crate::credential::Credential;
+use crate::key::WorkloadKey;
+use crate::spiffe::SpiffeId;
+
+const MAGIC: &[u8; 8] = b"HEDDLEID";
+const VERSION: u16 = 1;
+/// Largest export.
+pub const EXPORT_BYTES_MAX: usize = 64 << 20;
+
+/// Why nothing was exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    /// A field does not fit, or the whole is larger than [`EXPORT_BYTES_MAX`].
+    #[error("too large to export")]
+    TooLarge,
+    /// The cryptographic library did not give a key.
+    #[error("a key could not be exported")]
+    Key,
+}
+
+/// Why bytes are no export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImportError {
+    /// Not ours, or empty memory.
+    #[error("not an export of identities")]
+    Magic,
+    /// Of another agent version.
+    #[error("export of version {0}, this agent reads version 1")]
+    Version(u16),
+    /// Half written, or changed.
+    #[error("the checksum does not fit")]
+    Checksum,
+    /// The checksum fits and the fields do not.
+    #[error("malformed at byte {0}")]
+    Malformed(usize),
+    /// Larger than [`EXPORT_BYTES_MAX`].
+    #[error("larger than 64 MiB")]
+    TooLarge,
+}
+
+/// An account of an export that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The id as it stood there.
+    pub id: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One account as parsed, before anything in it is believed. The key is borrowed from the input and copied nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// SPIFFE id.
+    pub id: &'a str,
+    key: &'a [u8],
+    /// DER, the leaf first.
+    pub chain: Vec<&'a [u8]>,
+    /// DER.
+    pub roots: Vec<&'a [u8]>,
+}
+
+/// Parses without believing: no clock, no cryptography but the checksum.
+pub fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, ImportError> {
+    if bytes.len() > EXPORT_BYTES_MAX {
+        return Err(ImportError::TooLarge);
+    }
+    if !bytes.starts_with(MAGIC) {
+        return Err(ImportError::Magic);
+    }
+    let Some((body, checksum)) = bytes.split_last_chunk::<SHA256_OUTPUT_LEN>() else {
+        return Err(ImportError::Checksum);
+    };
+    let mut reader = Reader { bytes: body, at: MAGIC.len() };
+    let version = reader.u16()?;
+    if version != VERSION {
+        return Err(ImportError::Version(version));
+    }
+    if digest(&SHA256, body).as_ref() != checksum {
+        return Err(ImportError::Checksum);
+    }
+    let count = reader.u16()?;
+    let mut records = Vec::new();
+    for _ in 0..count {
+        let at = reader.at;
+        let id = std::str::from_utf8(reader.field()?).map_err(|_| ImportError::Malformed(at))?;
+        records.push(Record { id, key: reader.field()?, chain: reader.list()?, roots: reader.list()? });
+    }
+    if reader.at == body.len() { Ok(records) } else { Err(ImportError::Malformed(reader.at)) }
+}
+
+pub(crate) fn encode(credentials: &[&Credential]) -> Result<Zeroizing<Vec<u8>>, ExportError> {
+    let mut keys = Vec::with_capacity(credentials.len());
+    for credential in credentials {
+        keys.push(credential.key().to_pkcs8().map_err(|_| ExportError::Key)?);
+    }
+    let list_bytes = |list: &[CertificateDer<'_>]| 1 + list.iter().map(|der| 2 + der.len()).sum::<usize>();
+    let mut size = MAGIC.len() + 2 + 2 + SHA256_OUTPUT_LEN;
+    for (credential, key) in credentials.iter().zip(&keys) {
+        size += 2 + credential.facts().id.as_str().len() + 2 + key.len();
+        size += list_bytes(credential.chain()) + list_bytes(credential.roots().certificates());
+    }
+    if size > EXPORT_BYTES_MAX {
+        return Err(ExportError::TooLarge);
+    }
+    // Allocated once: a vector that grows leaves copies of keys behind.
+    let mut out = Zeroizing::new(Vec::with_capacity(size));
+    out.extend_from_slice(MAGIC);
+    out.extend_from_slice(&VERSION.to_be_bytes());
+    out.extend_from_slice(&u16::try_from(credentials.len()).map_err(|_| ExportError::TooLarge)?.to_be_bytes());
+    for (credential, key) in credentials.iter().zip(&keys) {
+        write_field(&mut out, credential.facts().id.as_str().as_bytes())?;
+        write_field(&mut out, key)?;
+        write_list(&mut out, credential.chain())?;
+        write_list(&mut out, credential.roots().certificates())?;
+    }
+    let checksum = digest(&SHA256, &out);
+    out.extend_from_slice(checksum.as_ref());
+    debug_assert_eq!(out.len(), size);
+    Ok(out)
+}
+
+/// Parses and checks each account as if it had just been issued.
+pub(crate) fn decode(
+    bytes: &[u8],
+    bundles: &BundleStore,
+    now: Duration,
+) -> Result<(Vec<Credential>, Vec<Refused>), ImportError> {
+    let mut credentials = Vec::new();
+    let mut refused = Vec::new();
+    for record in parse(bytes)? {
+        match check(&record, bundles, now) {
+            Ok(credential) => credentials.push(credential),
+            Err(why) => refused.push(Refused { id: record.id.escape_default().take(300).collect(), why }),
+        }
+    }
+    Ok((credentials, refused))
+}
+
+fn check(record: &Record<'_>, bundles: &BundleStore, now: Duration) -> Result<Credential, String> {
+    let id: SpiffeId = record.id.parse().map_err(|why| format!("no identity: {why}"))?;
+    let key = WorkloadKey::from_pkcs8(record.key).map_err(|why| why.to_string())?;
+    let own = |list: &[&[u8]]| list.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+    let trusted = bundles.authoritative(id.trust_domain());
+    Credential::check(&id, key, own(&record.chain), own(&record.roots), trusted.as_deref(), now)
+        .map_err(|why| why.to_string())
+}
+
+fn write_field(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), ExportError> {
+    out.extend_from_slice(&u16::try_from(bytes.len()).map_err(|_| ExportError::TooLarge)?.to_be_bytes());
+    out.extend_from_slice(bytes);
+    Ok(())
+}
+
+fn write_list(out: &mut Vec<u8>, list: &[CertificateDer<'_>]) -> Result<(), ExportError> {
+    out.push(u8::try_from(list.len()).map_err(|_| ExportError::TooLarge)?);
+    list.iter().try_for_each(|der| write_field(out, der))
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], ImportError> {
+        let taken = self.bytes.get(self.at..).and_then(|rest| rest.get(..length));
+        let taken = taken.ok_or(ImportError::Malformed(self.at))?;
+        self.at += length;
+        Ok(taken)
+    }
+
+    fn u16(&mut self) -> Result<u16, ImportError> {
+        let bytes = self.take(2)?;
+        Ok(u16::from(bytes[0]) << 8 | u16::from(bytes[1]))
+    }
+
+    fn field(&mut self) -> Result<&'a [u8], ImportError> {
+        let length = self.u16()?;
+        self.take(length.into())
+    }
+
+    fn list(&mut self) -> Result<Vec<&'a [u8]>, ImportError> {
+        let count = self.take(1)?[0];
+        (0..count).map(|_| self.field()).collect()
+    }
+}

@@ -1,0 +1,199 @@
+//! What is counted: requests to the issuer, certificates by state and end, handshakes by side and failure.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use heddle_telemetry::collect::{Family, FamilyDesc, FnCollector};
+use prometheus::core::Collector;
+
+use crate::failure::HandshakeFailure;
+use crate::issuer::IssueErrorKind;
+use crate::rotation::State;
+use crate::store::CertificateStore;
+
+const REQUESTS: FamilyDesc = FamilyDesc::counter(
+    "heddle_certificate_requests_total",
+    "Requests to the issuer that ended, by result.",
+    &["result"],
+);
+const OPEN: FamilyDesc =
+    FamilyDesc::gauge("heddle_certificate_requests_open", "Requests the issuer has not answered.", &[]);
+const CERTIFICATES: FamilyDesc =
+    FamilyDesc::gauge("heddle_certificates", "Service accounts of this node by the state of their certificate.", &["state"]);
+const NOT_AFTER: FamilyDesc = FamilyDesc::gauge(
+    "heddle_certificate_not_after_timestamp_seconds",
+    "When the certificate in use ends, seconds since 1970.",
+    &["identity"],
+);
+const WAITS: FamilyDesc = FamilyDesc::counter(
+    "heddle_certificate_wait_timeouts_total",
+    "Handshakes that waited for their own certificate in vain.",
+    &[],
+);
+const GENERATION: FamilyDesc =
+    FamilyDesc::gauge("heddle_trust_bundle_generation", "Generation of the trust bundles in use.", &[]);
+const ROOTS: FamilyDesc = FamilyDesc::gauge("heddle_trust_bundle_roots", "Roots trusted.", &["trust_domain"]);
+const ROOTS_NOT_AFTER: FamilyDesc = FamilyDesc::gauge(
+    "heddle_trust_bundle_not_after_timestamp_seconds",
+    "When the last root of the trust domain ends, seconds since 1970.",
+    &["trust_domain"],
+);
+const HANDSHAKES: FamilyDesc =
+    FamilyDesc::counter("heddle_tls_handshakes_total", "Mesh TLS handshakes completed.", &["side"]);
+const HANDSHAKE_FAILURES: FamilyDesc =
+    FamilyDesc::counter("heddle_tls_handshake_failures_total", "Mesh TLS handshakes failed.", &["side", "reason"]);
+
+/// The families of a certificate store.
+pub const STORE_FAMILIES: [FamilyDesc; 8] =
+    [REQUESTS, OPEN, CERTIFICATES, NOT_AFTER, WAITS, GENERATION, ROOTS, ROOTS_NOT_AFTER];
+/// The families of handshakes.
+pub const HANDSHAKE_FAMILIES: [FamilyDesc; 2] = [HANDSHAKES, HANDSHAKE_FAILURES];
+
+/// Counters of the store.
+#[derive(Debug, Default)]
+pub struct StoreMetrics {
+    issued: AtomicU64,
+    failed: [AtomicU64; IssueErrorKind::ALL.len()],
+    waits_timed_out: AtomicU64,
+}
+
+impl StoreMetrics {
+    pub(crate) fn issued(&self) {
+        self.issued.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn failed(&self, kind: IssueErrorKind) {
+        self.failed[kind as usize].fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn wait_timed_out(&self) {
+        self.waits_timed_out.fetch_add(1, Relaxed);
+    }
+
+    /// Certificates that came and were found good.
+    #[must_use]
+    pub fn issued_total(&self) -> u64 {
+        self.issued.load(Relaxed)
+    }
+
+    /// Requests that failed in this way.
+    #[must_use]
+    pub fn failed_total(&self, kind: IssueErrorKind) -> u64 {
+        self.failed[kind as usize].load(Relaxed)
+    }
+}
+
+/// What the registry scrapes of a store.
+#[must_use]
+pub fn store_collector(store: &CertificateStore) -> Box<dyn Collector> {
+    let store = store.clone();
+    FnCollector::boxed(&STORE_FAMILIES, move || collect_store(&store))
+}
+
+fn collect_store(store: &CertificateStore) -> Vec<Family> {
+    let [mut requests, mut open, mut certificates, mut not_after, mut waits, mut generation, mut roots, mut ends] =
+        STORE_FAMILIES.map(|family| family.family());
+    let metrics = store.metrics();
+    requests.push(&["issued"], metrics.issued_total() as f64);
+    for kind in IssueErrorKind::ALL {
+        requests.push(&[kind.as_str()], metrics.failed_total(kind) as f64);
+    }
+    open.push(&[], store.open_requests() as f64);
+    let status = store.status();
+    for state in State::ALL {
+        certificates.push(&[state.as_str()], status.iter().filter(|row| row.state == state).count() as f64);
+    }
+    for row in &status {
+        if let Some(facts) = &row.certificate {
+            not_after.push(&[row.id.as_str()], facts.validity.not_after.as_secs_f64());
+        }
+    }
+    waits.push(&[], metrics.waits_timed_out.load(Relaxed) as f64);
+    let bundles = store.bundles().current();
+    generation.push(&[], bundles.generation() as f64);
+    for (domain, set) in bundles.iter() {
+        roots.push(&[domain.as_str()], set.certificates().len() as f64);
+        ends.push(&[domain.as_str()], set.not_after().as_secs_f64());
+    }
+    vec![requests, open, certificates, not_after, waits, generation, roots, ends]
+}
+
+/// Which side of a handshake this agent was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// We called.
+    Client,
+    /// We were called.
+    Server,
+}
+
+impl Side {
+    const ALL: [Self; 2] = [Self::Client, Self::Server];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Shard {
+    done: [AtomicU64; 2],
+    failed: [[AtomicU64; HandshakeFailure::ALL.len()]; 2],
+}
+
+/// Handshakes, one padded block per worker. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct HandshakeMetrics(Arc<[Shard]>);
+
+impl HandshakeMetrics {
+    /// For `workers` workers.
+    #[must_use]
+    pub fn new(workers: usize) -> Self {
+        Self((0..workers.max(1)).map(|_| Shard::default()).collect())
+    }
+
+    /// A handshake of `worker` ended.
+    pub fn record(&self, worker: usize, side: Side, result: Result<(), HandshakeFailure>) {
+        let shard = &self.0[worker % self.0.len()];
+        match result {
+            Ok(()) => &shard.done[side as usize],
+            Err(failure) => &shard.failed[side as usize][failure as usize],
+        }
+        .fetch_add(1, Relaxed);
+    }
+
+    /// Completed, over all workers.
+    #[must_use]
+    pub fn completed(&self, side: Side) -> u64 {
+        self.0.iter().map(|shard| shard.done[side as usize].load(Relaxed)).sum()
+    }
+
+    /// Failed in this way, over all workers.
+    #[must_use]
+    pub fn failed(&self, side: Side, failure: HandshakeFailure) -> u64 {
+        self.0.iter().map(|shard| shard.failed[side as usize][failure as usize].load(Relaxed)).sum()
+    }
+
+    /// What the registry scrapes.
+    #[must_use]
+    pub fn collector(&self) -> Box<dyn Collector> {
+        let metrics = self.clone();
+        FnCollector::boxed(&HANDSHAKE_FAMILIES, move || {
+            let [mut done, mut failed] = HANDSHAKE_FAMILIES.map(|family| family.family());
+            for side in Side::ALL {
+                done.push(&[side.as_str()], metrics.completed(side) as f64);
+                for failure in HandshakeFailure::ALL {
+                    let count = metrics.failed(side, failure);
+                    if count > 0 {
+                        failed.push(&[side.as_str(), failure.as_str()], count as f64);
+                    }
+                }
+            }
+            vec![done, failed]
+        })
+    }
+}
