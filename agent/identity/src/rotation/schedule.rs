@@ -14,7 +14,9 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(600);
 pub struct Settings {
     /// Requests open at the issuer at once.
     pub requests_max: usize,
-    /// Renewal comes at half of the lifetime, more or less this share of that half.
+    /// The share of a certificate's lifetime after which it is renewed.
+    pub renew_at: f64,
+    /// Renewal comes earlier or later by up to this share of that time.
     pub renew_jitter: f64,
     /// Shortest time between a certificate's issue and its renewal, whatever its lifetime.
     pub renew_in_min: Duration,
@@ -36,6 +38,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             requests_max: 8,
+            renew_at: 0.5,
             renew_jitter: 0.1,
             renew_in_min: Duration::from_secs(1),
             restore_spread: Duration::from_secs(30),
@@ -49,22 +52,24 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Of a certificate just issued: half of what is left of it. (Its beginning says little: issuers date it back.)
+    /// Of a certificate just issued: a share of what is left of it. (Its beginning says little: issuers date it back.)
     pub(super) fn renew_in(&self, rng: &mut fastrand::Rng, now: Now, validity: Validity) -> Duration {
         let start = now.unix.max(validity.not_before);
-        let half = validity.not_after.saturating_sub(start) / 2;
-        let share = 1.0 + self.renew_jitter * (2.0 * rng.f64() - 1.0);
-        (half.mul_f64(share) + start.saturating_sub(now.unix)).max(self.renew_in_min)
+        let share = self.renew_share(rng);
+        (validity.not_after.saturating_sub(start).mul_f64(share) + start.saturating_sub(now.unix)).max(self.renew_in_min)
     }
 
-    /// Of one taken over: half of its lifetime; what is overdue is spread, so that a restart is no storm.
+    /// Of one taken over: the same share of its whole lifetime; what is overdue is spread, so that a restart is no storm.
     pub(super) fn renew_in_restored(&self, rng: &mut fastrand::Rng, now: Now, validity: Validity) -> Duration {
-        let half = validity.not_after.saturating_sub(validity.not_before) / 2;
-        let share = 1.0 + self.renew_jitter * (2.0 * rng.f64() - 1.0);
-        let due = validity.not_before + half.mul_f64(share);
+        let lifetime = validity.not_after.saturating_sub(validity.not_before);
+        let due = validity.not_before + lifetime.mul_f64(self.renew_share(rng));
         let left = validity.not_after.saturating_sub(now.unix);
         let spread = self.restore_spread.min(left / 4).mul_f64(rng.f64());
         due.saturating_sub(now.unix).max(spread)
+    }
+
+    fn renew_share(&self, rng: &mut fastrand::Rng) -> f64 {
+        self.renew_at * (1.0 + self.renew_jitter * (2.0 * rng.f64() - 1.0))
     }
 
     /// How long to wait after the `failures`-th failure in a row; `left` is what remains of a certificate still held.

@@ -317,9 +317,10 @@ impl Drop for Node {
     }
 }
 
-/// Small numbers, for tests that let time pass for real.
+/// Renews every few milliseconds: for tests that let time pass for real. Lifetimes of a minute go with it.
 pub fn fast() -> StoreConfig {
     let rotation = Settings {
+        renew_at: 0.0001,
         renew_in_min: Duration::from_millis(1),
         backoff_min: Duration::from_millis(5),
         backoff_max: Duration::from_millis(40),
