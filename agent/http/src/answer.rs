@@ -71,7 +71,9 @@ pub fn status(reason: Reason) -> Option<u16> {
         | Reason::TlsProtocol
         | Reason::DrainDeadline => 503,
         // The upstream was chosen and did not answer in time: RFC 9110 §15.6.5, whether in connecting or later.
-        Reason::UpstreamConnectTimeout | Reason::TlsTimeout | Reason::ResponseTimeout | Reason::StreamIdleTimeout => 504,
+        Reason::UpstreamConnectTimeout | Reason::TlsTimeout | Reason::ResponseTimeout | Reason::StreamIdleTimeout => {
+            504
+        }
         Reason::RequestVersion => 505,
     })
 }

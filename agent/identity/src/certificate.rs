@@ -54,21 +54,18 @@ impl<'a> Leaf<'a> {
         let mut names = None;
         for extension in certificate.extensions() {
             match extension.parsed_extension() {
-                ParsedExtension::SubjectAlternativeName(found) => {
-                    if names.replace(found).is_some() {
-                        return Err(Refusal::bad("two subjectAltName extensions"));
-                    }
+                ParsedExtension::SubjectAlternativeName(_) if names.is_some() => {
+                    return Err(Refusal::bad("two subjectAltName extensions"));
                 }
+                ParsedExtension::SubjectAlternativeName(found) => names = Some(found),
                 ParsedExtension::BasicConstraints(found) if found.ca => {
                     return Err(Refusal::bad("a CA certificate is no workload's certificate"));
                 }
-                ParsedExtension::KeyUsage(found) => {
-                    if found.key_cert_sign() || found.crl_sign() {
-                        return Err(Refusal::bad("key usage of a CA (keyCertSign or cRLSign) on a leaf"));
-                    }
-                    if !found.digital_signature() {
-                        return Err(Refusal::bad("key usage without digitalSignature"));
-                    }
+                ParsedExtension::KeyUsage(found) if found.key_cert_sign() || found.crl_sign() => {
+                    return Err(Refusal::bad("key usage of a CA (keyCertSign or cRLSign) on a leaf"));
+                }
+                ParsedExtension::KeyUsage(found) if !found.digital_signature() => {
+                    return Err(Refusal::bad("key usage without digitalSignature"));
                 }
                 ParsedExtension::ParseError { .. } => {
                     return Err(Refusal::bad(format!("extension {} cannot be read", extension.oid)));

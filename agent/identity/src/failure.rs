@@ -167,6 +167,8 @@ impl fmt::Display for HandshakeFailure {
     }
 }
 
+impl std::error::Error for HandshakeFailure {}
+
 /// A peer's certificate that was not accepted, with what an operator needs to see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{failure}: {detail}")]

@@ -27,7 +27,9 @@ pub use certificate::{CertificateFacts, Validity};
 pub use clock::{Clock, SystemClock};
 pub use credential::Credential;
 pub use failure::{HandshakeFailure, Refusal};
-pub use issuer::{CertificateIssuer, CertificateRequest, IssueError, IssueErrorKind, IssuedCertificate, Issuing, Retry};
+pub use issuer::{
+    CertificateIssuer, CertificateRequest, IssueError, IssueErrorKind, IssuedCertificate, Issuing, Retry,
+};
 pub use key::WorkloadKey;
 pub use metrics::{HandshakeMetrics, Side};
 pub use rotation::State;

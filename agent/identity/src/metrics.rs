@@ -18,8 +18,11 @@ const REQUESTS: FamilyDesc = FamilyDesc::counter(
 );
 const OPEN: FamilyDesc =
     FamilyDesc::gauge("heddle_certificate_requests_open", "Requests the issuer has not answered.", &[]);
-const CERTIFICATES: FamilyDesc =
-    FamilyDesc::gauge("heddle_certificates", "Service accounts of this node by the state of their certificate.", &["state"]);
+const CERTIFICATES: FamilyDesc = FamilyDesc::gauge(
+    "heddle_certificates",
+    "Service accounts of this node by the state of their certificate.",
+    &["state"],
+);
 const NOT_AFTER: FamilyDesc = FamilyDesc::gauge(
     "heddle_certificate_not_after_timestamp_seconds",
     "When the certificate in use ends, seconds since 1970.",
@@ -195,5 +198,45 @@ impl HandshakeMetrics {
             }
             vec![done, failed]
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_state_and_result_is_documented() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/metrics.md");
+        let text = std::fs::read_to_string(path).expect("docs/metrics.md");
+        for family in STORE_FAMILIES.iter().chain(&HANDSHAKE_FAMILIES) {
+            assert!(family.desc().is_some(), "{} is no legal name", family.name);
+            let row = text.lines().find(|line| line.contains(&format!("`{}`", family.name)));
+            let row = row.unwrap_or_else(|| panic!("{} is not in docs/metrics.md", family.name));
+            for label in family.labels {
+                assert!(row.contains(&format!("`{label}`")), "label {label} of {} is not in its row", family.name);
+            }
+        }
+        let words = State::ALL.iter().map(|state| state.as_str());
+        let words = words.chain(IssueErrorKind::ALL.iter().map(|kind| kind.as_str()));
+        for word in words.chain(HandshakeFailure::ALL.iter().map(|failure| failure.as_str())) {
+            assert!(text.contains(&format!("`{word}`")), "{word} is not in docs/metrics.md");
+        }
+    }
+
+    #[test]
+    fn handshakes_are_counted_by_side_and_failure_over_all_workers() {
+        let metrics = HandshakeMetrics::new(3);
+        for worker in 0..6 {
+            metrics.record(worker, Side::Server, Err(HandshakeFailure::Expired));
+            metrics.record(worker, Side::Client, Ok(()));
+        }
+        assert_eq!(metrics.failed(Side::Server, HandshakeFailure::Expired), 6);
+        assert_eq!(metrics.failed(Side::Client, HandshakeFailure::Expired), 0);
+        assert_eq!((metrics.completed(Side::Client), metrics.completed(Side::Server)), (6, 0));
+        let families = metrics.collector().collect();
+        let failed = families[1].get_metric();
+        assert_eq!((families.len(), failed.len()), (2, 1));
+        assert_eq!(failed[0].get_label()[1].value(), "tls_expired");
     }
 }

@@ -300,14 +300,7 @@ impl Rotation {
         self.hold(now, id, validity, in_time);
     }
 
-    fn issued(
-        &mut self,
-        now: Now,
-        id: &SpiffeId,
-        request: RequestId,
-        validity: Validity,
-        actions: &mut Vec<Action>,
-    ) {
+    fn issued(&mut self, now: Now, id: &SpiffeId, request: RequestId, validity: Validity, actions: &mut Vec<Action>) {
         if !self.close_request(id, request) {
             return;
         }

@@ -103,7 +103,10 @@ pub(crate) fn verify_chain(
     now: Duration,
 ) -> Result<(), Refusal> {
     if intermediates.len() >= CHAIN_MAX {
-        return Err(Refusal::bad(format!("a chain of {} certificates, more than {CHAIN_MAX}", intermediates.len() + 1)));
+        return Err(Refusal::bad(format!(
+            "a chain of {} certificates, more than {CHAIN_MAX}",
+            intermediates.len() + 1
+        )));
     }
     let leaf = EndEntityCert::try_from(leaf).map_err(|why| refusal(&why))?;
     let usage = match role {

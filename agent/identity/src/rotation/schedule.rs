@@ -56,7 +56,8 @@ impl Settings {
     pub(super) fn renew_in(&self, rng: &mut fastrand::Rng, now: Now, validity: Validity) -> Duration {
         let start = now.unix.max(validity.not_before);
         let share = self.renew_share(rng);
-        (validity.not_after.saturating_sub(start).mul_f64(share) + start.saturating_sub(now.unix)).max(self.renew_in_min)
+        (validity.not_after.saturating_sub(start).mul_f64(share) + start.saturating_sub(now.unix))
+            .max(self.renew_in_min)
     }
 
     /// Of one taken over: the same share of its whole lifetime; what is overdue is spread, so that a restart is no storm.

@@ -336,10 +336,9 @@ fn answers_to_forgotten_requests_are_ignored() {
     w.forget(&a);
     assert!(w.open.is_empty() && w.rotation.open_requests() == 0);
     let validity = Validity { not_before: w.now.unix, not_after: w.now.unix + secs(60) };
-    for event in [
-        Event::Issued(&a, request, validity),
-        Event::Failed(&a, request, IssueErrorKind::Timeout, Retry::Backoff),
-    ] {
+    for event in
+        [Event::Issued(&a, request, validity), Event::Failed(&a, request, IssueErrorKind::Timeout, Retry::Backoff)]
+    {
         assert!(w.rotation.step(w.now, event).is_empty());
     }
     w.need(&a, Priority::WarmUp);

@@ -359,7 +359,8 @@ async fn no_certificate_old_versions_and_other_protocols() {
     let outcome = handshake(&client, &old.config(), ALPN);
     assert_eq!((outcome.client.unwrap_err(), outcome.server.unwrap_err()), (F::ProtocolVersion, F::ProtocolVersion));
 
-    let confused: [Vec<Vec<u8>>; 4] = [vec![], vec![b"h2".to_vec()], vec![b"http/1.1".to_vec()], vec![b"heddle/h2x".to_vec()]];
+    let confused: [Vec<Vec<u8>>; 4] =
+        [vec![], vec![b"h2".to_vec()], vec![b"http/1.1".to_vec()], vec![b"heddle/h2x".to_vec()]];
     for alpn in confused {
         let odd = Client { alpn: alpn.clone(), ..good_client() };
         assert_eq!(handshake(&odd.config(), &server, ALPN).server.unwrap_err(), F::BadAlpn, "{alpn:?}");

@@ -7,7 +7,7 @@ use heddle_identity::export::{ImportError, parse};
 use heddle_identity::{Alpn, ClientConfigs, IssueError, IssueErrorKind, ServerConfigs, State, StoreConfig};
 use proptest::prelude::*;
 
-use crate::pki::{Ca, HOUR, Node, TestClock, TestIssuer, id};
+use crate::pki::{Ca, Node, TestClock, TestIssuer, id};
 use crate::wire::handshake;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -135,7 +135,6 @@ async fn garbage_is_refused_whole() {
     assert!(matches!(node.store.restore(&sealed(fewer)), Err(ImportError::Malformed(_))));
     assert!(node.store.status().is_empty());
     assert!(!node.store.lease(&id("web")).unwrap().is_ready());
-    let _ = HOUR;
 }
 
 proptest! {

@@ -163,7 +163,10 @@ async fn an_issuer_that_never_answers_is_given_up_and_asked_again() {
     let lease = node.store.lease(&id("web")).unwrap();
     tokio::time::sleep(Duration::from_millis(15_400)).await;
     let error = row(&node).last_error.unwrap();
-    assert_eq!((error.kind, error.message.as_str()), (IssueErrorKind::Timeout, "test issuer did not answer within 15 s"));
+    assert_eq!(
+        (error.kind, error.message.as_str()),
+        (IssueErrorKind::Timeout, "test issuer did not answer within 15 s")
+    );
     node.issuer.set(|issuer| issuer.never_answers = false);
     lease.ready(30 * SECOND).await.unwrap();
 }
@@ -316,7 +319,9 @@ async fn an_issuer_that_panics_hurts_one_request() {
     });
     let (web, api) = (store.lease(&id("web")).unwrap(), store.lease(&id("api")).unwrap());
     api.ready(SECOND).await.unwrap();
-    assert!(matches!(web.ready(SECOND).await, Err(WaitError::Timeout(Some(error))) if error.kind == IssueErrorKind::Local));
+    assert!(
+        matches!(web.ready(SECOND).await, Err(WaitError::Timeout(Some(error))) if error.kind == IssueErrorKind::Local)
+    );
     stop.send(()).unwrap();
     driver.await.unwrap();
 }

@@ -46,7 +46,9 @@ impl Masked {
             while at < end {
                 let length = (end - at).min(buffer.len() as u64);
                 buffer.fill(0);
-                if memory.seek(SeekFrom::Start(at)).is_err() || memory.read_exact(&mut buffer[..length as usize]).is_err() {
+                if memory.seek(SeekFrom::Start(at)).is_err()
+                    || memory.read_exact(&mut buffer[..length as usize]).is_err()
+                {
                     break;
                 }
                 for (i, window) in buffer[..length as usize].windows(32).enumerate() {

@@ -168,7 +168,7 @@ impl LeafSpec {
         params.subject_alt_names = self.names.clone();
         params.not_before = (UNIX_EPOCH + self.not_before).into();
         params.not_after = (UNIX_EPOCH + self.not_after).into();
-        params.is_ca = self.is_ca.clone();
+        params.is_ca = self.is_ca;
         params.key_usages = self.usages.clone();
         params.extended_key_usages = self.extended.clone();
         params

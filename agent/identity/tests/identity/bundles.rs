@@ -1,0 +1,70 @@
+//! Which roots count when they come from several sides.
+
+use std::sync::Arc;
+
+use heddle_identity::bundle::{BundleError, ROOTS_MAX};
+use heddle_identity::{BundleStore, Roots, TrustDomain};
+use rustls::pki_types::CertificateDer;
+
+use crate::pki::{Ca, HOUR, LeafSpec, Node, id};
+
+fn roots_of(store: &BundleStore) -> Vec<CertificateDer<'static>> {
+    store.current().roots("cluster.local").map(|roots| roots.certificates().to_vec()).unwrap_or_default()
+}
+
+fn sorted<const N: usize>(mut roots: [CertificateDer<'static>; N]) -> Vec<CertificateDer<'static>> {
+    roots.sort_by(|a, b| a.as_ref().cmp(b.as_ref()));
+    roots.to_vec()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_roots_of_all_certificates_in_use_count_together() {
+    let (old, new) = (Ca::root("old"), Ca::root("new"));
+    let (old_root, new_root) = (old.root.clone(), new.root.clone());
+    let node = Node::start(old);
+    let bundles = node.store.bundles().clone();
+    let web = node.lease(&id("web")).await;
+    let first = bundles.generation();
+    let api = node.lease(&id("api")).await;
+    assert_eq!((roots_of(&bundles), bundles.generation()), (vec![old_root.clone()], first), "the same roots again");
+    // The next account's certificate comes with the new root alone: the others still stand on the old one.
+    node.issuer.set(|issuer| {
+        issuer.roots = vec![new_root.clone()];
+        issuer.ca = Arc::new(new);
+    });
+    let third = node.lease(&id("third")).await;
+    assert_eq!((roots_of(&bundles), bundles.generation()), (sorted([old_root.clone(), new_root.clone()]), first + 1));
+    // Authoritative roots take the domain over, and give it back.
+    let domain: TrustDomain = "cluster.local".parse().unwrap();
+    let set = Ca::root("set").root;
+    bundles.set(&domain, Some(Arc::new(Roots::new(vec![set.clone()]).unwrap())));
+    assert_eq!((roots_of(&bundles), bundles.generation()), (vec![set], first + 2));
+    bundles.set(&domain, None);
+    assert_eq!((roots_of(&bundles), bundles.generation()), (sorted([old_root, new_root.clone()]), first + 3));
+    // The old root goes with the last certificate that came with it.
+    drop(web);
+    assert_eq!(roots_of(&bundles).len(), 2);
+    tokio::time::sleep(15 * HOUR).await;
+    assert!(api.is_ready() && third.is_ready());
+    assert_eq!(roots_of(&bundles), [new_root]);
+}
+
+#[test]
+fn roots_that_cannot_be_used_are_named() {
+    let (a, b) = (Ca::root("a"), Ca::root("b"));
+    let leaf = a.peer(&LeafSpec::new(&id("web"), 2_000_000_000 * std::time::Duration::from_secs(1))).cert[0].clone();
+    let error = |roots: Vec<CertificateDer<'static>>| Roots::new(roots).unwrap_err();
+    assert_eq!(error(vec![]), BundleError::Empty);
+    assert_eq!(error(vec![a.root.clone(); ROOTS_MAX + 1]), BundleError::TooMany(65));
+    assert_eq!(error(vec![a.root.clone(), leaf]).to_string(), "root certificate 1: not a CA certificate");
+    let garbage = CertificateDer::from(b"garbage".to_vec());
+    assert_eq!(
+        error(vec![a.root.clone(), b.root.clone(), garbage]).to_string(),
+        "root certificate 2: not an X.509 certificate"
+    );
+    let mut longer = a.root.to_vec();
+    longer.push(0);
+    assert_eq!(error(vec![longer.into()]).to_string(), "root certificate 0: bytes follow the certificate");
+    let twice = Roots::new(vec![b.root.clone(), a.root.clone(), b.root.clone()]).unwrap();
+    assert_eq!(twice.certificates(), sorted([a.root, b.root]));
+}
