@@ -1,7 +1,7 @@
 //! Private keys: ECDSA P-256, made in this process, never printed, never written anywhere but into the keeper's memory ([`crate::export`]).
 //!
 //! The secret lives inside AWS-LC, whose allocator overwrites every block it frees; copies made for the export are overwritten on drop.
-//! `tests/key_memory.rs` searches the whole process for what is left.
+//! `tests/identity/key_memory.rs` searches the whole process for what is left.
 
 use std::fmt;
 use std::sync::Arc;
