@@ -137,6 +137,6 @@ async fn a_rotation_without_overlap_is_seen_by_this_load() {
     }
     assert!(load.leases.iter().all(|lease| lease.is_ready()));
     let (handshakes, failures) = load.finish();
-    assert!(!failures.is_empty() && failures.len() < handshakes - 20);
+    assert!(!failures.is_empty() && failures.len() + 20 <= handshakes, "{} of {handshakes}", failures.len());
     assert!(failures.iter().any(|failure| failure.contains("UnknownRoot")), "{}", failures[0]);
 }
