@@ -18,9 +18,9 @@ pub mod workload;
 
 pub use addr::{ClientAddr, Family, OriginalDst};
 pub use invalid::InvalidObject;
-pub use mesh::MeshConfig;
+pub use mesh::{MeshConfig, MtlsMode, MtlsModes, SameNode};
 pub use resolve::{Candidates, Class, Refusal, Resolution};
 pub use service::{Endpoint, Service, ServiceKey, ServicePort};
 pub use snapshot::{Delta, Snapshot};
 pub use time::Timestamp;
-pub use workload::{PodUid, Workload};
+pub use workload::{PodUid, Transport, Workload};

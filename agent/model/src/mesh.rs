@@ -1,5 +1,6 @@
 //! Mesh-wide settings: the `Mesh` object named `default`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Settings of the whole mesh. Fields arrive with the features that read them.
@@ -15,6 +16,63 @@ pub struct MeshConfig {
     pub outbound_policy: OutboundPolicy,
     /// Per-pod budgets.
     pub limits: PodLimits,
+    /// mTLS mode of ports for which no `MeshTLS` says another, default [`MtlsMode::Permissive`].
+    pub mtls: MtlsMode,
+    /// How requests between pods of one node travel, default [`SameNode::Auto`].
+    pub same_node: SameNode,
+}
+
+/// What a port takes (FEATURES B3). The words are those of the `MeshTLS` object's `mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MtlsMode {
+    /// Authenticated connections of the mesh only; everything else is refused.
+    Strict,
+    /// Both; callers in the mesh still use mTLS.
+    #[default]
+    Permissive,
+    /// Plain text only: callers in the mesh do not use mTLS.
+    Disabled,
+}
+
+impl MtlsMode {
+    /// The word users write.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Strict => "Strict",
+            Self::Permissive => "Permissive",
+            Self::Disabled => "Disabled",
+        }
+    }
+}
+
+/// mTLS modes of one workload, as its `MeshTLS` objects say. What they leave open the mesh's default decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MtlsModes {
+    /// Of every port that is not in `ports`.
+    pub mode: Option<MtlsMode>,
+    /// Of single target ports.
+    pub ports: BTreeMap<u16, MtlsMode>,
+}
+
+impl MtlsModes {
+    /// The mode of a target port.
+    #[must_use]
+    pub fn of(&self, port: u16, mesh: &MeshConfig) -> MtlsMode {
+        self.ports.get(&port).copied().or(self.mode).unwrap_or(mesh.mtls)
+    }
+}
+
+/// How requests between pods of one node travel (FEATURES B8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SameNode {
+    /// Handed over where the agent can decide everything that the CNI would: today always, for it serves no `NetworkPolicy`.
+    #[default]
+    Auto,
+    /// Handed over inside the agent: no TLS, no packet between the pods.
+    Handover,
+    /// As between nodes.
+    Wire,
 }
 
 /// Whether pods may call addresses that belong to no workload or Service.
@@ -52,6 +110,8 @@ impl Default for MeshConfig {
             cluster_name: "Kubernetes".into(),
             outbound_policy: OutboundPolicy::default(),
             limits: PodLimits::default(),
+            mtls: MtlsMode::default(),
+            same_node: SameNode::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::mesh::{MeshConfig, MtlsMode, MtlsModes};
 use crate::time::Timestamp;
 
 /// `metadata.uid` of a Pod; in stand-alone mode `namespace/name` where the file gives no uid.
@@ -69,8 +70,36 @@ pub struct Workload {
     pub membership: Membership,
     /// How to capture it; only for pods in the mesh.
     pub capture: Capture,
+    /// What others reach it by, if its ports take mTLS.
+    pub transport: Transport,
+    /// What its ports take, as `MeshTLS` objects say.
+    pub mtls: MtlsModes,
     /// Where its namespaces are in stand-alone mode.
     pub standalone: Option<StandalonePaths>,
+}
+
+/// What a workload is reached by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// Its own port, as it is: it is in no mesh.
+    #[default]
+    Plain,
+    /// HBONE on port 15008 (Istio's ambient mesh).
+    Hbone,
+    /// TLS with ALPN `heddle/h2` on its own port: an agent of this mesh accepts for it.
+    Heddle,
+}
+
+impl Transport {
+    /// Stable word for CLI, log and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Hbone => "hbone",
+            Self::Heddle => "heddle",
+        }
+    }
 }
 
 /// In or out of the mesh, with the reason an operator sees.
@@ -166,6 +195,8 @@ impl Workload {
             created: None,
             membership: Membership::Disabled(NotInMesh::NotLabelled),
             capture: Capture::default(),
+            transport: Transport::Plain,
+            mtls: MtlsModes::default(),
             standalone: None,
         }
     }
@@ -174,6 +205,12 @@ impl Workload {
     #[must_use]
     pub const fn owns_addresses(&self) -> bool {
         !self.host_network && !self.finished
+    }
+
+    /// What a caller in the mesh reaches this target port by: plain where the port's mode says so.
+    #[must_use]
+    pub fn transport_to(&self, port: u16, mesh: &MeshConfig) -> Transport {
+        if self.mtls.of(port, mesh) == MtlsMode::Disabled { Transport::Plain } else { self.transport }
     }
 
     /// Whether capture is wanted for this pod: in the mesh, and not finished.

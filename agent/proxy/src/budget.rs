@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use heddle_identity::Lease;
 use heddle_model::{ClientAddr, Family, PodUid, Snapshot, Workload};
 
 #[derive(Default)]
@@ -147,13 +148,16 @@ pub(crate) struct Pod {
     /// Tells this attachment of the pod from every other, for keys.
     pub(crate) serial: u64,
     addresses: Vec<IpAddr>,
+    /// What it proves to be, where the agent has identities.
+    pub(crate) identity: Option<Arc<Lease>>,
     /// What the snapshot last said: a pod whose object is gone works until its last process exits (FEATURES J7).
     workload: RefCell<Option<Arc<Workload>>>,
 }
 
 impl Pod {
-    pub(crate) fn new(budget: Arc<PodBudget>, addresses: Vec<IpAddr>) -> Self {
-        Self { budget, serial: NEXT_SERIAL.fetch_add(1, Relaxed), addresses, workload: RefCell::new(None) }
+    pub(crate) fn new(budget: Arc<PodBudget>, addresses: Vec<IpAddr>, identity: Option<Arc<Lease>>) -> Self {
+        let serial = NEXT_SERIAL.fetch_add(1, Relaxed);
+        Self { budget, serial, addresses, identity, workload: RefCell::new(None) }
     }
 
     pub(crate) fn uid(&self) -> &PodUid {
@@ -215,7 +219,7 @@ mod tests {
     #[test]
     fn the_client_is_shown_with_the_pods_address_of_its_family() {
         let addresses = vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
-        let pod = Pod::new(Arc::new(PodBudget::new(PodUid::new("a"), 1)), addresses);
+        let pod = Pod::new(Arc::new(PodBudget::new(PodUid::new("a"), 1)), addresses, None);
         for (peer, client) in [
             ("127.0.0.1:4000", "10.1.0.5:4000"),
             ("[::1]:4000", "[fd00::5]:4000"),
@@ -223,7 +227,7 @@ mod tests {
         ] {
             assert_eq!(pod.client(peer.parse().unwrap()).get(), client.parse().unwrap(), "{peer}");
         }
-        let v4_only = Pod::new(Arc::new(PodBudget::new(PodUid::new("a"), 1)), vec!["10.1.0.5".parse().unwrap()]);
+        let v4_only = Pod::new(Arc::new(PodBudget::new(PodUid::new("a"), 1)), vec!["10.1.0.5".parse().unwrap()], None);
         assert_eq!(v4_only.client("[::1]:1".parse().unwrap()).get(), "[::1]:1".parse().unwrap());
     }
 }

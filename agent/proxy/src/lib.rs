@@ -35,6 +35,6 @@ mod tests;
 pub use budget::PodUsage;
 pub use config::Config;
 pub use drain::DrainReport;
-pub use proxy::{Proxy, ProxyError, Telemetry};
+pub use proxy::{Identity, Proxy, ProxyError, Telemetry};
 pub use registry::{ConnectionList, ConnectionView, Registry, State};
 pub use sockets::{PodListeners, ShardListeners, SocketError, SocketFuture, SocketSource};

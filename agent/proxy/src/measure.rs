@@ -49,6 +49,7 @@ pub(crate) fn worker(http: HttpMetrics) -> Rc<Worker> {
         snapshots,
         stopped,
         sockets: Arc::new(NoSockets),
+        identity: None,
         telemetry: Telemetry {
             tcp: TcpMetrics::new(1, 1000),
             http,
@@ -61,7 +62,7 @@ pub(crate) fn worker(http: HttpMetrics) -> Rc<Worker> {
 
 /// A connection of that worker, of a pod that calls `shop/web`.
 pub(crate) fn connection(worker: &Rc<Worker>) -> Rc<Conn> {
-    let pod = Rc::new(Pod::new(Arc::new(PodBudget::new(PodUid::new("caller"), 1)), Vec::new()));
+    let pod = Rc::new(Pod::new(Arc::new(PodBudget::new(PodUid::new("caller"), 1)), Vec::new(), None));
     let source = Some(Arc::new(Workload::new("caller", "shop", "caller")));
     let (client, original) = (ClientAddr::new(at(40_000)), Some(OriginalDst::new(at(80))));
     let conn = Conn::enter(worker, &pod, Direction::Outbound, client, original, source);

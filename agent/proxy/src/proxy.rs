@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use heddle_identity::{CertificateStore, HandshakeMetrics};
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::collect::{FamilyDesc, FnCollector};
 use heddle_telemetry::{AccessLog, HttpMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics};
@@ -60,6 +61,15 @@ pub struct Telemetry {
     pub proxy: ProxyMetrics,
     /// Access records.
     pub access: AccessLog,
+}
+
+/// What connections of the mesh are authenticated with. Without it the data plane speaks plain text only.
+#[derive(Clone)]
+pub struct Identity {
+    /// Certificates and trust bundles.
+    pub store: CertificateStore,
+    /// Handshakes, counted.
+    pub handshakes: HandshakeMetrics,
 }
 
 /// Why a call on the proxy failed.
@@ -128,6 +138,7 @@ impl Proxy {
         config: Config,
         snapshots: watch::Receiver<Arc<Snapshot>>,
         sockets: Arc<dyn SocketSource>,
+        identity: Option<Identity>,
         telemetry: Telemetry,
     ) -> io::Result<Self> {
         let config = Arc::new(Config { workers: config.workers.max(1), ..config });
@@ -143,6 +154,7 @@ impl Proxy {
                 snapshots: snapshots.clone(),
                 stopped: stopped.clone(),
                 sockets: sockets.clone(),
+                identity: identity.clone(),
                 telemetry: telemetry.clone(),
                 affinity: affinity.clone(),
             };
@@ -175,7 +187,8 @@ impl Proxy {
     /// # Errors
     /// If a listener cannot be registered (the pod is then not served at all), or a worker is dead.
     pub async fn attach(&self, pod: PodListeners) -> Result<(), ProxyError> {
-        let PodListeners { uid, addresses, shards } = pod;
+        let PodListeners { uid, addresses, identity, shards } = pod;
+        let identity = identity.map(Arc::new);
         let budget = {
             let mut pods = self.lock();
             pods.retain(|_, b| b.in_use());
@@ -191,7 +204,13 @@ impl Proxy {
         }
         for (index, (worker, shards)) in self.workers.0.iter().zip(by_worker).enumerate() {
             let (reply, answer) = oneshot::channel();
-            let command = Command::Attach { budget: budget.clone(), addresses: addresses.clone(), shards, reply };
+            let command = Command::Attach {
+                budget: budget.clone(),
+                addresses: addresses.clone(),
+                identity: identity.clone(),
+                shards,
+                reply,
+            };
             let attached = match worker.send(command).await {
                 Ok(()) => answer.await.map_err(|_| ProxyError::WorkerDied(index)),
                 Err(_) => Err(ProxyError::WorkerDied(index)),

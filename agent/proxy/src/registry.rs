@@ -11,7 +11,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
 use heddle_model::{ClientAddr, OriginalDst, PodUid, Service, Workload};
-use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle};
+use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle, Via};
 use tokio::sync::oneshot;
 
 use crate::budget::Pod;
@@ -84,6 +84,12 @@ pub struct ConnectionView {
     pub bytes_received: u64,
     /// HTTP requests so far, those under way included.
     pub requests: u64,
+    /// What carries it between the two pods.
+    pub transport: Via,
+    /// SPIFFE id the caller proved; empty if none.
+    pub source_principal: Arc<str>,
+    /// SPIFFE id of the called side; empty if none.
+    pub destination_principal: Arc<str>,
     /// Server name of a TLS ClientHello that was passed through.
     pub sni: Option<Box<str>>,
 }
@@ -109,6 +115,9 @@ pub(crate) struct Conn {
     pub(crate) state: Cell<State>,
     pub(crate) upstream: Cell<Option<SocketAddr>>,
     pub(crate) attempts: Cell<u32>,
+    via: Cell<Via>,
+    /// SPIFFE ids of source and destination, as far as they are proved.
+    principals: RefCell<(Arc<str>, Arc<str>)>,
     target: RefCell<Target>,
     tcp: RefCell<Option<TcpHandle>>,
     started: Instant,
@@ -153,6 +162,8 @@ impl Conn {
             state: Cell::new(State::Accepted),
             upstream: Cell::new(None),
             attempts: Cell::new(0),
+            via: Cell::new(Via::Plain),
+            principals: RefCell::default(),
             target: RefCell::default(),
             tcp: RefCell::new(None),
             started: Instant::now(),
@@ -391,6 +402,9 @@ impl Conn {
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
             connection_id: self.id,
+            transport: self.via.get(),
+            source_principal: self.principals.borrow().0.clone(),
+            destination_principal: self.principals.borrow().1.clone(),
             sni: self.sni.borrow().clone().unwrap_or_default(),
             http: None,
         }
@@ -415,6 +429,9 @@ impl Conn {
             bytes_sent: self.sent.get(),
             bytes_received: self.received.get(),
             requests: self.requests.get() + self.requests_under_way.get(),
+            transport: self.via.get(),
+            source_principal: self.principals.borrow().0.clone(),
+            destination_principal: self.principals.borrow().1.clone(),
             sni: self.sni.borrow().clone(),
         }
     }

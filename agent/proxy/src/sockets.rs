@@ -9,6 +9,7 @@ use std::net::{IpAddr, TcpListener};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::pin::Pin;
 
+use heddle_identity::Lease;
 use heddle_model::{ClientAddr, Family, PodUid};
 
 /// A socket to come.
@@ -60,6 +61,8 @@ pub struct PodListeners {
     pub uid: PodUid,
     /// The pod's addresses, used until the snapshot knows the pod.
     pub addresses: Vec<IpAddr>,
+    /// Its identity, where the agent has any ([`crate::Identity`]): kept fresh as long as connections of the pod may need it.
+    pub identity: Option<Lease>,
     /// Members of the SO_REUSEPORT groups. Shard `i` goes to worker `i mod workers`: every one is served, however many there
     /// are.
     pub shards: Vec<ShardListeners>,
@@ -72,6 +75,8 @@ pub struct ShardListeners {
     pub outbound: Vec<TcpListener>,
     /// Port 15006.
     pub inbound: Vec<TcpListener>,
+    /// Port 15008 (HBONE).
+    pub hbone: Vec<TcpListener>,
 }
 
 impl fmt::Debug for PodListeners {

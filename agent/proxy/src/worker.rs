@@ -11,6 +11,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use heddle_identity::Lease;
 use heddle_model::mesh::PodLimits;
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::proxy::ProxyShard;
@@ -36,7 +37,7 @@ use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
 use crate::http::{Heads, HttpKey};
 use crate::labels::{LabelCache, LabelKey};
-use crate::proxy::Telemetry;
+use crate::proxy::{Identity, Telemetry};
 use crate::registry::{ConnectionList, ConnectionView, Predicate, Table};
 use crate::sockets::{ShardListeners, SocketSource};
 
@@ -52,6 +53,7 @@ pub(crate) enum Command {
     Attach {
         budget: Arc<PodBudget>,
         addresses: Vec<IpAddr>,
+        identity: Option<Arc<Lease>>,
         shards: Vec<ShardListeners>,
         reply: oneshot::Sender<io::Result<()>>,
     },
@@ -126,6 +128,7 @@ pub(crate) struct Seed {
     pub(crate) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(crate) stopped: watch::Receiver<()>,
     pub(crate) sockets: Arc<dyn SocketSource>,
+    pub(crate) identity: Option<Identity>,
     pub(crate) telemetry: Telemetry,
     pub(crate) affinity: Arc<AffinityTable>,
 }
@@ -168,9 +171,9 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
         let Some(command) = command else { break };
         // A reply nobody waits for any more is no error.
         match command {
-            Command::Attach { budget, addresses, shards, reply } => {
+            Command::Attach { budget, addresses, identity, shards, reply } => {
                 let uid = budget.uid.clone();
-                let attached = Attached::new(&worker, budget, addresses, shards);
+                let attached = Attached::new(&worker, Pod::new(budget, addresses, identity), shards);
                 let _ = reply.send(attached.map(|a| {
                     pods.insert(uid, a);
                 }));
@@ -207,13 +210,8 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(
-        worker: &Rc<Worker>,
-        budget: Arc<PodBudget>,
-        addresses: Vec<IpAddr>,
-        shards: Vec<ShardListeners>,
-    ) -> io::Result<Self> {
-        let pod = Rc::new(Pod::new(budget, addresses));
+    fn new(worker: &Rc<Worker>, pod: Pod, shards: Vec<ShardListeners>) -> io::Result<Self> {
+        let pod = Rc::new(pod);
         let mut attached = Self { pod: pod.clone(), accepting: Vec::new() };
         for shard in shards {
             let outbound = shard.outbound.into_iter().map(|l| (Direction::Outbound, l));

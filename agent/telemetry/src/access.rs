@@ -19,6 +19,7 @@ use crate::collect::{FamilyDesc, FnCollector};
 use crate::labels::Reporter;
 use crate::reason::Reason;
 use crate::time::rfc3339;
+use crate::via::Via;
 
 /// Records waiting for the writer thread before new ones are dropped.
 pub const QUEUE_MAX: usize = 4096;
@@ -79,6 +80,14 @@ pub struct AccessRecord {
     pub bytes_received: u64,
     /// Number of the connection in this agent, as in `heddle connections`.
     pub connection_id: u64,
+    /// What carried it between the two pods.
+    pub transport: Via,
+    /// SPIFFE id the caller proved, empty if it proved none.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub source_principal: Arc<str>,
+    /// SPIFFE id of the called side: proved to the caller, or this side's own.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub destination_principal: Arc<str>,
     /// Server name a TLS client asked for in the clear.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub sni: Box<str>,
@@ -335,6 +344,9 @@ mod tests {
             bytes_sent: 7,
             bytes_received: 8,
             connection_id: id,
+            transport: Via::Plain,
+            source_principal: "".into(),
+            destination_principal: "".into(),
             sni: "".into(),
             http: None,
         }
@@ -350,7 +362,7 @@ mod tests {
              \"source_namespace\":\"shop\",\"source_pod\":\"web-1\",\"source_workload\":\"web\",\
              \"original_destination\":\"[fd00::1]:80\",\"destination_service\":\"db.shop.svc.cluster.local:80\",\
              \"destination_namespace\":\"\",\"destination_pod\":\"\",\"destination_workload\":\"\",\"attempts\":2,\
-             \"bytes_sent\":7,\"bytes_received\":8,\"connection_id\":9}"
+             \"bytes_sent\":7,\"bytes_received\":8,\"connection_id\":9,\"transport\":\"plain\"}"
         );
     }
 
@@ -364,7 +376,7 @@ mod tests {
             ..HttpFields::default()
         };
         let json = serde_json::to_string(&AccessRecord { http: Some(http), ..record(9) }).unwrap();
-        let fields = ",\"connection_id\":9,\"protocol\":\"HTTP/1.1\",\"method\":\"GET\",\"authority\":\"\",\
+        let fields = ",\"connection_id\":9,\"transport\":\"plain\",\"protocol\":\"HTTP/1.1\",\"method\":\"GET\",\"authority\":\"\",\
             \"path\":\"/a?b=\\\"\",\"status\":503,\"user_agent\":\"\",\"request_id\":\"\"}";
         assert!(json.ends_with(fields), "{json}");
     }

@@ -15,6 +15,7 @@ pub mod reason;
 pub mod series;
 pub mod tcp;
 pub mod time;
+pub mod via;
 
 pub use access::{AccessLog, AccessRecord, HttpFields};
 pub use encode::Format;
@@ -24,6 +25,7 @@ pub use prometheus::{Error as RegistryError, Registry};
 pub use proxy::{Direction, ProxyMetrics};
 pub use reason::Reason;
 pub use tcp::{TcpHandle, TcpMetrics};
+pub use via::Via;
 
 /// Every family this room declares. Rooms with families of their own declare them as [`collect::FamilyDesc`] too.
 #[must_use]

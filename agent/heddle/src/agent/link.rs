@@ -430,8 +430,8 @@ fn duplicate(uid: &PodUid, listeners: &PodListeners) -> std::io::Result<heddle_p
         .iter()
         .zip(&listeners.inbound)
         .map(|(outbound, inbound)| {
-            Ok(heddle_proxy::ShardListeners { outbound: copy(outbound)?, inbound: copy(inbound)? })
+            Ok(heddle_proxy::ShardListeners { outbound: copy(outbound)?, inbound: copy(inbound)?, hbone: Vec::new() })
         })
         .collect::<std::io::Result<_>>()?;
-    Ok(heddle_proxy::PodListeners { uid: uid.clone(), addresses: Vec::new(), shards })
+    Ok(heddle_proxy::PodListeners { uid: uid.clone(), addresses: Vec::new(), identity: None, shards })
 }

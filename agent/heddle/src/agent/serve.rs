@@ -73,7 +73,8 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         ..Config::default()
     };
     let shared: Arc<dyn heddle_proxy::SocketSource> = sockets.clone();
-    let proxy = Arc::new(Proxy::start(config, snapshots.clone(), shared, telemetry.clone()).context("data plane")?);
+    let proxy =
+        Arc::new(Proxy::start(config, snapshots.clone(), shared, None, telemetry.clone()).context("data plane")?);
 
     // What is wanted must be known before the keeper is told: wait for the first load, or say why there is none.
     tokio::select! {

@@ -136,10 +136,10 @@ async fn a_client_stays_with_its_endpoint_across_workers() {
     let mut service = service("a", vip, &addrs);
     service.session_affinity = Some(Duration::from_secs(60));
     mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
-    let shard = |l| crate::ShardListeners { outbound: vec![l], inbound: vec![] };
+    let shard = |l| crate::ShardListeners { outbound: vec![l], inbound: vec![], hbone: vec![] };
     let uid = heddle_model::PodUid::new("a");
     let addresses = vec![POD_ADDRESS.parse().unwrap()];
-    let pod = crate::PodListeners { uid, addresses, shards: vec![shard(listener), shard(other)] };
+    let pod = crate::PodListeners { uid, addresses, identity: None, shards: vec![shard(listener), shard(other)] };
     mesh.proxy.attach(pod).await.unwrap();
     for n in 0..30 {
         drop(connect(vip).await);

@@ -179,9 +179,11 @@ async fn a_dead_worker_is_reported_and_takes_only_its_own_connections() {
     let second = listener.local_addr().unwrap();
     let service = service("second", second, &[backend]);
     mesh.apply(heddle_model::Delta { services: vec![(service.key(), Some(service))], ..Default::default() });
-    let shards =
-        vec![crate::ShardListeners::default(), crate::ShardListeners { outbound: vec![listener], inbound: vec![] }];
-    let pod = crate::PodListeners { uid: PodUid::new("second"), addresses: vec![], shards };
+    let shards = vec![
+        crate::ShardListeners::default(),
+        crate::ShardListeners { outbound: vec![listener], inbound: vec![], hbone: vec![] },
+    ];
+    let pod = crate::PodListeners { uid: PodUid::new("second"), addresses: vec![], identity: None, shards };
     mesh.proxy.attach(pod).await.unwrap();
     clients.push(echoes(first).await);
     clients.push(echoes(second).await);
@@ -196,7 +198,7 @@ async fn a_dead_worker_is_reported_and_takes_only_its_own_connections() {
     soon(clients[1].read_exact(&mut [0; 4])).await.unwrap();
     assert!(
         mesh.proxy
-            .attach(crate::PodListeners { uid: PodUid::new("x"), addresses: vec![], shards: vec![] })
+            .attach(crate::PodListeners { uid: PodUid::new("x"), addresses: vec![], identity: None, shards: vec![] })
             .await
             .is_err()
     );

@@ -117,7 +117,7 @@ impl Mesh {
             access: AccessLog::to(log.clone(), 100_000).unwrap(),
         };
         let (metrics, tcp, http) = (telemetry.proxy.clone(), telemetry.tcp.clone(), telemetry.http.clone());
-        let proxy = Proxy::start(config, receiver, sockets.clone(), telemetry).unwrap();
+        let proxy = Proxy::start(config, receiver, sockets.clone(), None, telemetry).unwrap();
         Self { proxy, sockets, metrics, tcp, http, snapshot, log }
     }
 
@@ -151,8 +151,13 @@ impl Mesh {
     }
 
     pub async fn attach(&self, name: &str, outbound: Vec<StdListener>, inbound: Vec<StdListener>) {
-        let shards = vec![ShardListeners { outbound, inbound }];
-        let pod = PodListeners { uid: PodUid::new(name), addresses: vec![POD_ADDRESS.parse().unwrap()], shards };
+        let shards = vec![ShardListeners { outbound, inbound, hbone: Vec::new() }];
+        let pod = PodListeners {
+            uid: PodUid::new(name),
+            addresses: vec![POD_ADDRESS.parse().unwrap()],
+            identity: None,
+            shards,
+        };
         self.proxy.attach(pod).await.unwrap();
     }
 

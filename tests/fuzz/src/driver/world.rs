@@ -116,7 +116,7 @@ impl World {
         };
         let metrics = telemetry.proxy.clone();
         let config = Config { workers: 1, node: "fuzz".into(), dial_loopback: true, ..Config::default() };
-        let proxy = Proxy::start(config, receiver, Arc::new(Sockets), telemetry).expect("a data plane");
+        let proxy = Proxy::start(config, receiver, Arc::new(Sockets), None, telemetry).expect("a data plane");
 
         let mut workload = Workload::new(POD, "shop", POD);
         workload.addresses = vec![POD_ADDRESS.parse().expect("an address")];
@@ -139,9 +139,9 @@ impl World {
             outbound.push(listener);
         }
         snapshot.send_modify(|state| *state = Arc::new(state.apply(delta)));
-        let shards = vec![ShardListeners { outbound, inbound: Vec::new() }];
+        let shards = vec![ShardListeners { outbound, inbound: Vec::new(), hbone: Vec::new() }];
         let addresses_of_pod = vec![POD_ADDRESS.parse().expect("an address")];
-        let pod = PodListeners { uid: PodUid::new(POD), addresses: addresses_of_pod, shards };
+        let pod = PodListeners { uid: PodUid::new(POD), addresses: addresses_of_pod, identity: None, shards };
         runtime.block_on(proxy.attach(pod)).expect("the pod is attached");
         World { runtime, proxy, metrics, panics: Cell::new(0), addresses, server, _snapshot: snapshot }
     }

@@ -1,0 +1,2 @@
+//! The control plane. Today its certificate authority, which `heddle ca serve` runs stand-alone.
+#![forbid(unsafe_code)]
