@@ -308,7 +308,7 @@ fn a_watcher_that_does_not_read_holds_nothing_up() -> Result<()> {
     let node = mesh.node("a");
     let keeper = node.keeper_pid()?;
     let fd = raw(node)?;
-    let Reply::Hello(_) = ask(&fd, Some(hello(Role::Agent, (1, 1), 1)))? else { bail!("refused") };
+    let Reply::Hello(_) = ask(&fd, Some(hello(Role::Agent, (1, 2), ABI_VERSION)))? else { bail!("refused") };
     let Reply::Done(_) = ask(&fd, Some(Request::Watch(wire::Watch {})))? else { bail!("refused") };
     let (kind, message) = refusal(ask(&fd, Some(Request::Watch(wire::Watch {})))?)?;
     ensure!(kind == Kind::Malformed && message.contains("already"), "{message}");
@@ -409,7 +409,7 @@ fn pins_of_another_abi_are_left_alone() -> Result<()> {
     let status = keeper.wait(SOON)?;
     let told = keeper.stderr();
     ensure!(!status.success(), "it took them: {told}");
-    for word in ["ABI version 99", "speaks 1", "heddle uninstall --node"] {
+    for word in ["ABI version 99", "speaks 2", "heddle uninstall --node"] {
         ensure!(told.contains(word), "{word} is not in {told}");
     }
     // An agent says where to look, and does not wait for ever.
@@ -418,7 +418,7 @@ fn pins_of_another_abi_are_left_alone() -> Result<()> {
     ensure!(!status.success() && agent.stderr().contains("ABI version 99"), "{}", agent.tail());
     assert_eq!(node.bpf_objects()?, before, "capture is what it was");
     // The version that made them goes on with them.
-    set_abi("1")?;
+    set_abi(&ABI_VERSION.to_string())?;
     node.start_agent()?;
     assert_carried(mesh.pod("client"), web, &dial(web.v4(), 8080), 8080, Carried::BothSides)?;
     assert_eq!(node.bpf_objects()?.links, before.links);
