@@ -159,7 +159,9 @@ fn both_servers_refuse_wrong_credentials() -> Result<()> {
     let at = SocketAddr::new(web.v4(), 8080);
     for name in ["envoy", "python"] {
         let _server = match name {
-            "envoy" => Ok(envoy_hbone_server(web, &directory, &theirs, &client_id, [at, SocketAddr::new(web.v4(), 8081)])?),
+            "envoy" => {
+                Ok(envoy_hbone_server(web, &directory, &theirs, &client_id, [at, SocketAddr::new(web.v4(), 8081)])?)
+            }
             _ => Err(hbone_server(web, &theirs, &["--expect", &client_id])?),
         };
         let to = SocketAddr::new(web.v4(), HBONE_PORT);

@@ -7,6 +7,7 @@
 //! Environment: `HEDDLE_BIN` and `PODAPP_BIN` name the binaries, else they are taken from beside the test's own;
 //! `HEDDLE_TEST_KEEP=1` leaves a mesh standing when its test ends, to look around in it.
 
+pub mod ca;
 pub mod capture;
 pub mod cgroup;
 pub mod client;
@@ -30,6 +31,7 @@ pub mod wait;
 
 /// What a suite needs.
 pub mod prelude {
+    pub use crate::ca::Ca;
     pub use crate::capture::{Capture, must_contain};
     pub use crate::client::{Dial, Held, Outcome, dial};
     pub use crate::control::refused_but;
