@@ -32,6 +32,9 @@ pub const STANDALONE_NETNS: &str = "standalone.heddle.dev/netns";
 /// Pod annotation in stand-alone mode: path of the cgroup2 directory.
 pub const STANDALONE_CGROUP: &str = "standalone.heddle.dev/cgroup";
 
+/// Pod annotation of Istio's ambient mode: `enabled` says that the pod is reached by HBONE.
+pub const ISTIO_REDIRECTION: &str = "ambient.istio.io/redirection";
+
 /// `metadata`, the fields we read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_model::workload::{Capture, Membership, NotInMesh, StandalonePaths};
-use heddle_model::{PodUid, Workload};
+use heddle_model::{PodUid, Transport, Workload};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -63,7 +63,8 @@ pub struct PodIp {
 /// A Pod before its namespace has had its say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Everything the Pod alone decides; `membership` is not decided yet, `capture` is what it asks for.
+    /// Everything the Pod alone decides; `membership` is not decided yet, `capture` is what it asks for, `transport` is
+    /// what reaches it while it is outside this mesh.
     workload: Workload,
     /// Its own label.
     mesh: MeshLabel,
@@ -106,6 +107,7 @@ impl Pod {
                 warnings.extend(refused(&asked));
             }
             workload.capture.failure_policy = namespace.failure_policy;
+            workload.transport = Transport::Heddle;
         }
         (workload, warnings)
     }
@@ -162,6 +164,7 @@ impl Pod {
                 workload.addresses.push(ip);
             }
         }
+        workload.transport = foreign_transport(meta, spec);
         workload.capture = asked(meta, problems);
         workload.standalone = standalone(meta, problems);
         let mesh = MeshLabel::read(meta, problems);
@@ -197,6 +200,12 @@ impl Pod {
         };
         Self { workload, mesh, invalid: true }
     }
+}
+
+/// What reaches the pod if this mesh does not capture it. Istio sets its annotation once it has redirected the pod.
+fn foreign_transport(meta: &ObjectMeta, spec: &PodSpec) -> Transport {
+    let redirected = meta.annotations.get(meta::ISTIO_REDIRECTION).is_some_and(|text| text == "enabled");
+    if redirected && !spec.host_network { Transport::Hbone } else { Transport::Plain }
 }
 
 /// The exclusion annotations. A bad value is a warning: the pod stays captured, without that exclusion.

@@ -226,7 +226,7 @@ fn a_rejected_mesh_leaves_the_former_in_force() {
     };
     let mut world = World::new(&mesh("clusterName: one"));
     assert_eq!(&*world.snapshot.mesh.cluster_name, "one");
-    assert_eq!(world.set(&mesh("clusterName: two, mtls: {}")), Vec::<String>::new());
+    assert_eq!(world.set(&mesh("clusterName: two, telemetry: {}")), Vec::<String>::new());
     assert_eq!(&*world.snapshot.mesh.cluster_name, "one");
     assert_eq!(world.reports(), ["invalid default: "]);
     assert_eq!(world.set(&mesh("clusterName: three")), ["mesh"]);
