@@ -329,7 +329,7 @@ impl State {
         }
         // The agent has the same sockets and may be slow to let go; until then the pod could not be enrolled again.
         for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
-            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+            for socket in listeners.all() {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         }
@@ -391,7 +391,7 @@ impl State {
         let mut count = 0;
         for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
             count = listeners.outbound.len();
-            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+            for socket in listeners.all() {
                 fds.push(socket.as_fd().try_clone_to_owned().map_err(|e| (Kind::Kernel, e.to_string()))?);
             }
         }
@@ -417,9 +417,12 @@ impl State {
             return Err((Kind::Limit, format!("pod {} has its listeners", pod.spec.display())));
         }
         let shards = usize::try_from(offer.shards).unwrap_or(usize::MAX);
-        let expected = shards.saturating_mul(if offer.ipv6 { 4 } else { 2 });
+        let expected = shards.saturating_mul(if offer.ipv6 { 6 } else { 3 });
         if shards == 0 || fds.len() != expected {
-            return Err((Kind::Malformed, format!("{} descriptors for {shards} shards", fds.len())));
+            return Err((
+                Kind::Malformed,
+                format!("pod {}: {} descriptors for {shards} shards, not {expected}", offer.uid, fds.len()),
+            ));
         }
         let mut sockets = fds.into_iter().map(Socket::from);
         let cookie = pod.netns_cookie;
@@ -442,6 +445,7 @@ impl State {
             Ok(Listeners {
                 outbound: direction(ipv6, agent_role::OUTBOUND, heddle_abi::OUTBOUND_PORT)?,
                 inbound: direction(ipv6, agent_role::INBOUND, heddle_abi::INBOUND_PORT)?,
+                hbone: direction(ipv6, agent_role::HBONE, heddle_abi::HBONE_PORT)?,
             })
         };
         let v4 = family(false)?;
@@ -571,7 +575,7 @@ impl State {
         let mut reset = 0_usize;
         for pod in self.pods.values() {
             for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
-                for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+                for socket in listeners.all() {
                     // SO_LINGER 0 is inherited: dropping resets. Not a byte is read.
                     reset += std::iter::from_fn(|| socket.accept().ok()).take(FLUSH_MAX).count();
                 }
