@@ -53,6 +53,8 @@ pub struct PodListeners {
     pub outbound: Vec<Vec<TcpListener>>,
     /// On 15006.
     pub inbound: Vec<Vec<TcpListener>>,
+    /// On 15008.
+    pub hbone: Vec<Vec<TcpListener>>,
     /// Changes when they are made anew.
     pub generation: u64,
     /// Whether there are IPv6 ones.
@@ -62,7 +64,7 @@ pub struct PodListeners {
 impl PodListeners {
     /// Ends them, whoever has copies: their ports are free when this returns.
     pub fn shut_down(&self) {
-        for socket in self.outbound.iter().chain(&self.inbound).flatten() {
+        for socket in self.outbound.iter().chain(&self.inbound).chain(&self.hbone).flatten() {
             let _ = socket2::SockRef::from(socket).shutdown(std::net::Shutdown::Both);
         }
     }
@@ -227,20 +229,20 @@ impl KeeperClient {
         };
         let shards = usize::try_from(reply.shards).unwrap_or_default();
         let families = if reply.ipv6 { 2 } else { 1 };
-        if shards == 0 || fds.len() != shards * families * 2 {
+        if shards == 0 || fds.len() != shards * families * 3 {
             return Err(DatapathError::Protocol(format!("{} descriptors for {shards} shards", fds.len())));
         }
         let mut sockets = fds.into_iter().map(TcpListener::from);
         let empty = || (0..shards).map(|_| Vec::with_capacity(families)).collect::<Vec<Vec<TcpListener>>>();
-        let (mut outbound, mut inbound) = (empty(), empty());
+        let (mut outbound, mut inbound, mut hbone) = (empty(), empty(), empty());
         for _ in 0..families {
-            for direction in [&mut outbound, &mut inbound] {
+            for direction in [&mut outbound, &mut inbound, &mut hbone] {
                 for (shard, socket) in direction.iter_mut().zip(sockets.by_ref()) {
                     shard.push(socket);
                 }
             }
         }
-        Ok(PodListeners { outbound, inbound, generation: reply.listener_generation, ipv6: reply.ipv6 })
+        Ok(PodListeners { outbound, inbound, hbone, generation: reply.listener_generation, ipv6: reply.ipv6 })
     }
 
     /// Gives listeners back to a restarted keeper.
@@ -251,7 +253,7 @@ impl KeeperClient {
         let shards = listeners.outbound.len();
         let mut fds = Vec::new();
         for family in 0..if listeners.ipv6 { 2 } else { 1 } {
-            for direction in [&listeners.outbound, &listeners.inbound] {
+            for direction in [&listeners.outbound, &listeners.inbound, &listeners.hbone] {
                 fds.extend(direction.iter().filter_map(|shard| shard.get(family)).map(AsFd::as_fd));
             }
         }

@@ -17,7 +17,9 @@ pub const FDS_MAX: usize = 240;
 /// Versions of the protocol this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
 /// See [`PROTOCOL_MIN`].
-pub const PROTOCOL_MAX: u32 = 1;
+pub const PROTOCOL_MAX: u32 = 2;
+/// An agent speaks this one at least: since then a pod's listeners include those for HBONE. Tools need less.
+pub const PROTOCOL_AGENT_MIN: u32 = 2;
 
 /// Sends one message with descriptors.
 ///

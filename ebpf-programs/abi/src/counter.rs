@@ -73,6 +73,8 @@ counters! {
     RecordNotKept = "record_not_kept",
     /// Connections to the outbound listener without a record.
     RecordMissing = "record_missing",
+    /// Handed to the agent's HBONE listener.
+    InboundCapturedHbone = "inbound_captured_hbone",
 }
 
 /// Slots of the counters map: room for newer programs under the same ABI.

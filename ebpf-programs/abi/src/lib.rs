@@ -15,7 +15,7 @@ pub use counter::Counter;
 pub use heartbeat::Heartbeat;
 
 /// Version of everything in this crate, stored in the pinned [`names::META`] map.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Outbound listener, on loopback inside each enrolled pod's network namespace.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -35,8 +35,8 @@ pub const fn is_agent_port(port: u16) -> bool {
 pub const PODS_MAX: usize = 1024;
 /// Addresses of enrolled pods on one node, at most.
 pub const POD_ADDRESSES_MAX: usize = 4096;
-/// Inbound listeners of them, at most.
-pub const LISTENERS_MAX: usize = 32_768;
+/// Inbound and HBONE listeners of them, at most.
+pub const LISTENERS_MAX: usize = 65_536;
 /// Connections between "established on the connecting side" and "established on the accepting side", at most.
 pub const RECORDS_MAX: usize = 65_536;
 /// Excluded `(pod, port)` pairs on one node, at most.
@@ -52,7 +52,7 @@ pub mod names {
     pub const PODS: &str = "HEDDLE_PODS";
     /// Hash: [`super::Ip`] → [`super::PodAddress`].
     pub const ADDRESSES: &str = "HEDDLE_ADDRS";
-    /// Socket hash: [`super::ListenerKey`] → inbound listener.
+    /// Socket hash: [`super::ListenerKey`] → inbound or HBONE listener.
     pub const LISTENERS: &str = "HEDDLE_LISTEN";
     /// Hash: [`super::RecordKey`] → [`super::Record`].
     pub const RECORDS: &str = "HEDDLE_RECORDS";
@@ -118,6 +118,8 @@ pub mod pod_flags {
     pub const EXCLUDES_INBOUND_PORTS: u32 = 1 << 3;
     /// There is no IPv6 listener in this pod (no `::1`): native IPv6 connects are refused, or pass if [`FAIL_OPEN`].
     pub const NO_IPV6_LISTENER: u32 = 1 << 4;
+    /// The agent has identities and serves HBONE: 15008 from outside goes to its listener. Else it is refused, like every agent port.
+    pub const HBONE: u32 = 1 << 5;
 }
 
 /// One address of an enrolled pod.
@@ -128,16 +130,18 @@ pub struct PodAddress {
     pub netns_cookie: u64,
     /// Bits of [`pod_flags`].
     pub flags: u32,
-    /// Inbound listeners to choose from, at least 1: one per worker shard.
+    /// Listeners of each [`ListenerKey::port`] to choose from, at least 1: one per worker shard.
     pub shards: u32,
 }
 
-/// One inbound listener of a pod.
+/// One listener of a pod for connections from outside.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ListenerKey {
     /// The pod's address that is called.
     pub ip: Ip,
+    /// [`INBOUND_PORT`] or [`HBONE_PORT`]: which of the agent's listeners.
+    pub port: u32,
     /// Less than [`PodAddress::shards`].
     pub shard: u32,
 }
@@ -194,6 +198,8 @@ pub mod agent_role {
     pub const UPSTREAM: u32 = 3;
     /// Asks the hooks to show that they run for the keeper's sockets: `getsockname` answers [`super::SELF_TEST`].
     pub const SELF_TEST: u32 = 4;
+    /// The HBONE listener, and (inherited) the connections accepted from it.
+    pub const HBONE: u32 = 5;
 }
 
 /// Bits of [`AgentSocket::flags`].
@@ -271,7 +277,7 @@ const _: () = {
     assert!(size_of::<Meta>() == 8);
     assert!(size_of::<Pod>() == 24 && align_of::<Pod>() == 4);
     assert!(size_of::<PodAddress>() == 16 && align_of::<PodAddress>() == 8);
-    assert!(size_of::<ListenerKey>() == 20 && align_of::<ListenerKey>() == 4);
+    assert!(size_of::<ListenerKey>() == 24 && align_of::<ListenerKey>() == 4);
     assert!(size_of::<RecordKey>() == 48 && align_of::<RecordKey>() == 8);
     assert!(core::mem::offset_of!(RecordKey, source) == 8 && core::mem::offset_of!(RecordKey, destination) == 28);
     assert!(size_of::<Record>() == 24 && core::mem::offset_of!(Record, kind) == 20);

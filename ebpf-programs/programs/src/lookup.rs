@@ -1,11 +1,13 @@
 //! `sk_lookup` in the pod's network namespace: a TCP connection from outside, to any port, goes to the agent's inbound
-//! listener and keeps its addresses. The netns cookie cannot be had here: the local address says which pod it is.
+//! listener and keeps its addresses; to port 15008, to its HBONE listener where it serves HBONE. The netns cookie cannot be had here: the local address says which pod it is.
 
 use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use core::ptr::{addr_of, read_volatile};
-use heddle_abi::{Counter, ExcludedPort, Ip, ListenerKey, direction, is_agent_port, pod_flags};
+use heddle_abi::{
+    Counter, ExcludedPort, HBONE_PORT, INBOUND_PORT, Ip, ListenerKey, direction, is_agent_port, pod_flags,
+};
 
 use crate::maps::{HEDDLE_ADDRS, HEDDLE_LISTEN, HEDDLE_XPORTS, agent_is_alive, count};
 
@@ -51,11 +53,12 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     {
         return PASS;
     }
-    if is_agent_port(port as u16) {
+    let hbone = port == u32::from(HBONE_PORT) && pod.flags & pod_flags::HBONE != 0;
+    if is_agent_port(port as u16) && !hbone {
         count(Counter::InboundRefusedAgentPort);
         return REFUSE;
     }
-    if pod.flags & pod_flags::EXCLUDES_INBOUND_PORTS != 0 {
+    if !hbone && pod.flags & pod_flags::EXCLUDES_INBOUND_PORTS != 0 {
         let key = ExcludedPort { netns_cookie: pod.netns_cookie, direction: direction::INBOUND, port };
         // SAFETY: as above.
         if unsafe { HEDDLE_XPORTS.get(&key) }.is_some() {
@@ -64,7 +67,7 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         }
     }
     if !agent_is_alive() {
-        if pod.flags & pod_flags::FAIL_OPEN != 0 {
+        if !hbone && pod.flags & pod_flags::FAIL_OPEN != 0 {
             count(Counter::InboundPassedAgentDown);
             return PASS;
         }
@@ -73,12 +76,17 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
     }
     // One listener by its own key, not "the group of this one": an application that got into the SO_REUSEPORT group
     // would be given a share.
-    let key = ListenerKey { ip: local, shard: spread(remote, remote_port) % pod.shards.max(1) };
+    let to = u32::from(if hbone { HBONE_PORT } else { INBOUND_PORT });
+    let key = ListenerKey { ip: local, port: to, shard: spread(remote, remote_port) % pod.shards.max(1) };
     if HEDDLE_LISTEN.redirect_sk_lookup(&ctx, key, BPF_SK_LOOKUP_F_NO_REUSEPORT).is_err() {
         count(Counter::InboundRefusedNoListener);
         return REFUSE;
     }
-    count(if local.is_v4() { Counter::InboundCapturedV4 } else { Counter::InboundCapturedV6 });
+    count(match (hbone, local.is_v4()) {
+        (true, _) => Counter::InboundCapturedHbone,
+        (false, true) => Counter::InboundCapturedV4,
+        (false, false) => Counter::InboundCapturedV6,
+    });
     PASS
 }
 

@@ -89,6 +89,9 @@ fn a_pod_that_uses_an_agent_port_is_not_enrolled_and_the_reason_is_told() -> Res
         .serves(tcp(15001).on_loopback())
         .serves(tcp(8080))
         .not_enrollable()
+        .pod("tunnel")
+        .serves(tcp(15008).on_pod_addresses())
+        .not_enrollable()
         .pod("client")
         .programs_before_agents()
         .start()?;
@@ -101,7 +104,15 @@ fn a_pod_that_uses_an_agent_port_is_not_enrolled_and_the_reason_is_told() -> Res
     // Undone as a whole: the pod is as it was, and its neighbour is enrolled.
     assert_carried(client, squatter, &dial(squatter.v4(), 8080), 8080, Carried::Outbound)?;
     squatter.server(0).kill();
-    node.wait_enrolled(squatter, Duration::from_secs(10))
+    node.wait_enrolled(squatter, Duration::from_secs(10))?;
+
+    let tunnel = mesh.pod("tunnel");
+    node.wait_state(tunnel, "failed", heddle_tests_netns::SOON)?;
+    let workload = node.workload(tunnel)?.unwrap_or_default();
+    let reason = workload["capture_error"].as_str().unwrap_or_default();
+    ensure!(reason.contains("15008"), "the reason names the port: {workload}");
+    tunnel.server(0).kill();
+    node.wait_enrolled(tunnel, Duration::from_secs(10))
 }
 
 #[test]

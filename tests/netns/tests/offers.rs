@@ -25,7 +25,8 @@ fn copy(of: &[Vec<TcpListener>]) -> Result<Vec<Vec<TcpListener>>> {
 }
 
 fn copy_all(of: &PodListeners) -> Result<PodListeners> {
-    Ok(PodListeners { outbound: copy(&of.outbound)?, inbound: copy(&of.inbound)?, ..*of })
+    let (outbound, inbound, hbone) = (copy(&of.outbound)?, copy(&of.inbound)?, copy(&of.hbone)?);
+    Ok(PodListeners { outbound, inbound, hbone, ..*of })
 }
 
 /// As a listener, whatever it is: the type is a name for a descriptor.
@@ -62,8 +63,17 @@ fn only_the_pods_own_listeners_are_taken_back() -> Result<()> {
         }
     };
     refused("another pod's", &others, Kind::NotAllowed)?;
-    let swapped = PodListeners { outbound: copy(&real.inbound)?, inbound: copy(&real.outbound)?, ..real };
+    let swap = |exchange: fn(&mut PodListeners)| -> Result<PodListeners> {
+        let mut offer = copy_all(&real)?;
+        exchange(&mut offer);
+        Ok(offer)
+    };
+    let swapped = swap(|offer| std::mem::swap(&mut offer.outbound, &mut offer.inbound))?;
     refused("inbound for outbound", &swapped, Kind::NotAllowed)?;
+    let unasked = swap(|offer| std::mem::swap(&mut offer.inbound, &mut offer.hbone))?;
+    refused("HBONE for inbound", &unasked, Kind::NotAllowed)?;
+    let short = swap(|offer| offer.hbone.clear())?;
+    refused("none for HBONE", &short, Kind::Malformed)?;
     let unmarked = client.netns().inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 16001)))??;
     let planted = |fd: OwnedFd| -> Result<PodListeners> {
         let mut offer = copy_all(&real)?;
@@ -86,7 +96,7 @@ fn only_the_pods_own_listeners_are_taken_back() -> Result<()> {
     // Positive control: the real ones, once.
     keeper.offer_listeners(&client_uid, &real)?;
     refused_again(&keeper, &client_uid, &real)?;
-    drop((keeper, real, others, families, swapped));
+    drop((keeper, real, others, families, swapped, unasked, short));
     node.start_agent()?;
     for ip in both_families(web) {
         assert_carried(client, web, &dial(ip, 8080), 8080, Carried::BothSides)?;

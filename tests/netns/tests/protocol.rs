@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use heddle_abi::ABI_VERSION;
 use heddle_datapath::DatapathError;
 use heddle_datapath::client::KeeperClient;
 use heddle_datapath::wire::{PACKET_BYTES_MAX, receive, send, send_now};
@@ -88,24 +89,30 @@ fn another_version_is_told_what_to_do() -> Result<()> {
     let node = mesh.node("a");
     let keeper = node.keeper_pid()?;
     let fd = raw(node)?;
-    let (kind, message) = refusal(ask(&fd, Some(hello(Role::Agent, (7, 9), 1)))?)?;
+    let (kind, message) = refusal(ask(&fd, Some(hello(Role::Agent, (7, 9), ABI_VERSION)))?)?;
     assert_eq!(kind, Kind::Version);
-    for word in ["9.9.9", "7 to 9", "1 to 1", "within one version"] {
+    for word in ["9.9.9", "7 to 9", "1 to 2", "within one version"] {
         ensure!(message.contains(word), "{word} is not in {message:?}");
     }
-    let (kind, message) = refusal(ask(&fd, Some(hello(Role::Agent, (0, 0), 1)))?)?;
+    let (kind, message) = refusal(ask(&fd, Some(hello(Role::Agent, (0, 0), ABI_VERSION)))?)?;
     ensure!(kind == Kind::Version && message.contains("0 to 0"), "{message}");
     let (kind, message) = refusal(ask(&fd, Some(hello(Role::Agent, (1, 9), 99)))?)?;
     assert_eq!(kind, Kind::Version);
-    for word in ["ABI 99", "has 1", "upgrade the keeper"] {
+    for word in ["ABI 99", "has 2", "upgrade the keeper"] {
+        ensure!(message.contains(word), "{word} is not in {message:?}");
+    }
+    // Protocol 1 knew no HBONE listeners: an agent would take them for others. A tool takes none.
+    let (kind, message) = refusal(ask(&fd, Some(hello(Role::Agent, (1, 1), ABI_VERSION)))?)?;
+    assert_eq!(kind, Kind::Version);
+    for word in ["protocol 1 at most", "2 at least", "upgrade the agent"] {
         ensure!(message.contains(word), "{word} is not in {message:?}");
     }
     // Refused as an agent is not admitted as anything.
     let (kind, _) = refusal(ask(&fd, Some(Request::Inspect(wire::Inspect {})))?)?;
     assert_eq!(kind, Kind::Malformed);
     // Positive controls: a newer client that still speaks ours; a tool of another ABI, which touches no map.
-    let Reply::Hello(reply) = ask(&fd, Some(hello(Role::Agent, (1, 9), 1)))? else { bail!("refused") };
-    assert_eq!((reply.protocol, reply.abi_version), (1, 1));
+    let Reply::Hello(reply) = ask(&fd, Some(hello(Role::Agent, (1, 9), ABI_VERSION)))? else { bail!("refused") };
+    assert_eq!((reply.protocol, reply.abi_version), (2, ABI_VERSION));
     let Reply::Hello(_) = ask(&raw(node)?, Some(hello(Role::Cli, (1, 1), 99)))? else { bail!("refused") };
     unharmed(&mesh, keeper)
 }
@@ -301,7 +308,7 @@ fn a_watcher_that_does_not_read_holds_nothing_up() -> Result<()> {
     let node = mesh.node("a");
     let keeper = node.keeper_pid()?;
     let fd = raw(node)?;
-    let Reply::Hello(_) = ask(&fd, Some(hello(Role::Agent, (1, 1), 1)))? else { bail!("refused") };
+    let Reply::Hello(_) = ask(&fd, Some(hello(Role::Agent, (1, 2), ABI_VERSION)))? else { bail!("refused") };
     let Reply::Done(_) = ask(&fd, Some(Request::Watch(wire::Watch {})))? else { bail!("refused") };
     let (kind, message) = refusal(ask(&fd, Some(Request::Watch(wire::Watch {})))?)?;
     ensure!(kind == Kind::Malformed && message.contains("already"), "{message}");
@@ -402,7 +409,7 @@ fn pins_of_another_abi_are_left_alone() -> Result<()> {
     let status = keeper.wait(SOON)?;
     let told = keeper.stderr();
     ensure!(!status.success(), "it took them: {told}");
-    for word in ["ABI version 99", "speaks 1", "heddle uninstall --node"] {
+    for word in ["ABI version 99", "speaks 2", "heddle uninstall --node"] {
         ensure!(told.contains(word), "{word} is not in {told}");
     }
     // An agent says where to look, and does not wait for ever.
@@ -411,7 +418,7 @@ fn pins_of_another_abi_are_left_alone() -> Result<()> {
     ensure!(!status.success() && agent.stderr().contains("ABI version 99"), "{}", agent.tail());
     assert_eq!(node.bpf_objects()?, before, "capture is what it was");
     // The version that made them goes on with them.
-    set_abi("1")?;
+    set_abi(&ABI_VERSION.to_string())?;
     node.start_agent()?;
     assert_carried(mesh.pod("client"), web, &dial(web.v4(), 8080), 8080, Carried::BothSides)?;
     assert_eq!(node.bpf_objects()?.links, before.links);

@@ -7,6 +7,8 @@
 //! Environment: `HEDDLE_BIN` and `PODAPP_BIN` name the binaries, else they are taken from beside the test's own;
 //! `HEDDLE_TEST_KEEP=1` leaves a mesh standing when its test ends, to look around in it.
 
+pub mod ca;
+pub mod capture;
 pub mod cgroup;
 pub mod client;
 pub mod control;
@@ -15,6 +17,7 @@ pub mod mesh;
 pub mod netns;
 pub mod node;
 pub mod objects;
+pub mod pki;
 pub mod place;
 pub mod pod;
 pub mod probe;
@@ -28,6 +31,8 @@ pub mod wait;
 
 /// What a suite needs.
 pub mod prelude {
+    pub use crate::ca::Ca;
+    pub use crate::capture::{Capture, must_contain};
     pub use crate::client::{Dial, Held, Outcome, dial};
     pub use crate::control::refused_but;
     pub use crate::mesh::Mesh;

@@ -12,6 +12,7 @@ use anyhow::{Context, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 
+use crate::ca::{self, Ca};
 use crate::cgroup::Cgroup;
 use crate::id::MeshId;
 use crate::netns::Netns;
@@ -36,6 +37,7 @@ const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Mesh {
     nodes: Vec<Node>,
     externals: Vec<External>,
+    ca: Option<Ca>,
     namespaces: Mutex<Vec<NamespacePlan>>,
     services: Vec<ServicePlan>,
     source: Source,
@@ -118,6 +120,13 @@ impl Mesh {
         found.unwrap_or_else(|| panic!("no server on external host {name} is declared"))
     }
 
+    /// Its certificate authority.
+    #[must_use]
+    pub fn ca(&self) -> &Ca {
+        let Some(ca) = &self.ca else { panic!("no certificate authority is declared: say with_ca()") };
+        ca
+    }
+
     /// The directory of YAML objects.
     #[must_use]
     pub fn source(&self) -> &Source {
@@ -155,6 +164,9 @@ impl Drop for Mesh {
         // The harness shows this of failed tests only.
         for node in &self.nodes {
             eprintln!("=== node {}\n{}", node.name(), node.agent_tail());
+        }
+        if let Some(ca) = &self.ca {
+            eprintln!("=== certificate authority\n{}", ca.tail());
         }
     }
 }
@@ -197,9 +209,10 @@ impl Builder {
             self.source.write_namespace(namespace)?;
         }
         let externals = self.externals(&topology)?;
+        let ca = topology.ca.as_deref().map(|arguments| self.ca(arguments)).transpose()?;
         let mut nodes = Vec::new();
         for (number, plan) in (1..).zip(&topology.nodes) {
-            nodes.push(self.node(plan, number)?);
+            nodes.push(self.node(plan, number, ca.as_ref())?);
         }
         // A port whose carrier the kernel has not reported yet (it does so once a second) drops the first packets.
         self.fabric.wait_for_bridge()?;
@@ -215,6 +228,9 @@ impl Builder {
         if topology.apps_first {
             start_programs(&mut nodes, &topology)?;
         }
+        if let Some(ca) = &ca {
+            ca.start()?;
+        }
         if self.heddle.is_some() {
             start_agents(&nodes, &topology)?;
         }
@@ -224,6 +240,7 @@ impl Builder {
         Ok(Mesh {
             nodes,
             externals,
+            ca,
             namespaces: Mutex::new(topology.namespaces),
             services: topology.services,
             source: self.source,
@@ -250,22 +267,33 @@ impl Builder {
     fn externals(&mut self, topology: &Topology) -> anyhow::Result<Vec<External>> {
         let mut made = Vec::new();
         for (number, plan) in (10..).zip(&topology.externals) {
-            let netns = Arc::new(Netns::create(&self.id.name(&format!("external-{}", plan.name)))?);
-            wire(&mut self.ports, &netns, "eth0", &self.fabric)?;
             let addresses: Vec<IpAddr> = vec![
                 Ipv4Addr::new(203, 0, 113, number).into(),
                 Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number.into()).into(),
             ];
-            netns.ip(&addressing("eth0", &addresses, 24))?;
-            let cgroup = self.cgroup.child("external")?.child(&plan.name)?;
-            let place = self.place(&plan.name, netns, cgroup, addresses);
+            let place = self.outside(&plan.name, addresses)?;
             let servers = plan.serves.iter().map(|s: &Serve| place.serve(s)).collect::<anyhow::Result<_>>()?;
             made.push(External { place, servers });
         }
         Ok(made)
     }
 
-    fn node(&mut self, plan: &NodePlan, number: u8) -> anyhow::Result<Node> {
+    fn ca(&mut self, serve_arguments: &[String]) -> anyhow::Result<Ca> {
+        let heddle = self.heddle.clone().context("a certificate authority needs the heddle binary: say start()")?;
+        let place = self.outside("ca", ca::addresses())?;
+        Ca::create(place, &heddle, &self.directory, self.source.directory(), serve_arguments)
+    }
+
+    /// A host on the fabric.
+    fn outside(&mut self, name: &str, addresses: Vec<IpAddr>) -> anyhow::Result<Place> {
+        let netns = Arc::new(Netns::create(&self.id.name(&format!("external-{name}")))?);
+        wire(&mut self.ports, &netns, "eth0", &self.fabric)?;
+        netns.ip(&addressing("eth0", &addresses, 24))?;
+        let cgroup = self.cgroup.child("external")?.child(name)?;
+        Ok(self.place(name, netns, cgroup, addresses))
+    }
+
+    fn node(&mut self, plan: &NodePlan, number: u8, ca: Option<&Ca>) -> anyhow::Result<Node> {
         let netns = Arc::new(Netns::create(&self.id.name(&plan.name))?);
         netns.ip(&bridge())?;
         wire(&mut self.ports, &netns, "uplink", &self.fabric)?;
@@ -290,7 +318,10 @@ impl Builder {
             source: self.source.directory().to_owned(),
         };
         let (agent, keeper) = (Mutex::new(None), Mutex::new(None));
-        let agent_arguments = plan.agent_arguments.clone();
+        let mut agent_arguments = plan.agent_arguments.clone();
+        if let Some(ca) = ca {
+            agent_arguments.extend(ca.admit(&plan.name, &self.directory)?);
+        }
         Ok(Node { host, pods, cgroup, heddle_place, paths, agent_arguments, agent, keeper })
     }
 

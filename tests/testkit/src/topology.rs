@@ -33,6 +33,7 @@ pub struct Topology {
     pub(crate) services: Vec<ServicePlan>,
     pub(crate) externals: Vec<ExternalPlan>,
     pub(crate) apps_first: bool,
+    pub(crate) ca: Option<Vec<String>>,
 }
 
 /// A Kubernetes Namespace.
@@ -174,6 +175,17 @@ pub trait Declare: Sized {
         Topology { apps_first: true, ..self.topology() }
     }
 
+    /// Has a certificate authority, and agents that get identities from it.
+    fn with_ca(self) -> Topology {
+        self.with_ca_serving(&[])
+    }
+
+    /// The same, with more arguments for `heddle ca serve`.
+    fn with_ca_serving(self, arguments: &[&str]) -> Topology {
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        Topology { ca: Some(arguments), ..self.topology() }
+    }
+
     /// Builds it: network, programs, keepers and agents; returns when every meshed pod is enrolled.
     ///
     /// # Errors
@@ -233,6 +245,7 @@ impl Topology {
             services: Vec::new(),
             externals: Vec::new(),
             apps_first: false,
+            ca: None,
         }
     }
 }

@@ -22,13 +22,22 @@ pub enum Family {
     V6,
 }
 
-/// The listeners of one pod and family, one pair per worker shard.
+/// The listeners of one pod and family, one of each per worker shard.
 #[derive(Debug)]
 pub struct Listeners<S = Socket> {
     /// On 15001.
     pub outbound: Vec<S>,
     /// On 15006.
     pub inbound: Vec<S>,
+    /// On 15008.
+    pub hbone: Vec<S>,
+}
+
+impl<S> Listeners<S> {
+    /// All of them, in the order of the protocol.
+    pub fn all(&self) -> impl Iterator<Item = &S> {
+        self.outbound.iter().chain(&self.inbound).chain(&self.hbone)
+    }
 }
 
 /// One pod that is in: every fd into its namespace hangs here and goes with it.
@@ -86,11 +95,17 @@ pub trait Steps {
     /// # Errors
     /// It cannot be entered.
     fn local_addresses(&mut self, netns: &Self::Netns, netns_cookie: u64) -> Result<Vec<IpAddr>, DatapathError>;
-    /// Sets one inbound listener of an address.
+    /// Sets one listener of an address for connections from outside; `port` is the inbound or the HBONE port.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn set_listener(&mut self, address: IpAddr, shard: u32, listener: &Self::Listener) -> Result<(), DatapathError>;
+    fn set_listener(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        shard: u32,
+        listener: &Self::Listener,
+    ) -> Result<(), DatapathError>;
     /// Makes the exclusions of a namespace those of `spec`; with `None`, none.
     ///
     /// # Errors
@@ -227,11 +242,13 @@ impl<K: Steps> Executor<'_, K> {
         for address in pod.addresses() {
             // While a restarted keeper waits for its listeners, those in the map go on.
             // An address of a family without a listener is refused by the program, which does not know it.
-            let Some(Listeners { inbound, .. }) = pod.listeners(address) else {
+            let Some(Listeners { inbound, hbone, .. }) = pod.listeners(address) else {
                 continue;
             };
-            for (shard, listener) in (0..).zip(inbound) {
-                self.kernel.set_listener(address, shard, listener)?;
+            for (port, group) in [(heddle_abi::INBOUND_PORT, inbound), (heddle_abi::HBONE_PORT, hbone)] {
+                for (shard, listener) in (0..).zip(group) {
+                    self.kernel.set_listener(address, port, shard, listener)?;
+                }
             }
             let shards = u32::try_from(inbound.len()).unwrap_or(1);
             self.kernel.set_address(address, PodAddress { netns_cookie: cookie, flags, shards })?;
@@ -264,6 +281,7 @@ fn flags(spec: &PodSpec, has_v6_listener: bool) -> u32 {
         (!spec.exclude_outbound_cidrs.is_empty(), pod_flags::EXCLUDES_CIDRS),
         (!spec.exclude_inbound_ports.is_empty(), pod_flags::EXCLUDES_INBOUND_PORTS),
         (!has_v6_listener, pod_flags::NO_IPV6_LISTENER),
+        (spec.hbone, pod_flags::HBONE),
     ];
     bits.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit)
 }
@@ -301,13 +319,6 @@ impl Steps for Kernel {
     ) -> Result<Listeners, DatapathError> {
         let ipv6 = family == Family::V6;
         let maps = &mut self.maps;
-        // Nothing listens on the HBONE port yet, but it must be ours to take.
-        netns
-            .within(|| {
-                let mark = |s: &Socket| maps.mark(s, agent_role::INBOUND).map_err(std::io::Error::other);
-                netns::probe_port_free(probe, ipv6, heddle_abi::HBONE_PORT, mark)
-            })
-            .map_err(|source| taken(ipv6, heddle_abi::HBONE_PORT, source))?;
         let mut one_port = |port: u16, role: u32| -> Result<Vec<Socket>, DatapathError> {
             let result = netns.within(|| {
                 netns::probe_port_free(probe, ipv6, port, |s| maps.mark(s, role).map_err(std::io::Error::other))?;
@@ -320,6 +331,7 @@ impl Steps for Kernel {
         Ok(Listeners {
             outbound: one_port(heddle_abi::OUTBOUND_PORT, agent_role::OUTBOUND)?,
             inbound: one_port(heddle_abi::INBOUND_PORT, agent_role::INBOUND)?,
+            hbone: one_port(heddle_abi::HBONE_PORT, agent_role::HBONE)?,
         })
     }
 
@@ -330,8 +342,8 @@ impl Steps for Kernel {
         Ok(all.into_iter().filter(free).collect())
     }
 
-    fn set_listener(&mut self, address: IpAddr, shard: u32, listener: &Socket) -> Result<(), DatapathError> {
-        self.maps.set_listener(address, shard, listener)
+    fn set_listener(&mut self, address: IpAddr, port: u16, shard: u32, listener: &Socket) -> Result<(), DatapathError> {
+        self.maps.set_listener(address, port, shard, listener)
     }
 
     fn set_exclusions(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
@@ -426,13 +438,19 @@ mod tests {
             if self.fail_at == Some(self.steps) {
                 return Err(DatapathError::Kernel { what: format!("{family:?}"), cause: "planted".into() });
             }
-            Ok(Listeners { outbound: vec!["out"; shards], inbound: vec!["in"; shards] })
+            Ok(Listeners { outbound: vec!["out"; shards], inbound: vec!["in"; shards], hbone: vec!["hbone"; shards] })
         }
         fn local_addresses(&mut self, _: &u64, _: u64) -> Result<Vec<IpAddr>, DatapathError> {
             Ok(vec!["192.168.9.9".parse().expect("a second network")])
         }
-        fn set_listener(&mut self, address: IpAddr, shard: u32, _: &&'static str) -> Result<(), DatapathError> {
-            self.step(format!("address {address} listener {shard}"))
+        fn set_listener(
+            &mut self,
+            address: IpAddr,
+            port: u16,
+            shard: u32,
+            listener: &&'static str,
+        ) -> Result<(), DatapathError> {
+            self.step(format!("address {address} port {port} {listener} {shard}"))
         }
         fn set_exclusions(&mut self, cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
             match spec {
@@ -477,6 +495,7 @@ mod tests {
             exclude_outbound_cidrs: vec![],
             exclude_outbound_ports: vec![9000],
             exclude_inbound_ports: vec![],
+            hbone: false,
         }
     }
 
@@ -485,6 +504,9 @@ mod tests {
         let mut whole = FakeKernel::default();
         Executor { kernel: &mut whole, shards: 2 }.enrol(spec(), 7, 7, 1, Probe::AnySocket).expect("enrols");
         assert!(whole.state.contains("pod 7") && whole.state.contains("lookup 7"), "{:?}", whole.state);
+        for listener in ["address 10.0.0.1 port 15006 in 1", "address fd00::1 port 15008 hbone 0"] {
+            assert!(whole.state.contains(listener), "{listener}: {:?}", whole.state);
+        }
         for fail_at in 1..=whole.steps {
             let mut kernel = FakeKernel { fail_at: Some(fail_at), ..FakeKernel::default() };
             let result = Executor { kernel: &mut kernel, shards: 2 }.enrol(spec(), 7, 7, 1, Probe::AnySocket);
@@ -534,5 +556,11 @@ mod tests {
             Executor { kernel: &mut kernel, shards: 1 }.enrol(only_v4, 7, 7, 1, Probe::AnySocket).expect("enrols");
         assert!(pod.v6.is_none());
         assert_eq!(flags(&pod.spec, false) & pod_flags::NO_IPV6_LISTENER, pod_flags::NO_IPV6_LISTENER);
+    }
+
+    #[test]
+    fn hbone_is_on_where_the_agent_serves_it() {
+        assert_eq!(flags(&spec(), true) & pod_flags::HBONE, 0);
+        assert_eq!(flags(&PodSpec { hbone: true, ..spec() }, true) & pod_flags::HBONE, pod_flags::HBONE);
     }
 }

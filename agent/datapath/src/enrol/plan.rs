@@ -148,6 +148,7 @@ mod tests {
             exclude_outbound_cidrs: vec![],
             exclude_outbound_ports: vec![],
             exclude_inbound_ports: vec![],
+            hbone: false,
         }
     }
 

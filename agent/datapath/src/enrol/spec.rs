@@ -35,6 +35,9 @@ pub struct PodSpec {
     pub exclude_outbound_ports: Vec<u16>,
     /// Permitted inbound exclusions.
     pub exclude_inbound_ports: Vec<u16>,
+    /// The agent serves HBONE for it.
+    #[serde(default)]
+    pub hbone: bool,
 }
 
 impl PodSpec {
@@ -97,6 +100,7 @@ impl PodSpec {
             exclude_outbound_cidrs: cidrs,
             exclude_outbound_ports,
             exclude_inbound_ports,
+            hbone: spec.hbone,
             uid: spec.uid,
             namespace: spec.namespace,
             name: spec.name,

@@ -32,7 +32,7 @@ use state::State;
 pub const CONNECTIONS_MAX: usize = 32;
 /// Further ones for root: whatever the agent's user holds open, an operator can still release the node.
 pub const CONNECTIONS_OF_ROOT: usize = 8;
-/// Listener shards, at most: two directions and two families of them travel in one packet.
+/// Listener shards, at most: those of three ports and two families travel in one packet.
 pub const SHARDS_MAX: usize = 32;
 const TICK: Duration = Duration::from_millis(200);
 
@@ -87,6 +87,8 @@ pub fn run(config: KeeperConfig) -> Result<(), DatapathError> {
             config.listener_shards
         )));
     }
+    // It holds the agent's keys.
+    crate::keys::never_dump()?;
     let run_dir = &config.run_dir;
     fs::create_dir_all(run_dir).map_err(DatapathError::io(format!("create {}", run_dir.display())))?;
     fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))

@@ -12,7 +12,7 @@ use super::state::{Refusal, Wanted};
 use crate::enrol::{Namespace, PodSpec};
 use crate::error::DatapathError;
 use crate::netns::{Identity, Netns, OpenError};
-use crate::wire::{PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
+use crate::wire::{PROTOCOL_AGENT_MIN, PROTOCOL_MAX, PROTOCOL_MIN, receive, send};
 
 /// Pods one `SetPods` sequence may name: as many as the maps hold.
 const PODS_MAX: usize = heddle_abi::PODS_MAX;
@@ -223,6 +223,16 @@ impl Session {
                 format!(
                     "agent {} has datapath ABI {}, this keeper ({ours}) has {ABI_VERSION}: upgrade the keeper first",
                     hello.binary_version, hello.abi_version
+                ),
+            ));
+        }
+        if role == Role::Agent && protocol < PROTOCOL_AGENT_MIN {
+            return Err((
+                Kind::Version,
+                format!(
+                    "agent {} speaks keeper protocol {} at most, this keeper ({ours}) {PROTOCOL_AGENT_MIN} at least with an \
+                     agent: upgrade the agent",
+                    hello.binary_version, hello.protocol_max
                 ),
             ));
         }

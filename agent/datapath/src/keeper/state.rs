@@ -17,6 +17,7 @@ use crate::agent::monotonic_ns;
 use crate::enrol::{Action, Actual, Desired, Enrolled, Executor, Listeners, Namespace, PodSpec, Steps, plan};
 use crate::error::DatapathError;
 use crate::kernel::Kernel;
+use crate::keys::{KeepError, Kept};
 use crate::netns::{self, Identity, Netns, Probe};
 use crate::{sys, wire as packets};
 
@@ -26,8 +27,6 @@ const GIVE_BACK: Duration = Duration::from_secs(2);
 const COMING: Duration = Duration::from_secs(5);
 /// Accepted and reset per listener and tick when no agent came back.
 const FLUSH_MAX: usize = 4096;
-/// Bytes of the key memfd, at most.
-const KEYS_BYTES_MAX: i64 = 4 << 20;
 
 /// A refusal, as it goes to the client.
 pub type Refusal = (Kind, String);
@@ -42,7 +41,7 @@ pub struct State {
     /// Namespaces that were enrolled once: connections from then may still be bound to the agent's ports.
     enrolled_before: BTreeSet<u64>,
     released: bool,
-    keys: Option<OwnedFd>,
+    keys: Option<Kept>,
     /// The agent that accepts: the session that said Ready last.
     agent_session: Option<u64>,
     /// Instances that have been the agent.
@@ -329,7 +328,7 @@ impl State {
         }
         // The agent has the same sockets and may be slow to let go; until then the pod could not be enrolled again.
         for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
-            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+            for socket in listeners.all() {
                 let _ = socket.shutdown(Shutdown::Both);
             }
         }
@@ -391,7 +390,7 @@ impl State {
         let mut count = 0;
         for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
             count = listeners.outbound.len();
-            for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+            for socket in listeners.all() {
                 fds.push(socket.as_fd().try_clone_to_owned().map_err(|e| (Kind::Kernel, e.to_string()))?);
             }
         }
@@ -417,9 +416,12 @@ impl State {
             return Err((Kind::Limit, format!("pod {} has its listeners", pod.spec.display())));
         }
         let shards = usize::try_from(offer.shards).unwrap_or(usize::MAX);
-        let expected = shards.saturating_mul(if offer.ipv6 { 4 } else { 2 });
+        let expected = shards.saturating_mul(if offer.ipv6 { 6 } else { 3 });
         if shards == 0 || fds.len() != expected {
-            return Err((Kind::Malformed, format!("{} descriptors for {shards} shards", fds.len())));
+            return Err((
+                Kind::Malformed,
+                format!("pod {}: {} descriptors for {shards} shards, not {expected}", offer.uid, fds.len()),
+            ));
         }
         let mut sockets = fds.into_iter().map(Socket::from);
         let cookie = pod.netns_cookie;
@@ -442,6 +444,7 @@ impl State {
             Ok(Listeners {
                 outbound: direction(ipv6, agent_role::OUTBOUND, heddle_abi::OUTBOUND_PORT)?,
                 inbound: direction(ipv6, agent_role::INBOUND, heddle_abi::INBOUND_PORT)?,
+                hbone: direction(ipv6, agent_role::HBONE, heddle_abi::HBONE_PORT)?,
             })
         };
         let v4 = family(false)?;
@@ -487,17 +490,15 @@ impl State {
     /// # Errors
     /// Not a sealed memfd, or too large.
     pub fn put_keys(&mut self, fd: OwnedFd) -> Result<(), Refusal> {
-        use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| (Kind::Malformed, "keys: not a memfd".to_owned()))?;
-        let needed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        if !SealFlag::from_bits_truncate(seals).contains(needed) {
-            return Err((Kind::Malformed, "keys: the memfd must be sealed (write, shrink, grow, seal)".into()));
-        }
-        let size = nix::sys::stat::fstat(&fd).map_err(|e| (Kind::Kernel, e.to_string()))?.st_size;
-        if size > KEYS_BYTES_MAX {
-            return Err((Kind::Limit, format!("keys: {size} bytes, at most {KEYS_BYTES_MAX}")));
-        }
-        self.keys = Some(fd);
+        let kept = Kept::new(fd).map_err(|error| {
+            let kind = match error {
+                KeepError::Malformed(_) => Kind::Malformed,
+                KeepError::TooLarge(_) => Kind::Limit,
+                KeepError::Kernel(_) => Kind::Kernel,
+            };
+            (kind, error.to_string())
+        })?;
+        self.keys = Some(kept);
         Ok(())
     }
 
@@ -506,7 +507,7 @@ impl State {
     /// # Errors
     /// Out of descriptors.
     pub fn get_keys(&self) -> Result<Option<OwnedFd>, Refusal> {
-        self.keys.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| (Kind::Kernel, e.to_string()))
+        self.keys.as_ref().map(Kept::share).transpose().map_err(|e| (Kind::Kernel, e.to_string()))
     }
 
     /// Break-glass. Stays in force over restarts until resumed: written down before the first pod is freed.
@@ -571,7 +572,7 @@ impl State {
         let mut reset = 0_usize;
         for pod in self.pods.values() {
             for listeners in [&pod.v4, &pod.v6].into_iter().flatten() {
-                for socket in listeners.outbound.iter().chain(&listeners.inbound) {
+                for socket in listeners.all() {
                     // SO_LINGER 0 is inherited: dropping resets. Not a byte is read.
                     reset += std::iter::from_fn(|| socket.accept().ok()).take(FLUSH_MAX).count();
                 }

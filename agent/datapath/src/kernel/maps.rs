@@ -16,7 +16,7 @@ use socket2::Socket;
 
 use crate::error::DatapathError;
 
-/// Inbound listeners per pod and family, at most.
+/// Listeners per pod, port and family, at most.
 const SHARDS_MAX: u32 = 32;
 
 /// A map key or value of the ABI crate, as aya wants it.
@@ -218,9 +218,11 @@ impl Maps {
             return Ok(());
         }
         absent_is_fine(self.addresses.remove(&Kv(ip(address))), "release from the addresses map")?;
-        for shard in 0..SHARDS_MAX {
-            let key = Kv(ListenerKey { ip: ip(address), shard });
-            absent_is_fine(self.listeners.remove(&key), "release from the listeners map")?;
+        for port in [heddle_abi::INBOUND_PORT, heddle_abi::HBONE_PORT] {
+            for shard in 0..SHARDS_MAX {
+                let key = Kv(ListenerKey { ip: ip(address), port: u32::from(port), shard });
+                absent_is_fine(self.listeners.remove(&key), "release from the listeners map")?;
+            }
         }
         Ok(())
     }
@@ -235,14 +237,20 @@ impl Maps {
             .collect()
     }
 
-    /// Sets one inbound listener of an address.
+    /// Sets one listener of an address; `port` is the inbound or the HBONE port.
     ///
     /// # Errors
     /// The map is full or the kernel refuses.
-    pub fn set_listener(&mut self, address: IpAddr, shard: u32, listener: &Socket) -> Result<(), DatapathError> {
+    pub fn set_listener(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        shard: u32,
+        listener: &Socket,
+    ) -> Result<(), DatapathError> {
         self.listeners
-            .insert(Kv(ListenerKey { ip: ip(address), shard }), listener.as_raw_fd(), 0)
-            .map_err(DatapathError::kernel(format!("listener of {address} in the listeners map")))
+            .insert(Kv(ListenerKey { ip: ip(address), port: u32::from(port), shard }), listener.as_raw_fd(), 0)
+            .map_err(DatapathError::kernel(format!("listener {port} of {address} in the listeners map")))
     }
 
     /// Leaves a port out of capture.

@@ -31,5 +31,6 @@ fn spec(pod: &Workload, node: &str) -> Option<PodSpec> {
         exclude_outbound_cidrs: pod.capture.exclude_outbound_cidrs.iter().map(ToString::to_string).collect(),
         exclude_outbound_ports: ports(&pod.capture.exclude_outbound_ports),
         exclude_inbound_ports: ports(&pod.capture.exclude_inbound_ports),
+        hbone: false,
     })
 }

@@ -429,8 +429,9 @@ fn duplicate(uid: &PodUid, listeners: &PodListeners) -> std::io::Result<heddle_p
         .outbound
         .iter()
         .zip(&listeners.inbound)
-        .map(|(outbound, inbound)| {
-            Ok(heddle_proxy::ShardListeners { outbound: copy(outbound)?, inbound: copy(inbound)?, hbone: Vec::new() })
+        .zip(&listeners.hbone)
+        .map(|((outbound, inbound), hbone)| {
+            Ok(heddle_proxy::ShardListeners { outbound: copy(outbound)?, inbound: copy(inbound)?, hbone: copy(hbone)? })
         })
         .collect::<std::io::Result<_>>()?;
     Ok(heddle_proxy::PodListeners { uid: uid.clone(), addresses: Vec::new(), identity: None, shards })
