@@ -10,7 +10,6 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,13 +50,13 @@ pub enum DirectoryError {
     #[error("{} holds no authority: `heddle ca init` makes one", .0.display())]
     Missing(PathBuf),
     /// A step that is not to be taken.
-    #[error("{0}")]
+    #[error(transparent)]
     Rotate(#[from] RotateError),
     /// Nodes.
-    #[error("{0}")]
+    #[error(transparent)]
     Nodes(#[from] NodesError),
     /// Signing.
-    #[error("{0}")]
+    #[error(transparent)]
     Sign(#[from] SignError),
 }
 
@@ -418,7 +417,7 @@ impl Directory {
             use std::sync::atomic::Ordering::SeqCst;
             let left = self.crash.load(SeqCst);
             if left == 0 {
-                return Err(FileError::io("reach", _before, io::Error::other("killed here by the test")).into());
+                return Err(FileError::io("reach", _before, std::io::Error::other("killed here by the test")).into());
             }
             self.crash.store(left.saturating_sub(usize::from(left != usize::MAX)), SeqCst);
         }

@@ -29,7 +29,7 @@ pub enum NodesError {
     #[error("node `{0}` has no token")]
     Unknown(String),
     /// No randomness.
-    #[error("{0}")]
+    #[error(transparent)]
     Random(#[from] SignError),
 }
 
