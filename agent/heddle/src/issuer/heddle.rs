@@ -51,6 +51,8 @@ struct State {
     roots: Option<Arc<Roots>>,
     /// The authority could not be verified: a rotation may have gone by while we were away, so the file is asked again as well.
     is_lost: bool,
+    /// Attempts with the token.
+    first_contacts: usize,
     session: Option<Arc<Session>>,
 }
 
@@ -128,6 +130,7 @@ impl HeddleIssuer {
         let csr = key.certificate_request(&self.own_id).map_err(local)?;
         let mut request = Request::new(SignNodeRequest { csr, lifetime_seconds: 0 });
         if by_token {
+            state.first_contacts += 1;
             request.metadata_mut().insert("authorization", self.token.bearer());
         }
         let answer = client.sign_node(request).await.map_err(|status| self.failed(state, &status))?.into_inner();
@@ -179,6 +182,11 @@ impl HeddleIssuer {
             state.session = None;
         }
         NodeFailure { error: issue_error(&self.name(), status), is_about_us }
+    }
+
+    #[cfg(test)]
+    pub(super) fn first_contacts(&self) -> usize {
+        self.state.try_lock().map_or(0, |state| state.first_contacts)
     }
 
     async fn ask(&self, request: &CertificateRequest) -> Result<IssuedCertificate, IssueError> {
