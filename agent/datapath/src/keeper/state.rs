@@ -362,6 +362,7 @@ impl State {
         }
         results.push(self.kernel.maps.retain_listeners(|address| addresses.iter().any(|(a, _)| *a == address)));
         results.push(self.kernel.maps.retain_exclusions_of(|cookie| known.contains(&cookie)));
+        results.push(self.kernel.maps.retain_port_modes(|cookie, _| known.contains(&cookie)));
         for error in results.into_iter().filter_map(Result::err) {
             tracing::error!(%error, "sweep");
         }
