@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use heddle_model::workload::{FailurePolicy, Membership};
-use heddle_model::{Endpoint, InvalidObject, Service, Snapshot, Workload};
+use heddle_model::{Endpoint, InvalidObject, MeshConfig, Service, Snapshot, Transport, Workload};
 use heddle_proto::debug::v1;
 
 /// Pods in order of namespace and name; `add` fills in what the snapshot does not know (capture, use).
@@ -16,14 +16,14 @@ pub fn workloads(
     let mut chosen: Vec<_> = snapshot.workloads().filter(|w| namespace.is_none_or(|n| *w.namespace == *n)).collect();
     chosen.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     let view = |w: &Arc<Workload>| {
-        let mut view = workload(w);
+        let mut view = workload(w, &snapshot.mesh);
         add(w, &mut view);
         view
     };
     v1::Workloads { workloads: chosen.into_iter().map(view).collect() }
 }
 
-fn workload(w: &Workload) -> v1::Workload {
+fn workload(w: &Workload, settings: &MeshConfig) -> v1::Workload {
     let (mesh, mesh_reason) = match w.membership {
         Membership::Enabled => ("enabled", ""),
         Membership::Disabled(why) => ("disabled", why.as_str()),
@@ -49,8 +49,20 @@ fn workload(w: &Workload) -> v1::Workload {
         app: w.app.to_string(),
         version: w.version.to_string(),
         zone: w.zone.to_string(),
+        mtls: mtls(w, settings),
         ..v1::Workload::default()
     }
+}
+
+/// The mode of all ports, then those of the ports that differ. Of a pod that nobody takes mTLS for, nothing.
+fn mtls(w: &Workload, mesh: &MeshConfig) -> String {
+    if w.transport == Transport::Plain {
+        return String::new();
+    }
+    let mode = w.mtls.mode.unwrap_or(mesh.mtls);
+    let ports = w.mtls.ports.iter().filter(|(_, of_port)| **of_port != mode);
+    let ports: String = ports.map(|(port, mode)| format!(", {port} {}", mode.as_str())).collect();
+    format!("{}{ports}", mode.as_str())
 }
 
 /// Services in order of namespace and name, with their endpoints.
@@ -110,6 +122,12 @@ pub fn invalid(snapshot: &Snapshot) -> (v1::CheckItem, Vec<v1::InvalidObject>) {
     (item, all)
 }
 
+/// Parts of accepted objects that are not in force.
+#[must_use]
+pub fn warnings(snapshot: &Snapshot) -> Vec<v1::InvalidObject> {
+    snapshot.warnings.iter().map(invalid_object).collect()
+}
+
 fn invalid_object(o: &InvalidObject) -> v1::InvalidObject {
     v1::InvalidObject {
         origin: o.origin.to_string(),
@@ -124,7 +142,9 @@ fn invalid_object(o: &InvalidObject) -> v1::InvalidObject {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use heddle_model::{Delta, ServicePort};
+    use std::collections::BTreeMap;
+
+    use heddle_model::{Delta, MtlsMode, MtlsModes, ServicePort};
 
     fn snapshot() -> Snapshot {
         let mut web = Workload::new("u1", "shop", "web-1");
@@ -178,5 +198,19 @@ mod tests {
         assert_eq!(item.fix, "correct a.yaml:3: Service shop/bad: spec.ports[0].port: 0 is not a port");
         assert_eq!(all.len(), 1);
         assert!(invalid(&Snapshot::new("n1")).0.ok);
+    }
+
+    #[test]
+    fn modes_are_shown_where_somebody_takes_mtls() {
+        let settings = MeshConfig { mtls: MtlsMode::Strict, ..MeshConfig::default() };
+        let mut pod = Workload::new("u", "shop", "web");
+        assert_eq!(mtls(&pod, &settings), "");
+        pod.transport = Transport::Heddle;
+        assert_eq!(mtls(&pod, &settings), "Strict");
+        let ports = BTreeMap::from([(80, MtlsMode::Strict), (9100, MtlsMode::Permissive), (9200, MtlsMode::Disabled)]);
+        pod.mtls = MtlsModes { mode: None, ports };
+        assert_eq!(mtls(&pod, &settings), "Strict, 9100 Permissive, 9200 Disabled");
+        pod.mtls.mode = Some(MtlsMode::Disabled);
+        assert_eq!(mtls(&pod, &settings), "Disabled, 80 Strict, 9100 Permissive");
     }
 }

@@ -7,6 +7,7 @@
 
 mod de;
 pub mod mesh;
+pub mod mesh_tls;
 pub mod meta;
 pub mod namespace;
 mod node;
@@ -17,6 +18,7 @@ pub mod service;
 pub mod slice;
 mod yaml;
 
+pub use mesh_tls::MeshTls;
 pub use namespace::{MeshLabel, Namespace};
 pub use object::{Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
 pub use pod::Pod;

@@ -1,8 +1,8 @@
 //! `heddle.dev/v1alpha1 Mesh`, name `default`: settings of the whole mesh. A field of a feature that is not built yet
 //! is refused, so that nobody believes it to be in force.
 
-use heddle_model::MeshConfig;
 use heddle_model::mesh::OutboundPolicy;
+use heddle_model::{MeshConfig, MtlsMode, SameNode};
 use serde::de::{self, Deserialize, Deserializer};
 
 use crate::meta::{self, ObjectMeta};
@@ -50,10 +50,10 @@ pub struct MeshSpec {
     pub outbound_policy: Option<String>,
     /// Per-pod budgets.
     pub limits: LimitsFields,
-    /// Default mTLS mode: with identity.
-    pub mtls: Option<NotYet>,
-    /// Same-node transport: with identity.
-    pub same_node: Option<NotYet>,
+    /// mTLS where no `MeshTLS` says otherwise.
+    pub mtls: MtlsFields,
+    /// `Auto` (default), `Handover` or `Wire`: how requests between pods of one node travel.
+    pub same_node: Option<String>,
     /// Metrics, logs and traces: with telemetry's own issue.
     pub telemetry: Option<NotYet>,
 }
@@ -69,6 +69,18 @@ pub struct LimitsFields {
     /// HTTP requests of one pod in flight, default 10,240.
     pub requests_max: Option<i64>,
 }
+
+/// `spec.mtls` of a Mesh.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MtlsFields {
+    /// `Strict`, `Permissive` (default) or `Disabled`.
+    pub mode: Option<String>,
+}
+
+/// The words of an mTLS mode.
+pub(crate) const MTLS_MODES: [(&str, MtlsMode); 3] =
+    [("Strict", MtlsMode::Strict), ("Permissive", MtlsMode::Permissive), ("Disabled", MtlsMode::Disabled)];
 
 /// A field of a feature to come: any value is refused.
 #[derive(Debug)]
@@ -115,6 +127,17 @@ pub(crate) fn convert(fields: &MeshFields, problems: &mut Problems) -> MeshConfi
         && let Some(policy) = meta::one_of(problems, "spec.outboundPolicy", policy, &words)
     {
         config.outbound_policy = policy;
+    }
+    if let Some(mode) = &spec.mtls.mode
+        && let Some(mode) = meta::one_of(problems, "spec.mtls.mode", mode, &MTLS_MODES)
+    {
+        config.mtls = mode;
+    }
+    let words = [("Auto", SameNode::Auto), ("Handover", SameNode::Handover), ("Wire", SameNode::Wire)];
+    if let Some(way) = &spec.same_node
+        && let Some(way) = meta::one_of(problems, "spec.sameNode", way, &words)
+    {
+        config.same_node = way;
     }
     let mut limit = |field: &str, value: Option<i64>, range: std::ops::RangeInclusive<i64>| {
         let value = value?;

@@ -26,6 +26,8 @@ spec:
   clusterName: prod-1
   outboundPolicy: Deny
   limits: {connectionsMax: 100, bufferedBytesMax: 1048576, requestsMax: 50}
+  mtls: {mode: Strict}
+  sameNode: Wire
 ",
     );
     assert_eq!(invalid, Vec::<String>::new());
@@ -37,6 +39,23 @@ spec:
     assert_eq!(config.outbound_policy, OutboundPolicy::Deny);
     let limits = config.limits;
     assert_eq!((limits.connections_max, limits.buffered_bytes_max, limits.requests_max), (100, 1_048_576, 50));
+    assert_eq!((config.mtls, config.same_node), (MtlsMode::Strict, SameNode::Wire));
+}
+
+#[test]
+fn modes_and_same_node_table() {
+    let table = [
+        ("mtls: {}", MtlsMode::Permissive, SameNode::Auto),
+        ("mtls: {mode: Strict}", MtlsMode::Strict, SameNode::Auto),
+        ("mtls: {mode: Permissive}, sameNode: Auto", MtlsMode::Permissive, SameNode::Auto),
+        ("mtls: {mode: Disabled}, sameNode: Handover", MtlsMode::Disabled, SameNode::Handover),
+        ("sameNode: Wire", MtlsMode::Permissive, SameNode::Wire),
+    ];
+    for (yaml, mtls, same_node) in table {
+        let (config, invalid) = mesh(&format!("metadata: {{name: default}}\nspec: {{{yaml}}}\n"));
+        let config = config.flatten().unwrap_or_else(|| panic!("{yaml}: {invalid:?}"));
+        assert_eq!((config.mtls, config.same_node), (mtls, same_node), "{yaml}");
+    }
 }
 
 #[test]
@@ -59,9 +78,11 @@ fn what_makes_a_mesh_invalid_table() {
             "limits: {bufferedBytesMax: 16Mi}",
             "4: spec.limits.bufferedBytesMax: must be a whole number, not the text `16Mi`",
         ),
-        ("mtls: {mode: Strict}", "4: spec.mtls: is not supported yet: remove it"),
-        ("sameNode: Auto", "4: spec.sameNode: is not supported yet"),
-        ("telemetry: {}", "4: spec.telemetry: is not supported yet"),
+        ("mtls: {mode: STRICT}", "4: spec.mtls.mode: `STRICT` is unknown: `Strict` or `Permissive` or `Disabled`"),
+        ("mtls: Strict", "4: spec.mtls: must be a mapping, not the text `Strict`"),
+        ("mtls: {port: 80}", "4: spec.mtls.port: unknown field `port`"),
+        ("sameNode: wire", "4: spec.sameNode: `wire` is unknown: `Auto` or `Handover` or `Wire`"),
+        ("telemetry: {}", "4: spec.telemetry: is not supported yet: remove it"),
         (
             "outboundpolicy: Deny",
             "4: spec.outboundpolicy: unknown field `outboundpolicy`, expected one of `trustDomain`",

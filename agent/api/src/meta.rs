@@ -32,6 +32,9 @@ pub const STANDALONE_NETNS: &str = "standalone.heddle.dev/netns";
 /// Pod annotation in stand-alone mode: path of the cgroup2 directory.
 pub const STANDALONE_CGROUP: &str = "standalone.heddle.dev/cgroup";
 
+/// Pod annotation of Istio's ambient mode: `enabled` says that the pod is reached by HBONE.
+pub const ISTIO_REDIRECTION: &str = "ambient.istio.io/redirection";
+
 /// `metadata`, the fields we read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -129,7 +132,8 @@ pub(crate) fn is_dns_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
-fn is_label_value(text: &str) -> bool {
+/// Kubernetes' rule for the value of a label.
+pub(crate) fn is_label_value(text: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
     text.len() <= 63
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))

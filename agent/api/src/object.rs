@@ -6,6 +6,7 @@ use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
 
 use crate::mesh::{self, MeshFields};
+use crate::mesh_tls::{MeshTls, MeshTlsFields};
 use crate::meta;
 use crate::namespace::{Namespace, NamespaceFields};
 use crate::node::{Node, Value, shortened};
@@ -50,6 +51,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// `heddle.dev/v1alpha1 Mesh`; `None` if it was rejected: the former one stays in force.
     Mesh(Option<MeshConfig>),
+    /// `heddle.dev/v1alpha1 MeshTLS`.
+    MeshTls(MeshTls),
 }
 
 /// Which kind an object is of.
@@ -65,6 +68,8 @@ pub enum Kind {
     EndpointSlice,
     /// `heddle.dev/v1alpha1 Mesh`.
     Mesh,
+    /// `heddle.dev/v1alpha1 MeshTLS`.
+    MeshTls,
 }
 
 /// What makes an object that object.
@@ -88,6 +93,7 @@ impl Object {
             Self::Service(o) => (Kind::Service, Arc::clone(&o.namespace), Arc::clone(&o.name)),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, Arc::clone(&o.namespace), Arc::clone(&o.name)),
             Self::Mesh(_) => (Kind::Mesh, Arc::default(), mesh::NAME.into()),
+            Self::MeshTls(o) => (Kind::MeshTls, Arc::clone(&o.namespace), Arc::clone(&o.name)),
         };
         Key { kind, namespace, name }
     }
@@ -101,6 +107,7 @@ impl Object {
             Self::Service(o) => o.created,
             Self::EndpointSlice(o) => o.created,
             Self::Mesh(_) => None,
+            Self::MeshTls(o) => o.created,
         }
     }
 }
@@ -115,6 +122,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Mesh => "Mesh",
+            Self::MeshTls => "MeshTLS",
         }
     }
 
@@ -124,15 +132,15 @@ impl Kind {
         match self {
             Self::Namespace | Self::Pod | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Mesh => "heddle.dev/v1alpha1",
+            Self::Mesh | Self::MeshTls => "heddle.dev/v1alpha1",
         }
     }
 
     const fn namespaced(self) -> bool {
-        matches!(self, Self::Pod | Self::Service | Self::EndpointSlice)
+        matches!(self, Self::Pod | Self::Service | Self::EndpointSlice | Self::MeshTls)
     }
 
-    const ALL: [Self; 5] = [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::Mesh];
+    const ALL: [Self; 6] = [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::Mesh, Self::MeshTls];
 }
 
 impl Key {
@@ -274,6 +282,11 @@ impl Reader {
                 let unnamed = service::salvage(namespace, &format!("{}:{line}", self.origin), root);
                 (!unnamed.vips.is_empty()).then_some(Object::Service(unnamed))
             }
+            // It was meant for somebody, and a name is all that is wrong with it: its targets are strict.
+            (false, Kind::MeshTls) if meta::is_dns_label(namespace) => {
+                let name = format!("{}:{line}", self.origin);
+                Some(Object::MeshTls(MeshTls::salvage(namespace, &name, root)))
+            }
             (false, _) => None,
         };
         problems.locate(root);
@@ -383,7 +396,7 @@ fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut
     }
     let right = match kind {
         Kind::Namespace | Kind::Service => meta::is_dns_label(id.name),
-        Kind::Pod | Kind::EndpointSlice => meta::is_dns_subdomain(id.name),
+        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls => meta::is_dns_subdomain(id.name),
         Kind::Mesh => id.name == mesh::NAME,
     };
     if id.name.is_empty() {
@@ -422,6 +435,8 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
             let config = fields::<MeshFields>(root, problems).map(|fields| mesh::convert(&fields, problems));
             return Some(Object::Mesh(config.filter(|_| problems.errors.is_empty())));
         }
+        Kind::MeshTls => fields::<MeshTlsFields>(root, problems)
+            .map(|fields| Object::MeshTls(MeshTls::convert(namespace, &fields, root, problems))),
     };
     let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     converted.or_else(|| salvage(kind, namespace, name, root))
@@ -435,6 +450,7 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
         Kind::Service => Some(Object::Service(service::salvage(namespace, name, root))),
         Kind::EndpointSlice => None,
         Kind::Mesh => Some(Object::Mesh(None)),
+        Kind::MeshTls => Some(Object::MeshTls(MeshTls::salvage(namespace, name, root))),
     }
 }
 

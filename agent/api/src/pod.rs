@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use heddle_model::workload::{Capture, Membership, NotInMesh, StandalonePaths};
-use heddle_model::{PodUid, Workload};
+use heddle_model::workload::{Capture, Labels, Membership, NotInMesh, StandalonePaths};
+use heddle_model::{MeshConfig, MtlsMode, PodUid, Transport, Workload};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -63,8 +63,11 @@ pub struct PodIp {
 /// A Pod before its namespace has had its say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Everything the Pod alone decides; `membership` is not decided yet, `capture` is what it asks for.
+    /// Everything the Pod alone decides; `membership` is not decided yet, `capture` is what it asks for, `transport` is
+    /// what reaches it while it is outside this mesh.
     workload: Workload,
+    /// `metadata.labels`, for selectors.
+    labels: Labels,
     /// Its own label.
     mesh: MeshLabel,
     /// The object was rejected; what could be read is in `workload`.
@@ -82,6 +85,12 @@ impl Pod {
     #[must_use]
     pub const fn workload(&self) -> &Workload {
         &self.workload
+    }
+
+    /// `metadata.labels`; none of a Pod whose fields could not be read, which is never in the mesh.
+    #[must_use]
+    pub const fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// The workload under its namespace (FEATURES A1, A6), and what it asked for that has no effect.
@@ -106,6 +115,7 @@ impl Pod {
                 warnings.extend(refused(&asked));
             }
             workload.capture.failure_policy = namespace.failure_policy;
+            workload.transport = Transport::Heddle;
         }
         (workload, warnings)
     }
@@ -162,10 +172,11 @@ impl Pod {
                 workload.addresses.push(ip);
             }
         }
+        workload.transport = foreign_transport(meta, spec);
         workload.capture = asked(meta, problems);
         workload.standalone = standalone(meta, problems);
         let mesh = MeshLabel::read(meta, problems);
-        Self { workload, mesh, invalid: !problems.errors.is_empty() }
+        Self { workload, labels: meta.labels.clone(), mesh, invalid: !problems.errors.is_empty() }
     }
 
     /// What can be known of a Pod that was rejected before its fields were: enough to list it and its addresses.
@@ -195,8 +206,14 @@ impl Pod {
             },
             _ => MeshLabel::Unset,
         };
-        Self { workload, mesh, invalid: true }
+        Self { workload, labels: Labels::new(), mesh, invalid: true }
     }
+}
+
+/// What reaches the pod if this mesh does not capture it. Istio sets its annotation once it has redirected the pod.
+fn foreign_transport(meta: &ObjectMeta, spec: &PodSpec) -> Transport {
+    let redirected = meta.annotations.get(meta::ISTIO_REDIRECTION).is_some_and(|text| text == "enabled");
+    if redirected && !spec.host_network { Transport::Hbone } else { Transport::Plain }
 }
 
 /// The exclusion annotations. A bad value is a warning: the pod stays captured, without that exclusion.
@@ -237,6 +254,24 @@ fn list<T: Ord>(
         }
     }
     values.into_iter().collect()
+}
+
+/// Takes the STRICT ports out of the inbound exclusions (FEATURES A6), and says so: nothing may go round the agent to
+/// them. To be called when the workload's modes are known.
+#[must_use]
+pub fn keep_strict_ports(workload: &mut Workload, mesh: &MeshConfig) -> Option<Problem> {
+    let strict = |port: &u16| workload.mtls.of(*port, mesh) == MtlsMode::Strict;
+    let kept: Vec<u16> = workload.capture.exclude_inbound_ports.iter().copied().filter(strict).collect();
+    if kept.is_empty() {
+        return None;
+    }
+    workload.capture.exclude_inbound_ports.retain(|port| !kept.contains(port));
+    let list: Vec<String> = kept.iter().map(u16::to_string).collect();
+    let message = format!(
+        "port {} stays captured: its mTLS mode is `Strict`, and nothing goes round the agent to such a port",
+        list.join(", ")
+    );
+    Some(Problem::new(meta::annotation_path(meta::EXCLUDE_INBOUND_PORTS), message))
 }
 
 fn refused(asked: &Capture) -> impl Iterator<Item = Problem> {

@@ -121,6 +121,34 @@ fn membership_table() {
     assert_eq!(pod.in_namespace(None).0.membership, out(NotLabelled));
 }
 
+#[test]
+fn transport_table() {
+    use MeshLabel::{Disabled, Enabled, Unset};
+    let ambient = "annotations: {ambient.istio.io/redirection: enabled}";
+    let table = [
+        ("", "", Enabled, Transport::Heddle),
+        ("", "", Unset, Transport::Plain),
+        (ambient, "", Unset, Transport::Hbone),
+        (ambient, "", Disabled, Transport::Hbone),
+        (ambient, "", Enabled, Transport::Heddle),
+        (ambient, "hostNetwork: true", Enabled, Transport::Plain),
+        (ambient, "hostNetwork: true", Unset, Transport::Plain),
+        (
+            "labels: {heddle.dev/mesh: disabled}, annotations: {ambient.istio.io/redirection: enabled}",
+            "",
+            Enabled,
+            Transport::Hbone,
+        ),
+        ("annotations: {ambient.istio.io/redirection: disabled}", "", Unset, Transport::Plain),
+        ("annotations: {ambient.istio.io/redirection: pending}", "", Unset, Transport::Plain),
+    ];
+    for (meta, spec, label, expected) in table {
+        let (pod, invalid, _) = pod(&format!("metadata: {{name: web, {meta}}}\nspec: {{{spec}}}\n"));
+        assert_eq!(invalid, Vec::<String>::new(), "{meta}");
+        assert_eq!(pod.in_namespace(Some(&namespace(label, false))).0.transport, expected, "{meta} {spec} {label:?}");
+    }
+}
+
 const ASKING: &str = "
 metadata:
   name: web

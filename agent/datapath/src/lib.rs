@@ -2,7 +2,8 @@
 //! and speaks the keeper protocol. The only host crate with `unsafe`.
 //!
 //! [`keeper`] is the process, [`client`] what others call it with, [`agent`] what an agent does with the map fds it was
-//! handed, [`enrol`] the plan and its executor, [`kernel`] programs, links and maps. Nothing here parses a tenant's bytes.
+//! handed, [`enrol`] the plan and its executor, [`kernel`] programs, links and maps, [`keys`] the
+//! memory in which keys outlive an agent. Nothing here parses a tenant's bytes.
 
 pub mod agent;
 pub mod client;
@@ -10,6 +11,7 @@ pub mod enrol;
 pub mod error;
 pub mod keeper;
 pub mod kernel;
+pub mod keys;
 pub mod netns;
 pub mod node;
 pub mod object;

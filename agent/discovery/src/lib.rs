@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod files;
+mod overruled;
 pub mod reducer;
 
 pub use files::{FilesError, FilesSource, FilesStatus};

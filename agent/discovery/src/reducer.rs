@@ -1,16 +1,19 @@
-//! Objects in, delta out: joins pods with their namespaces and Services with their EndpointSlices.
+//! Objects in, delta out: joins pods with their namespaces and mTLS modes, and Services with their EndpointSlices.
 //!
-//! Pure and incremental: a slice recomputes its Service, a namespace its pods, a pod itself. What comes out depends on
-//! the objects that are set, not on the order in which they were (but for the Mesh: a rejected one leaves the former in
+//! Pure and incremental: a slice recomputes its Service, a namespace its pods, a MeshTLS those it selects, a pod itself.
+//! What comes out depends on the objects that are set, not on the order in which they were (but for the Mesh: a rejected one leaves the former in
 //! force, DESIGN §7).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use heddle_api::pod::Pod;
+use heddle_api::mesh_tls::Overruled;
+use heddle_api::pod::{self, Pod};
 use heddle_api::slice::SliceEndpoint;
-use heddle_api::{EndpointSlice, Key, Kind, Namespace, Object, Problem};
-use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, Workload};
+use heddle_api::{EndpointSlice, Key, Kind, MeshTls, Namespace, Object, Problem, mesh_tls};
+use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, Transport, Workload};
+
+use crate::overruled::Overrulings;
 
 /// The desired objects, and what of them has not been given out yet.
 #[derive(Debug, Default)]
@@ -24,6 +27,9 @@ pub struct Reducer {
     slices_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
     /// Services by the pods their slices name; followed for host-network pods, which own no address.
     services_of_target: HashMap<ServiceKey, BTreeSet<ServiceKey>>,
+    /// Names of MeshTLS objects by namespace.
+    modes_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    overruled: Overrulings,
     dirty: Dirty,
     mesh_in_force: MeshConfig,
     reports: BTreeMap<Key, Vec<Report>>,
@@ -60,12 +66,7 @@ impl Reducer {
         }
         match key.kind {
             Kind::Namespace => {
-                for name in self.pods_of.get(&key.name).cloned().unwrap_or_default() {
-                    let pod = Key { kind: Kind::Pod, namespace: Arc::clone(&key.name), name };
-                    if let Some(Object::Pod(pod)) = self.objects.get(&pod).cloned().as_deref() {
-                        self.touch_pod(pod);
-                    }
-                }
+                self.touch_pods(&key.name, |_| true);
             }
             Kind::Pod => self.set_pod(key, old.as_deref(), object.as_deref()),
             Kind::Service => drop(self.dirty.services.insert((Arc::clone(&key.namespace), Arc::clone(&key.name)))),
@@ -74,6 +75,10 @@ impl Reducer {
                 self.set_slice(key, object.as_deref(), true);
             }
             Kind::Mesh => self.dirty.mesh = true,
+            Kind::MeshTls => {
+                change_set(&mut self.modes_of, Arc::clone(&key.namespace), Arc::clone(&key.name), object.is_some());
+                self.touch_selected(&key.namespace, old.as_deref(), object.as_deref());
+            }
         }
         match object {
             None => self.objects.remove(key),
@@ -84,8 +89,12 @@ impl Reducer {
     /// What follows from everything set since the last call.
     #[must_use]
     pub fn delta(&mut self) -> Delta {
-        let dirty = std::mem::take(&mut self.dirty);
         let mut delta = Delta::default();
+        // First, as its mode decides what pods may exclude.
+        if std::mem::take(&mut self.dirty.mesh) {
+            delta.mesh = self.next_mesh();
+        }
+        let dirty = std::mem::take(&mut self.dirty);
         for uid in dirty.uids {
             let workload = self.join_pod(&uid);
             delta.workloads.push((uid, workload));
@@ -93,9 +102,6 @@ impl Reducer {
         for key in dirty.services {
             let service = self.join_service(&key);
             delta.services.push((key, service));
-        }
-        if dirty.mesh {
-            delta.mesh = self.next_mesh();
         }
         delta
     }
@@ -120,7 +126,8 @@ impl Reducer {
 
     /// Everything the joins found wrong, by object.
     pub fn reports(&self) -> impl Iterator<Item = (&Key, &Report)> {
-        self.reports.iter().flat_map(|(key, list)| list.iter().map(move |report| (key, report)))
+        let joined = self.reports.iter().flat_map(|(key, list)| list.iter().map(move |report| (key, report)));
+        joined.chain(self.overruled.reports())
     }
 
     fn set_pod(&mut self, key: &Key, old: Option<&Object>, new: Option<&Object>) {
@@ -152,6 +159,28 @@ impl Reducer {
         }
     }
 
+    /// Touches the pods of a namespace that `which` chooses.
+    fn touch_pods(&mut self, namespace: &Arc<str>, which: impl Fn(&Pod) -> bool) {
+        for name in self.pods_of.get(namespace).cloned().unwrap_or_default() {
+            let pod = Key { kind: Kind::Pod, namespace: Arc::clone(namespace), name };
+            if let Some(Object::Pod(pod)) = self.objects.get(&pod).cloned().as_deref()
+                && which(pod)
+            {
+                self.touch_pod(pod);
+            }
+        }
+    }
+
+    /// Touches the pods for which a MeshTLS speaks or spoke.
+    fn touch_selected(&mut self, namespace: &Arc<str>, old: Option<&Object>, new: Option<&Object>) {
+        let modes = |object: Option<&Object>| match object {
+            Some(Object::MeshTls(modes)) => Some(modes.selector.clone()),
+            _ => None,
+        };
+        let selectors = [modes(old), modes(new)];
+        self.touch_pods(namespace, |pod| selectors.iter().flatten().any(|selector| selector.matches(pod.labels())));
+    }
+
     fn set_slice(&mut self, key: &Key, object: Option<&Object>, present: bool) {
         let Some(Object::EndpointSlice(slice)) = object else { return };
         let service = (Arc::clone(&slice.namespace), Arc::clone(&slice.service));
@@ -172,16 +201,34 @@ impl Reducer {
     /// The workload with a uid: of several pods that claim it, the first by namespace and name.
     fn join_pod(&mut self, uid: &PodUid) -> Option<Workload> {
         let mut claimants = self.pods_by_uid.get(uid).cloned().unwrap_or_default().into_iter();
-        let first = claimants.next()?;
+        let Some(first) = claimants.next() else {
+            self.overruled.set(uid, &Arc::default(), Vec::new());
+            return None;
+        };
         for loser in claimants {
             let message = format!("`{uid}` is already the uid of Pod {}: this one is not used", first.object());
             let problem = Problem { field: "metadata.uid".to_owned(), line: 0, message };
             self.report(&loser, vec![Report { problem, warning: false }]);
         }
-        let (workload, warnings) = self.pod(&first)?.in_namespace(self.namespace(&first.namespace));
+        let (workload, warnings, overruled) = self.workload(self.pod(&first)?);
         let reports = warnings.into_iter().map(|problem| Report { problem, warning: true }).collect();
         self.report(&first, reports);
+        self.overruled.set(uid, &first.namespace, overruled);
         Some(workload)
+    }
+
+    /// A pod with its namespace's and its modes' say, and what of all that is not in force.
+    fn workload(&self, pod: &Pod) -> (Workload, Vec<Problem>, Vec<Overruled>) {
+        let namespace = &pod.workload().namespace;
+        let (mut workload, mut warnings) = pod.in_namespace(self.namespace(namespace));
+        let mut overruled = Vec::new();
+        // Nobody takes mTLS for any other.
+        if workload.transport != Transport::Plain {
+            let speaking = self.modes(namespace).filter(|modes| modes.selector.matches(pod.labels()));
+            (workload.mtls, overruled) = mesh_tls::resolve(speaking);
+        }
+        warnings.extend(pod::keep_strict_ports(&mut workload, &self.mesh_in_force));
+        (workload, warnings, overruled)
     }
 
     fn join_service(&self, key: &ServiceKey) -> Option<Service> {
@@ -214,7 +261,7 @@ impl Reducer {
         let key = Key { kind: Kind::Pod, namespace: Arc::clone(namespace), name: Arc::clone(name) };
         let pod = self.pod(&key).filter(|pod| pod.workload().host_network)?;
         let holds = pod.workload().addresses.contains(&endpoint.ip) && !pod.workload().finished;
-        holds.then(|| Arc::new(pod.in_namespace(self.namespace(namespace)).0))
+        holds.then(|| Arc::new(self.workload(pod).0))
     }
 
     fn next_mesh(&mut self) -> Option<MeshConfig> {
@@ -232,6 +279,11 @@ impl Reducer {
         };
         self.report(&key, Vec::new());
         let changed = next != self.mesh_in_force;
+        if next.mtls != self.mesh_in_force.mtls {
+            for namespace in self.pods_of.keys().cloned().collect::<Vec<_>>() {
+                self.touch_pods(&namespace, |pod| !pod.workload().capture.exclude_inbound_ports.is_empty());
+            }
+        }
         self.mesh_in_force.clone_from(&next);
         changed.then_some(next)
     }
@@ -249,6 +301,16 @@ impl Reducer {
             Object::Namespace(namespace) => Some(namespace),
             _ => None,
         }
+    }
+
+    fn modes(&self, namespace: &Arc<str>) -> impl Iterator<Item = &MeshTls> + Clone {
+        self.modes_of.get(namespace).into_iter().flatten().filter_map(|name| {
+            let key = Key { kind: Kind::MeshTls, namespace: Arc::clone(namespace), name: Arc::clone(name) };
+            match self.objects.get(&key)?.as_ref() {
+                Object::MeshTls(modes) => Some(modes),
+                _ => None,
+            }
+        })
     }
 
     fn slices(&self, service: &ServiceKey) -> impl Iterator<Item = &EndpointSlice> {
@@ -284,3 +346,7 @@ fn change_set<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>
 #[cfg(test)]
 #[path = "reducer_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "reducer_mtls_tests.rs"]
+mod mtls_tests;

@@ -12,25 +12,25 @@ fn objects(yaml: &str) -> Vec<(Key, Arc<Object>)> {
 }
 
 /// A reducer and the snapshot that follows it.
-struct World {
+pub(super) struct World {
     reducer: Reducer,
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
 }
 
 impl World {
-    fn new(yaml: &str) -> Self {
+    pub(super) fn new(yaml: &str) -> Self {
         let mut world = Self { reducer: Reducer::new(), snapshot: Snapshot::new("a") };
         world.set(yaml);
         world
     }
 
     /// Sets objects and says which pods and Services the delta was about.
-    fn set(&mut self, yaml: &str) -> Vec<String> {
+    pub(super) fn set(&mut self, yaml: &str) -> Vec<String> {
         objects(yaml).into_iter().for_each(|(key, object)| self.reducer.set(&key, Some(object)));
         self.publish()
     }
 
-    fn remove(&mut self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
+    pub(super) fn remove(&mut self, kind: Kind, namespace: &str, name: &str) -> Vec<String> {
         self.reducer.set(&Key { kind, namespace: namespace.into(), name: name.into() }, None);
         self.publish()
     }
@@ -55,7 +55,7 @@ impl World {
         self.snapshot.workload(&PodUid::new(uid)).unwrap().membership.clone()
     }
 
-    fn reports(&self) -> Vec<String> {
+    pub(super) fn reports(&self) -> Vec<String> {
         let kind = |warning| if warning { "warning" } else { "invalid" };
         let told = |(key, r): (&Key, &Report)| format!("{} {}: {}", kind(r.warning), key.object(), r.problem.field);
         self.reducer.reports().map(told).collect()
@@ -226,7 +226,7 @@ fn a_rejected_mesh_leaves_the_former_in_force() {
     };
     let mut world = World::new(&mesh("clusterName: one"));
     assert_eq!(&*world.snapshot.mesh.cluster_name, "one");
-    assert_eq!(world.set(&mesh("clusterName: two, mtls: {}")), Vec::<String>::new());
+    assert_eq!(world.set(&mesh("clusterName: two, telemetry: {}")), Vec::<String>::new());
     assert_eq!(&*world.snapshot.mesh.cluster_name, "one");
     assert_eq!(world.reports(), ["invalid default: "]);
     assert_eq!(world.set(&mesh("clusterName: three")), ["mesh"]);
@@ -243,7 +243,29 @@ fn catalogue() -> Vec<(Key, Arc<Object>)> {
         yaml.push_str(&text);
     };
     for label in ["enabled", "disabled", "nonsense"] {
-        add(format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: n, labels: {{heddle.dev/mesh: {label}}}}}\n"));
+        add(format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: n, labels: {{heddle.dev/mesh: {label}}}, annotations: \
+             {{heddle.dev/allow-exclusions: 'true'}}}}\n"
+        ));
+    }
+    for mode in ["Strict", "Disabled"] {
+        add(format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: default}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+        ));
+    }
+    for name in ["m", "n"] {
+        for spec in [
+            "mode: Strict",
+            "mode: Permissive, selector: {matchLabels: {app: a}}",
+            "ports: [{port: 9100, mode: Strict}, {port: 9200, mode: Disabled}], selector: {matchLabels: {app: b}}",
+            "mode: Disabled, ports: [{port: 9200, mode: Permissive}], selector: {matchLabels: {app: b}}",
+            "mode: strict",
+            "mode: Permissive, selector: {app: a}",
+        ] {
+            add(format!(
+                "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLS\nmetadata: {{name: {name}, namespace: n}}\nspec: {{{spec}}}\n"
+            ));
+        }
     }
     for name in ["a", "b"] {
         for (ip, uid, host, phase) in [
@@ -253,8 +275,10 @@ fn catalogue() -> Vec<(Key, Arc<Object>)> {
             (2, name, true, "Running"),
             (1, name, false, "Failed"),
         ] {
+            let app = if ip == 1 { name } else { "b" };
             add(format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: n, uid: {uid}}}\n\
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: n, uid: {uid}, labels: {{app: {app}}}, \
+                 annotations: {{heddle.dev/exclude-inbound-ports: '9100,9200'}}}}\n\
                  spec: {{hostNetwork: {host}}}\nstatus: {{phase: {phase}, podIP: 10.0.0.{ip}}}\n"
             ));
         }
@@ -314,7 +338,10 @@ proptest! {
         lived.publish();
         prop_assert!(lived.snapshot.same_state(&Snapshot::new("a")));
         let r = &lived.reducer;
-        let indexes = [r.pods_of.len(), r.pods_by_uid.len(), r.slices_of.len(), r.services_of_target.len(), r.reports.len()];
-        prop_assert_eq!(indexes, [0; 5]);
+        let indexes = [
+            r.pods_of.len(), r.pods_by_uid.len(), r.slices_of.len(), r.services_of_target.len(), r.reports.len(),
+            r.modes_of.len(), r.overruled.len(),
+        ];
+        prop_assert_eq!(indexes, [0; 7]);
     }
 }

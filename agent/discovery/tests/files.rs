@@ -209,6 +209,57 @@ async fn a_bad_document_is_reported_and_harms_no_other() {
 }
 
 #[tokio::test]
+async fn modes_are_in_force_as_their_files_change() {
+    let modes = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLS\nmetadata: {{name: {name}, namespace: n}}\nspec: {{{spec}}}\n"
+        )
+    };
+    let mesh = |mode: &str| {
+        format!(
+            "apiVersion: heddle.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: default}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+        )
+    };
+    let is = |wanted: &'static str| {
+        move |snapshot: &Snapshot| {
+            let pod = snapshot.workloads().next();
+            pod.is_some_and(|pod| pod.mtls.of(80, &snapshot.mesh).as_str() == wanted)
+        }
+    };
+    let dir = TempDir::new().unwrap();
+    let meshed = "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {heddle.dev/mesh: enabled}}\n";
+    write(dir.path(), "a.yaml", &[meshed, &pod("one", "10.1.0.1")].join("---\n"));
+    let mut running = Running::start(dir.path());
+    running.until("the default", is("Permissive")).await;
+    write(dir.path(), "m.yaml", &modes("m", "mode: Strict"));
+    running.until("a new object", is("Strict")).await;
+    write(dir.path(), "m.yaml", &modes("m", "ports: [{port: 80, mode: Disabled}]"));
+    let snapshot = running.until("an edited object", is("Disabled")).await;
+    assert_eq!((snapshot.invalid.len(), snapshot.warnings.len()), (0, 0));
+    write(dir.path(), "o.yaml", &modes("o", "ports: [{port: 80, mode: Permissive}]"));
+    let snapshot = running.until("a stricter one beside it", is("Permissive")).await;
+    assert_eq!(
+        snapshot.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        [
+            "m.yaml:1: MeshTLS n/m: spec.ports[0].mode: `Disabled` is not in force for pods that MeshTLS n/o speaks for too: \
+          of several the strictest counts, here `Permissive`"
+        ]
+    );
+    fs::remove_file(dir.path().join("o.yaml")).unwrap();
+    write(dir.path(), "m.yaml", &modes("m", "mode: Disbaled"));
+    let snapshot = running.until("a rejected one", is("Strict")).await;
+    assert_eq!(
+        snapshot.invalid.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["m.yaml:4: MeshTLS n/m: spec.mode: `Disbaled` is unknown: `Strict` or `Permissive` or `Disabled`"]
+    );
+    fs::remove_file(dir.path().join("m.yaml")).unwrap();
+    running.until("none", is("Permissive")).await;
+    write(dir.path(), "mesh.yaml", &mesh("Strict"));
+    running.until("the mesh's", is("Strict")).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn an_object_in_two_files_is_taken_from_one_by_rule() {
     let dated = |created: &str, ip: &str| {
         pod("one", ip).replace("namespace: n", &format!("namespace: n, creationTimestamp: {created}"))

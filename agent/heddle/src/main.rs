@@ -3,6 +3,8 @@
 
 mod agent;
 mod cli;
+#[allow(dead_code, unused_imports, reason = "the agent takes it into use with --ca")]
+mod issuer;
 mod logging;
 mod node;
 mod privileges;

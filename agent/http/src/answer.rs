@@ -24,6 +24,7 @@ pub fn status(reason: Reason) -> Option<u16> {
         | Reason::NoOriginalDestination
         | Reason::MapFull
         | Reason::KernelError
+        | Reason::PlaintextRefused
         | Reason::PodBufferedBytesMax => return None,
 
         Reason::RequestMalformed => 400,

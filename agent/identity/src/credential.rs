@@ -123,7 +123,9 @@ impl Credential {
         tolerant(now, validity.not_before) >= validity.not_before && now <= validity.not_after
     }
 
-    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+    /// As rustls presents it.
+    #[must_use]
+    pub fn certified(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified)
     }
 

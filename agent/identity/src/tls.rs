@@ -17,7 +17,7 @@ use crate::spiffe::SpiffeId;
 mod config;
 mod verifier;
 
-pub use config::{ClientConfigs, ServerConfigs};
+pub use config::{ClientConfigs, ServerConfigs, client_config, server_config};
 
 /// What is spoken inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -243,6 +243,10 @@ impl Snapshot {
 
     fn set_workload(&mut self, uid: PodUid, workload: Option<Arc<Workload>>, moved: &mut BTreeSet<IpAddr>) {
         if let Some(old) = self.workloads.get(&uid).cloned() {
+            // What refers to it goes on doing so.
+            if workload.as_ref() == Some(&old) {
+                return;
+            }
             for ip in owned(&old) {
                 withdraw(&mut self.owners, ip, &old);
                 moved.insert(ip);

@@ -4,6 +4,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use heddle_identity::Alpn;
 use heddle_model::{ClientAddr, OriginalDst};
 use heddle_telemetry::proxy::AcceptError;
 use heddle_telemetry::{Direction, Reason};
@@ -14,17 +15,37 @@ use crate::config::{ACCEPT_BACKOFF, ACCEPT_BURST_MAX};
 use crate::registry::Conn;
 use crate::task::{ConnectionTask, refuse};
 use crate::worker::Worker;
-use crate::{inbound, outbound};
+use crate::{inbound, mesh, outbound};
+
+/// The listeners of a pod (DESIGN §10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Port {
+    /// 15001.
+    Outbound,
+    /// 15006.
+    Inbound,
+    /// 15008.
+    Hbone,
+}
+
+impl Port {
+    fn direction(self) -> Direction {
+        match self {
+            Self::Outbound => Direction::Outbound,
+            Self::Inbound | Self::Hbone => Direction::Inbound,
+        }
+    }
+}
 
 /// Accepts until the task is aborted or the listener is shut down.
-pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, direction: Direction, listener: TcpListener) {
+pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, port: Port, listener: TcpListener) {
     let mut backoff = ACCEPT_BACKOFF.0;
     let mut burst = 0;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 backoff = ACCEPT_BACKOFF.0;
-                start(&worker, &pod, direction, stream, ClientAddr::new(peer));
+                start(&worker, &pod, port, stream, ClientAddr::new(peer));
                 burst += 1;
                 if burst >= ACCEPT_BURST_MAX {
                     burst = 0;
@@ -37,7 +58,7 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, direction: Direction, 
                 let kind = classify(&error);
                 worker.metrics().count_accept_error(kind);
                 if kind != AcceptError::Aborted {
-                    tracing::warn!(pod = %pod.uid(), direction = direction.as_str(), %error, "accept failed, pausing {backoff:?}");
+                    tracing::warn!(pod = %pod.uid(), direction = port.direction().as_str(), %error, "accept failed, pausing {backoff:?}");
                     tokio::time::sleep(jittered(backoff)).await;
                     backoff = (backoff * 2).min(ACCEPT_BACKOFF.1);
                 }
@@ -47,8 +68,8 @@ pub(crate) async fn run(worker: Rc<Worker>, pod: Rc<Pod>, direction: Direction, 
 }
 
 /// Record, registry entry, budget; then the task, or the reset.
-fn start(worker: &Rc<Worker>, pod: &Rc<Pod>, direction: Direction, stream: TcpStream, peer: ClientAddr) {
-    let snapshot = worker.refresh();
+fn start(worker: &Rc<Worker>, pod: &Rc<Pod>, port: Port, stream: TcpStream, peer: ClientAddr) {
+    let (snapshot, direction) = (worker.refresh(), port.direction());
     let original = stream.local_addr().ok().map(OriginalDst::new);
     let own = pod.workload(&snapshot);
     let (client, source) = match direction {
@@ -61,13 +82,17 @@ fn start(worker: &Rc<Worker>, pod: &Rc<Pod>, direction: Direction, stream: TcpSt
     }
     let Some(original) = original else { return refuse(&conn, stream, Reason::NoOriginalDestination) };
     // The local set owns the task, the registry can list and end it, the drain waits for it.
-    match direction {
-        Direction::Outbound => {
+    match port {
+        Port::Outbound => {
             let run = outbound::run(conn.clone(), original, snapshot, stream);
             tokio::task::spawn_local(ConnectionTask::new(conn, run));
         }
-        Direction::Inbound => {
+        Port::Inbound => {
             let run = inbound::run(conn.clone(), original, snapshot, stream);
+            tokio::task::spawn_local(ConnectionTask::new(conn, run));
+        }
+        Port::Hbone => {
+            let run = mesh::accept::run(conn.clone(), stream, Alpn::Hbone);
             tokio::task::spawn_local(ConnectionTask::new(conn, run));
         }
     }

@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use heddle_identity::Lease;
 use heddle_model::{ClientAddr, Family, PodUid, Snapshot, Workload};
+use tokio::sync::Semaphore;
+
+use crate::mesh::HANDSHAKES_MAX;
 
 #[derive(Default)]
 #[repr(align(64))]
@@ -150,6 +153,8 @@ pub(crate) struct Pod {
     addresses: Vec<IpAddr>,
     /// What it proves to be, where the agent has identities.
     pub(crate) identity: Option<Arc<Lease>>,
+    /// Turns of handshakes with peers of the mesh.
+    pub(crate) handshakes: Semaphore,
     /// What the snapshot last said: a pod whose object is gone works until its last process exits (FEATURES J7).
     workload: RefCell<Option<Arc<Workload>>>,
 }
@@ -157,7 +162,14 @@ pub(crate) struct Pod {
 impl Pod {
     pub(crate) fn new(budget: Arc<PodBudget>, addresses: Vec<IpAddr>, identity: Option<Arc<Lease>>) -> Self {
         let serial = NEXT_SERIAL.fetch_add(1, Relaxed);
-        Self { budget, serial, addresses, identity, workload: RefCell::new(None) }
+        Self {
+            budget,
+            serial,
+            addresses,
+            identity,
+            handshakes: Semaphore::new(HANDSHAKES_MAX),
+            workload: RefCell::new(None),
+        }
     }
 
     pub(crate) fn uid(&self) -> &PodUid {

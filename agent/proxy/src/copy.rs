@@ -104,7 +104,7 @@ impl Side {
         }
     }
 
-    fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Self::Downstream => Self::Upstream,
             Self::Upstream => Self::Downstream,

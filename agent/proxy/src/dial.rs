@@ -12,12 +12,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use crate::budget::Pod;
 use crate::config::{Config, KEEPALIVE};
 use crate::copy;
+use crate::mesh::way::Way;
 use crate::registry::Conn;
 
 /// Where to connect, and how.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Hop {
     pub(crate) addr: SocketAddr,
     /// The application is in this very pod: tell the kernel who the client is.
@@ -25,6 +27,8 @@ pub(crate) struct Hop {
     /// Who named the address.
     pub(crate) named_by: NamedBy,
     pub(crate) timeout: Duration,
+    /// By what it is reached.
+    pub(crate) way: Way,
 }
 
 /// Who named the address that is dialled.
@@ -45,25 +49,21 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    const fn last(reason: Reason) -> Self {
+    pub(crate) const fn last(reason: Reason) -> Self {
         Self { reason, retryable: false }
     }
 
     /// Whether the trouble is on this side, so that another endpoint would not help.
     pub(crate) const fn is_ours(self) -> bool {
-        matches!(self.reason, Reason::DownstreamReset | Reason::SocketUnavailable | Reason::ClientNotPublished)
-    }
-}
-
-/// Connects to an address that has no alternative: again only when there was no answer.
-pub(crate) async fn same_address(conn: &Rc<Conn>, downstream: &TcpStream, hop: Hop) -> Result<TcpStream, Reason> {
-    let attempts_max = attempts_max(conn, &hop);
-    loop {
-        match once(conn, downstream, hop).await {
-            Ok(upstream) => return Ok(upstream),
-            Err(failure) if failure.retryable && conn.attempts.get() < attempts_max => {}
-            Err(failure) => return Err(failure.reason),
-        }
+        matches!(
+            self.reason,
+            Reason::DownstreamReset
+                | Reason::SocketUnavailable
+                | Reason::ClientNotPublished
+                | Reason::TlsNoOwnCertificate
+                | Reason::PodConnectionsMax
+                | Reason::PodBufferedBytesMax
+        )
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn attempts_max(conn: &Conn, hop: &Hop) -> u32 {
 
 /// One attempt. A downstream that is reset meanwhile ends it; one that only ended its own direction does not: a client may
 /// send its request, close that direction and wait for the answer.
-pub(crate) async fn once(conn: &Rc<Conn>, downstream: &TcpStream, hop: Hop) -> Result<TcpStream, Failure> {
+pub(crate) async fn once(conn: &Rc<Conn>, downstream: &TcpStream, hop: &Hop) -> Result<TcpStream, Failure> {
     conn.attempts.set(conn.attempts.get() + 1);
     let result = tokio::select! {
         biased;
@@ -92,7 +92,7 @@ pub(crate) async fn once(conn: &Rc<Conn>, downstream: &TcpStream, hop: Hop) -> R
 }
 
 /// One attempt on behalf of a stream: its connection's end drops it.
-pub(crate) async fn unwatched(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
+pub(crate) async fn unwatched(conn: &Rc<Conn>, hop: &Hop) -> Result<TcpStream, Failure> {
     let result = connect(conn, hop).await;
     if let Err(failure) = &result {
         conn.worker.metrics().count_dial_failure(failure.reason);
@@ -100,11 +100,14 @@ pub(crate) async fn unwatched(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Fa
     result
 }
 
-async fn connect(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
+async fn connect(conn: &Rc<Conn>, hop: &Hop) -> Result<TcpStream, Failure> {
     if !may_dial(hop.addr.ip(), hop.named_by, &conn.worker.config) {
         return Err(Failure::last(Reason::ForbiddenAddress));
     }
-    let socket = socket(conn, Family::of(hop.addr.ip())).await?;
+    let addr = hop.way.address(hop.addr);
+    // From the namespace of the pod that calls, or of the one that is handed the call.
+    let pod = if let Way::Handover(pod) = &hop.way { pod } else { &conn.pod };
+    let socket = socket(conn, pod, Family::of(addr.ip())).await?;
     if hop.publish
         && let Err(error) = conn.worker.sockets.publish_client(socket.as_fd(), conn.client)
     {
@@ -115,7 +118,7 @@ async fn connect(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
     let unset = |e: io::Error| failure(&e);
     socket.set_nodelay(true).map_err(unset)?;
     set_keepalive(&SockRef::from(&socket)).map_err(unset)?;
-    let connected = timeout(hop.timeout, socket.connect(hop.addr)).await;
+    let connected = timeout(hop.timeout, socket.connect(addr)).await;
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(failure(&error)),
@@ -127,15 +130,15 @@ async fn connect(conn: &Rc<Conn>, hop: Hop) -> Result<TcpStream, Failure> {
         return Err(Failure::last(Reason::ClientNotPublished));
     }
     // On one host a SYN to a port where nobody listens can meet its own source port and connect the socket to itself.
-    if local == hop.addr {
+    if local == addr {
         return Err(Failure::last(Reason::UpstreamConnectRefused));
     }
     Ok(stream)
 }
 
 /// A socket of the pod's network namespace: from the pool, else after a bounded wait.
-async fn socket(conn: &Rc<Conn>, family: Family) -> Result<OwnedFd, Failure> {
-    let (worker, pod) = (&conn.worker, conn.pod.uid());
+async fn socket(conn: &Rc<Conn>, pod: &Pod, family: Family) -> Result<OwnedFd, Failure> {
+    let (worker, pod) = (&conn.worker, pod.uid());
     if let Some(socket) = worker.sockets.try_take(worker.index, pod, family) {
         return Ok(socket);
     }

@@ -1,17 +1,25 @@
 //! Inbound: someone called the pod; the agent calls the application at the very same address, shown as that someone.
 
 use std::rc::Rc;
+use std::time::Duration;
 
-use heddle_model::OriginalDst;
+use heddle_identity::Alpn;
+use heddle_model::{MtlsMode, OriginalDst, Transport};
 use heddle_telemetry::Reason;
 use tokio::net::TcpStream;
 
 use crate::config::AGENT_PORTS;
+use crate::copy::Side;
+use crate::mesh::greeting::{self, Greeting};
+use crate::mesh::{self, HANDSHAKE_TIMEOUT};
 use crate::protocol;
 use crate::registry::Conn;
 use crate::route::Route;
 use crate::task::Ended;
 use crate::worker::Current;
+
+/// How long a pod of the mesh may take to begin its handshake before the application is called as if it had none.
+const GREETING_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Carries one inbound connection from accept to end.
 pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Current>, downstream: TcpStream) -> Ended {
@@ -20,6 +28,48 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     if AGENT_PORTS.contains(&original.port()) {
         return Ended::refused(Reason::AgentPort, downstream);
     }
+    if conn.worker.tls.is_none() {
+        return protocol::run(&conn, route, downstream).await;
+    }
+    let own = conn.pod.workload(&snapshot);
+    let mode = own.map_or(snapshot.mesh.mtls, |workload| workload.mtls.of(original.port(), &snapshot.mesh));
+    // A peer of the mesh greets at once. Where it is not known whether one comes, the application is called meanwhile.
+    let is_peer = conn.source.as_ref().is_some_and(|source| source.transport == Transport::Heddle);
+    let patience = match mode {
+        MtlsMode::Strict => HANDSHAKE_TIMEOUT,
+        _ if is_peer => GREETING_TIMEOUT,
+        MtlsMode::Permissive | MtlsMode::Disabled => Duration::ZERO,
+    };
     drop(snapshot);
+    let mut downstream = downstream;
+    if !patience.is_zero() {
+        let heard = match Box::pin(greeting::listen(&conn, &downstream, patience)).await {
+            Ok(heard) => heard,
+            Err(error) => return Ended::refused(Side::Downstream.broke(&error), downstream),
+        };
+        match heard.greeting {
+            Greeting::Ours => return serve(conn, downstream, heard.is_unwatched).await,
+            Greeting::Other if mode == MtlsMode::Strict => {
+                return Ended::refused(Reason::PlaintextRefused, downstream);
+            }
+            Greeting::Other => {}
+        }
+        if heard.is_unwatched {
+            match protocol::watched_anew(downstream) {
+                Ok(again) => downstream = again,
+                Err(reason) => return Ended::lost(reason),
+            }
+        }
+    }
     protocol::run(&conn, route, downstream).await
+}
+
+/// Serves a peer of the mesh whose greeting was peeked at.
+pub(crate) async fn serve(conn: Rc<Conn>, downstream: TcpStream, is_unwatched: bool) -> Ended {
+    let watched = if is_unwatched { protocol::watched_anew(downstream) } else { Ok(downstream) };
+    let downstream = match watched {
+        Ok(downstream) => downstream,
+        Err(reason) => return Ended::lost(reason),
+    };
+    mesh::accept::run(conn, downstream, Alpn::Heddle).await
 }

@@ -25,19 +25,38 @@ pub(crate) struct LabelKey {
     pub(crate) destination: Option<Arc<Workload>>,
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) external: bool,
+    /// Both ends proved who they are.
+    pub(crate) is_authenticated: bool,
 }
 
 impl LabelKey {
-    fn identity(&self) -> (Direction, &'static str, usize, usize, usize, bool) {
+    fn identity(&self) -> (Direction, &'static str, usize, usize, usize, bool, bool) {
         fn at<T>(arc: &Option<Arc<T>>) -> usize {
             arc.as_ref().map_or(0, |a| Arc::as_ptr(a).addr())
         }
-        (self.direction, self.flags, at(&self.source), at(&self.destination), at(&self.service), self.external)
+        (
+            self.direction,
+            self.flags,
+            at(&self.source),
+            at(&self.destination),
+            at(&self.service),
+            self.external,
+            self.is_authenticated,
+        )
     }
 
     /// The label set itself.
     pub(crate) fn labels(&self, mesh: &MeshConfig) -> TcpLabels {
-        let peer = |w: &Option<Arc<Workload>>| w.as_ref().map(|w| PeerLabels::of(w, mesh));
+        let peer = |w: &Option<Arc<Workload>>| {
+            w.as_ref().map(|w| {
+                let mut labels = PeerLabels::of(w, mesh);
+                if self.is_authenticated {
+                    let (domain, namespace, account) = (&mesh.trust_domain, &w.namespace, &w.service_account);
+                    labels.principal = format!("spiffe://{domain}/ns/{namespace}/sa/{account}").into();
+                }
+                labels
+            })
+        };
         TcpLabels {
             reporter: match self.direction {
                 Direction::Outbound => Reporter::Source,
@@ -54,6 +73,7 @@ impl LabelKey {
             // Istio: only the destination's reporter knows what the transport was; the source's says unknown.
             security: match self.direction {
                 Direction::Outbound => "",
+                Direction::Inbound if self.is_authenticated => "mutual_tls",
                 Direction::Inbound => "none",
             },
         }

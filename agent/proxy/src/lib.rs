@@ -20,6 +20,7 @@ mod inbound;
 mod labels;
 #[doc(hidden)]
 pub mod measure;
+mod mesh;
 mod outbound;
 mod protocol;
 mod proxy;

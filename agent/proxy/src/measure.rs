@@ -16,6 +16,7 @@ use crate::affinity::AffinityTable;
 use crate::budget::{Pod, PodBudget};
 use crate::http::Record;
 use crate::registry::{Conn, Target};
+use crate::route::EndpointRef;
 use crate::worker::{Seed, Worker};
 use crate::{Config, SocketError, SocketFuture, SocketSource, Telemetry};
 
@@ -92,7 +93,7 @@ pub fn record_requests(count: u32) -> (Duration, HttpMetrics) {
     for (number, (addr, workload)) in (0..count).zip(endpoints.iter().cycle()) {
         let mut record = Record::begin(&conn);
         let _ = record.take_budget();
-        record.set_endpoint(*addr, Some(workload));
+        record.set_endpoint(&EndpointRef::of(*addr, workload));
         record.status = STATUSES[(number / u32::from(ENDPOINTS)) as usize % STATUSES.len()];
         (record.request_bytes, record.response_bytes) = (u64::from(number % 7), 1024);
         record.finish(Reason::Completed);

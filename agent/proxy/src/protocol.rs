@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,20 +19,30 @@ use heddle_http::answer;
 use heddle_http::detect::{
     self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, Protocol,
 };
-use heddle_model::{ServicePort, Snapshot, Workload};
-use heddle_telemetry::Reason;
+use heddle_identity::Alpn;
+use heddle_model::{ServicePort, Snapshot, Transport, Workload};
+use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::copy::{self, Side, not_ready};
 use crate::http;
+use crate::http::client::enter_called;
+use crate::http::record::principal;
+use crate::inbound;
+use crate::mesh::greeting::{self, Greeting};
+use crate::mesh::tunnel;
+use crate::mesh::way::Way;
 use crate::registry::{Conn, State};
-use crate::route::{From, Kind, Route, Upstream};
+use crate::route::{self, Connected, EndpointRef, Kind, Route, Tunnel, Upstream};
 use crate::task::Ended;
 
 /// Where a dial failed before the client spoke, and nothing says whether it speaks HTTP: how long it may take to begin. A request
 /// is answered with the reason; without one a reset says it.
 const UNTOLD_GRACE: Duration = Duration::from_millis(100);
+/// How long a client of the mesh may take to say its first word before it is taken for one whose server speaks first.
+const SPEAK_FIRST_GRACE: Duration = Duration::from_millis(10);
 /// How long the rest of a ClientHello is waited for, and how often it is looked at as it grows.
 const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
 const HELLO_LOOKS_MAX: u32 = 16;
@@ -44,20 +55,26 @@ pub(crate) fn declared(kind: &Kind, snapshot: &Snapshot) -> Declared {
             service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
         }
         Kind::Service { service, port_index, candidates } => {
-            let opaque = |w: &Workload, addr: SocketAddr| w.capture.opaque_ports.contains(&addr.port());
+            let opaque = |w: &Workload, addr: SocketAddr| is_opaque(w, addr, snapshot);
             if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
                 return Declared::Opaque;
             }
             service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
         }
         Kind::Address { hop, workload, .. } => {
-            if workload.as_ref().is_some_and(|w| w.capture.opaque_ports.contains(&hop.addr.port())) {
+            if workload.as_ref().is_some_and(|w| is_opaque(w, hop.addr, snapshot)) {
                 return Declared::Opaque;
             }
             // The Services that lead here.
             Declared::agreed(snapshot.ports_at(hop.addr).map(of_port))
         }
     }
+}
+
+/// Told by the pod, or because HBONE carries bytes.
+fn is_opaque(workload: &Workload, addr: SocketAddr, snapshot: &Snapshot) -> bool {
+    workload.capture.opaque_ports.contains(&addr.port())
+        || workload.transport_to(addr.port(), &snapshot.mesh) == Transport::Hbone
 }
 
 fn of_port(port: &ServicePort) -> Declared {
@@ -67,11 +84,18 @@ fn of_port(port: &ServicePort) -> Declared {
 /// Carries a connection to its end, as what it is. What only a part of its life needs is boxed for that part: an idle
 /// connection holds no room for a dial.
 pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream) -> Ended {
-    let declared = route.declared;
+    // Whoever connects may be a peer of the mesh.
+    let may_be_peer = conn.direction == Direction::Inbound && conn.worker.tls.is_some();
+    let route = Rc::new(route);
+    let declared = match route.declared {
+        // Listened to for that alone.
+        Declared::Opaque if may_be_peer => Declared::Tls,
+        declared => declared,
+    };
     match declared {
         Declared::Opaque => {
             conn.state.set(State::Dialling);
-            let dialled = Box::pin(route.connect(conn, &downstream, From::Dial, &mut None)).await;
+            let dialled = Box::pin(route::connect(conn, &route, &downstream)).await;
             opaque(conn, downstream, dialled).await
         }
         Declared::Http | Declared::Http1 | Declared::Http2 => {
@@ -89,6 +113,19 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
             }
             match spoken {
                 Ok(Protocol::Http2) => http::run_h2(conn, route, downstream, None).await,
+                Ok(Protocol::Tls) if may_be_peer => {
+                    let heard = match Box::pin(greeting::listen(conn, &downstream, HELLO_WAIT_MAX)).await {
+                        Ok(heard) => heard,
+                        Err(error) => return Ended::refused(Side::Downstream.broke(&error), downstream),
+                    };
+                    if heard.greeting == Greeting::Ours {
+                        return inbound::serve(conn.clone(), downstream, heard.is_unwatched).await;
+                    }
+                    match watched_anew(downstream) {
+                        Ok(downstream) => http::run_h1(conn, route, downstream, None).await,
+                        Err(reason) => Ended::lost(reason),
+                    }
+                }
                 // What is no HTTP is told so.
                 Ok(_) => http::run_h1(conn, route, downstream, None).await,
                 Err(error) => Ended::refused(Side::Downstream.broke(&error), downstream),
@@ -98,7 +135,12 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
             conn.state.set(State::Dialling);
             // On a port that is said to be TLS there is nobody to answer.
             let grace = if declared == Declared::Tls { Duration::ZERO } else { UNTOLD_GRACE };
-            let Heard { dialled, spoken, is_unwatched } = Box::pin(listen(conn, &route, &downstream, grace)).await;
+            let Heard { dialled, spoken, is_unwatched, is_peer } =
+                Box::pin(listen(conn, &route, &downstream, grace)).await;
+            if is_peer && may_be_peer {
+                drop(dialled);
+                return inbound::serve(conn.clone(), downstream, is_unwatched).await;
+            }
             if is_unwatched {
                 match watched_anew(downstream) {
                     Ok(again) => downstream = again,
@@ -107,46 +149,102 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
             }
             match spoken {
                 Protocol::Http1 if declared == Declared::Unknown => {
-                    http::run_h1(conn, route, downstream, Some(dialled)).await
+                    http::run_h1(conn, route, downstream, of_its_own(dialled)).await
                 }
                 Protocol::Http2 if declared == Declared::Unknown => {
-                    http::run_h2(conn, route, downstream, Some(dialled)).await
+                    http::run_h2(conn, route, downstream, of_its_own(dialled)).await
                 }
-                _ => opaque(conn, downstream, dialled).await,
+                _ => opaque(conn, downstream, dialled.unwrap_or(Err(Reason::UpstreamUnreachable))).await,
             }
         }
     }
 }
 
 /// A socket whose bytes were peeked at and whose readiness was then forgotten, though they are still there to be read.
-fn watched_anew(stream: TcpStream) -> Result<TcpStream, Reason> {
+pub(crate) fn watched_anew(stream: TcpStream) -> Result<TcpStream, Reason> {
     stream.into_std().and_then(TcpStream::from_std).map_err(|error| Side::Downstream.broke(&error))
 }
 
-async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Upstream, Reason>) -> Ended {
+/// A connection that requests can be sent on; what is none is let go, and each request finds its own way.
+fn of_its_own(dialled: Option<Result<Connected, Reason>>) -> Option<Result<Upstream, Reason>> {
     match dialled {
-        Ok(Upstream { stream, endpoint, .. }) => {
+        Some(Ok(Connected::Socket(upstream))) => Some(Ok(upstream)),
+        Some(Ok(Connected::Stream(_))) | None => None,
+        Some(Err(reason)) => Some(Err(reason)),
+    }
+}
+
+async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Connected, Reason>) -> Ended {
+    match dialled {
+        Ok(Connected::Socket(Upstream { stream, endpoint, .. })) => {
+            if let Err(reason) = hand_over(conn, &endpoint) {
+                return Ended::refused(reason, downstream);
+            }
             let ended = copy::run(conn, downstream, stream).await;
             drop(endpoint);
             ended
+        }
+        Ok(Connected::Stream(tunnel)) => {
+            let Tunnel { source, sink, first, place, endpoint } = *tunnel;
+            show_way(conn, &endpoint);
+            conn.open_series();
+            let reason = tunnel::carry(conn, &downstream, Side::Downstream, source, sink, first).await;
+            let reason = place.why(reason);
+            if reason.is_success() {
+                place.complete();
+            }
+            drop(endpoint);
+            Ended { reason, downstream: Some(downstream), upstream: None, held: None }
         }
         Err(reason) => Ended::refused(reason, downstream),
     }
 }
 
+/// Says by what the connection goes, and who is at the other end.
+fn show_way(conn: &Conn, endpoint: &EndpointRef) {
+    if let Some((_, expected)) = endpoint.way.tls() {
+        let peer = expected.ids().first().map_or("", |id| id.as_str());
+        conn.set_via(endpoint.way.via(), &principal(&conn.pod), peer);
+    }
+}
+
+/// Where the bytes are handed over to a pod of this node, its side of the connection.
+fn hand_over(conn: &Rc<Conn>, endpoint: &EndpointRef) -> Result<(), Reason> {
+    let Way::Handover(pod) = &endpoint.way else { return Ok(()) };
+    let called = enter_called(conn, pod, endpoint.addr)?;
+    conn.set_via(Via::Handover, &principal(&conn.pod), &principal(pod));
+    conn.hands_over_to(&called);
+    called.open_series();
+    Ok(())
+}
+
 /// What came of listening.
 struct Heard {
-    dialled: Result<Upstream, Reason>,
+    /// None where a request came first, which finds its own way.
+    dialled: Option<Result<Connected, Reason>>,
     spoken: Protocol,
+    /// Its ClientHello is one of the mesh.
+    is_peer: bool,
     /// See [`watched_anew`].
     is_unwatched: bool,
 }
 
 /// Dials, and waits until one of the two sides spoke. Where the dial fails first, the client has `grace` to begin a request that
 /// can be answered.
-async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream, grace: Duration) -> Heard {
-    let mut none = None;
-    let mut dialling = pin!(route.connect(conn, downstream, From::Dial, &mut none));
+async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grace: Duration) -> Heard {
+    let may_be_requests = !grace.is_zero();
+    let is_of_mesh = is_of_mesh(conn, route);
+    let hurry = Notify::new();
+    let mut dialling = pin!(async {
+        if is_of_mesh {
+            // A stream that a request makes useless costs the server's agent a connection to its application.
+            tokio::select! {
+                () = tokio::time::sleep(SPEAK_FIRST_GRACE) => {}
+                () = hurry.notified() => {}
+            }
+        }
+        route::connect(conn, route, downstream).await
+    });
     let (mut dialled, mut spoken, mut seen) = (None, None, 0);
     let mut waiting = None;
     let (dialled, spoken) = poll_fn(|cx| {
@@ -159,11 +257,17 @@ async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream, grace: D
             && let Poll::Ready(result) = poll_spoken(cx, conn, downstream, &mut seen)
         {
             match result {
-                Ok(protocol) => spoken = Some(protocol),
-                Err(error) => return Poll::Ready((Err(Side::Downstream.broke(&error)), None)),
+                Ok(protocol) => {
+                    hurry.notify_one();
+                    spoken = Some(protocol);
+                }
+                Err(error) => return Poll::Ready((Some(Err(Side::Downstream.broke(&error))), None)),
             }
         }
         match (&dialled, spoken) {
+            (None, Some(Protocol::Http1 | Protocol::Http2)) if is_of_mesh && may_be_requests => {
+                return Poll::Ready((None, spoken));
+            }
             (None, _) => return Poll::Pending,
             (Some(_), Some(_)) => {}
             (Some(Err(reason)), None) => {
@@ -172,37 +276,44 @@ async fn listen(conn: &Rc<Conn>, route: &Route, downstream: &TcpStream, grace: D
                     ready!(waiting.as_mut().poll(cx));
                 }
             }
-            (Some(Ok(upstream)), None) => match poll_speaks_first(cx, conn, &upstream.stream) {
+            (Some(Ok(_)), None) => match poll_speaks_first(cx, conn, &mut dialled) {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready((Err(Side::Upstream.broke(&error)), None)),
+                Poll::Ready(Err(reason)) => return Poll::Ready((Some(Err(reason)), None)),
                 // Nobody has said a word, and nobody will be waited for.
                 Poll::Pending if seen == 0 && conn.worker.draining.get() => {
-                    if let Some(Ok(unused)) = dialled.take() {
+                    if let Some(Ok(Connected::Socket(unused))) = dialled.take() {
                         http::pool::close(unused.stream);
                     }
-                    return Poll::Ready((Err(Reason::Completed), None));
+                    return Poll::Ready((Some(Err(Reason::Completed)), None));
                 }
                 Poll::Pending => return Poll::Pending,
             },
         }
         match dialled.take() {
-            Some(result) => Poll::Ready((result, spoken)),
+            Some(result) => Poll::Ready((Some(result), spoken)),
             None => Poll::Pending,
         }
     })
     .await;
-    let Some(spoken) = spoken else { return Heard { dialled, spoken: Protocol::Opaque, is_unwatched: seen > 0 } };
-    let mut is_unwatched = false;
+    let Some(spoken) = spoken else {
+        return Heard { dialled, spoken: Protocol::Opaque, is_unwatched: seen > 0, is_peer: false };
+    };
+    let (mut is_unwatched, mut is_peer) = (false, false);
     if spoken == Protocol::Tls {
-        is_unwatched = read_hello(conn, downstream, dialled.as_ref().ok().map(|upstream| &upstream.stream)).await;
+        let upstream = match &dialled {
+            Some(Ok(Connected::Socket(upstream))) => Some(&upstream.stream),
+            _ => None,
+        };
+        let is_worth = matches!(dialled, Some(Ok(_))) || conn.direction == Direction::Inbound;
+        (is_unwatched, is_peer) = read_hello(conn, downstream, upstream, is_worth).await;
     }
-    Heard { dialled, spoken, is_unwatched }
+    Heard { dialled, spoken, is_unwatched, is_peer }
 }
 
 /// Reads the server name out of a ClientHello that is only peeked at. It delays nothing: no server can answer one before it is
-/// complete, and one that stops in the middle, or a server that speaks all the same, is not waited for. See [`watched_anew`] for
-/// what it returns.
-async fn read_hello(conn: &Conn, downstream: &TcpStream, upstream: Option<&TcpStream>) -> bool {
+/// complete, and one that stops in the middle, or a server that speaks all the same, is not waited for; nor is the rest of it where it is
+/// not `is_worth` it. Returns what [`watched_anew`] is for, and whether the client is a peer of the mesh.
+async fn read_hello(conn: &Conn, downstream: &TcpStream, upstream: Option<&TcpStream>, is_worth: bool) -> (bool, bool) {
     let (mut seen, mut looks) = (0, 0);
     let is_unwatched = Cell::new(false);
     let reading = poll_fn(|cx| {
@@ -226,32 +337,56 @@ async fn read_hello(conn: &Conn, downstream: &TcpStream, upstream: Option<&TcpSt
                     Poll::Pending => return Poll::Pending,
                 }
                 match detect::client_hello(into.filled()) {
-                    Hello::Complete(hello) => return Poll::Ready(hello.server_name),
+                    Hello::Complete(hello) => return Poll::Ready(Some(hello)),
                     Hello::Invalid => return Poll::Ready(None),
                     Hello::NeedMore => {}
                 }
             }
             looks += 1;
-            if looks == HELLO_LOOKS_MAX || upstream.is_none() {
+            if looks == HELLO_LOOKS_MAX || !is_worth {
                 return Poll::Ready(None);
             }
             not_ready(downstream, Interest::READABLE);
             is_unwatched.set(true);
         }
     });
-    if let Ok(Some(name)) = tokio::time::timeout(HELLO_WAIT_MAX, reading).await {
-        conn.set_sni(name);
+    let mut is_peer = false;
+    if let Ok(Some(hello)) = tokio::time::timeout(HELLO_WAIT_MAX, reading).await {
+        is_peer = hello.alpn.iter().any(|name| name == Alpn::Heddle.as_bytes());
+        if let Some(name) = hello.server_name {
+            conn.set_sni(name);
+        }
     }
-    is_unwatched.get()
+    (is_unwatched.get(), is_peer)
+}
+
+/// Whether a stream of the mesh may carry it.
+fn is_of_mesh(conn: &Conn, route: &Route) -> bool {
+    let is_tls = |workload: Option<&Arc<Workload>>, addr| Way::to(conn, workload, addr).tls().is_some();
+    match &route.kind {
+        _ if conn.direction == Direction::Inbound || conn.worker.tls.is_none() => false,
+        Kind::Refused { .. } => false,
+        Kind::Address { hop, workload, .. } => is_tls(workload.as_ref(), hop.addr),
+        Kind::Service { candidates, .. } => candidates.endpoints.iter().any(|e| is_tls(e.workload.as_ref(), e.addr)),
+    }
 }
 
 /// Ready when the server speaks first: bytes, an end or an error. An HTTP/2 server greets with SETTINGS and does not wait for
 /// its client (RFC 9113 §3.4), which does not wait for it either: there the client's bytes decide.
-fn poll_speaks_first(cx: &mut Context<'_>, conn: &Conn, upstream: &TcpStream) -> Poll<io::Result<()>> {
+fn poll_speaks_first(
+    cx: &mut Context<'_>,
+    conn: &Conn,
+    dialled: &mut Option<Result<Connected, Reason>>,
+) -> Poll<Result<(), Reason>> {
+    let upstream = match dialled {
+        Some(Ok(Connected::Socket(upstream))) => &upstream.stream,
+        Some(Ok(Connected::Stream(tunnel))) => return tunnel.poll_first(cx),
+        _ => return Poll::Pending,
+    };
     loop {
         let mut scratch = conn.worker.scratch.borrow_mut();
         let mut into = ReadBuf::new(&mut scratch[..SETTINGS_HEAD.len() + 3]);
-        let count = ready!(upstream.poll_peek(cx, &mut into))?;
+        let count = ready!(upstream.poll_peek(cx, &mut into)).map_err(|error| Side::Upstream.broke(&error))?;
         let is_settings = match into.filled() {
             [0, 0, length, rest @ ..] => length % 6 == 0 && SETTINGS_HEAD.starts_with(rest),
             short => count > 0 && [0, 0].starts_with(short),

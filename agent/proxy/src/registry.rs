@@ -3,7 +3,7 @@
 //! Each worker keeps its own table, touched only by its own thread. Listing and closing go to the workers as commands over
 //! bounded channels; a busy worker answers when it next runs, and the asker bounds its patience.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use heddle_model::{ClientAddr, OriginalDst, PodUid, Service, Workload};
 use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle, Via};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::budget::Pod;
 use crate::hash::FastMap;
@@ -115,6 +115,12 @@ pub(crate) struct Conn {
     pub(crate) state: Cell<State>,
     pub(crate) upstream: Cell<Option<SocketAddr>>,
     pub(crate) attempts: Cell<u32>,
+    /// The connection of the mesh that carries it, or the client's that was handed over: it can end it, this one has no task.
+    carrier: Option<Rc<Conn>>,
+    /// The called side, where its bytes are handed over on this node: counted there too.
+    called: OnceCell<Rc<Conn>>,
+    /// Told when a carried connection is cut.
+    pub(crate) carried_cut: Notify,
     via: Cell<Via>,
     /// SPIFFE ids of source and destination, as far as they are proved.
     principals: RefCell<(Arc<str>, Arc<str>)>,
@@ -151,6 +157,19 @@ impl Conn {
         original: Option<OriginalDst>,
         source: Option<Arc<Workload>>,
     ) -> Rc<Self> {
+        Self::enter_carried(worker, pod, direction, client, original, source, None)
+    }
+
+    /// The same for one that has no socket of its own: it lives inside `carrier`, whose task ends it.
+    pub(crate) fn enter_carried(
+        worker: &Rc<Worker>,
+        pod: &Rc<Pod>,
+        direction: Direction,
+        client: ClientAddr,
+        original: Option<OriginalDst>,
+        source: Option<Arc<Workload>>,
+        carrier: Option<Rc<Self>>,
+    ) -> Rc<Self> {
         let conn = Rc::new(Self {
             id: worker.next_connection_id(),
             worker: worker.clone(),
@@ -162,6 +181,9 @@ impl Conn {
             state: Cell::new(State::Accepted),
             upstream: Cell::new(None),
             attempts: Cell::new(0),
+            carrier,
+            called: OnceCell::new(),
+            carried_cut: Notify::new(),
             via: Cell::new(Via::Plain),
             principals: RefCell::default(),
             target: RefCell::default(),
@@ -214,6 +236,9 @@ impl Conn {
         if let Some(tcp) = &*self.tcp.borrow() {
             tcp.received(bytes);
         }
+        if let Some(called) = self.called.get() {
+            called.add_received(bytes);
+        }
     }
 
     /// Counts bytes from the upstream to the downstream.
@@ -221,6 +246,9 @@ impl Conn {
         self.sent.set(self.sent.get() + bytes);
         if let Some(tcp) = &*self.tcp.borrow() {
             tcp.sent(bytes);
+        }
+        if let Some(called) = self.called.get() {
+            called.add_sent(bytes);
         }
     }
 
@@ -240,7 +268,43 @@ impl Conn {
         if self.cut.get().is_none() && self.ended.get().is_none() {
             self.cut.set(Some(reason));
             self.wake();
+            self.carried_cut.notify_waiters();
+            if self.via.get() == Via::Handover
+                && let Some(carrier) = &self.carrier
+            {
+                carrier.cut(reason);
+            }
         }
+    }
+
+    /// Waits until a connection that is carried by another is cut.
+    pub(crate) async fn cut_while_carried(&self) -> Reason {
+        loop {
+            let notified = self.carried_cut.notified();
+            if let Some(reason) = self.cut.get() {
+                return reason;
+            }
+            notified.await;
+        }
+    }
+
+    /// What carries it between the two pods, and who they proved to be: source, destination.
+    pub(crate) fn set_via(&self, via: Via, source: &str, destination: &str) {
+        let mut principals = self.principals.borrow_mut();
+        self.via.set(via);
+        // Set for every request: the same most of the time.
+        if &*principals.0 != source {
+            principals.0 = source.into();
+        }
+        if &*principals.1 != destination {
+            principals.1 = destination.into();
+        }
+    }
+
+    /// Its bytes are handed over to `called`, which ends with it.
+    pub(crate) fn hands_over_to(&self, called: &Rc<Self>) {
+        // Once: a connection of bytes has one endpoint.
+        let _ = self.called.set(called.clone());
     }
 
     /// Has the connection's task look around.
@@ -331,6 +395,9 @@ impl Conn {
             return;
         }
         self.ended.set(Some(reason));
+        if let Some(called) = self.called.get() {
+            called.end(reason);
+        }
         self.worker.table.remove(self.id);
         if self.has_budget.get() {
             self.pod.budget.disconnect();
@@ -366,6 +433,7 @@ impl Conn {
             destination: target.workload.clone(),
             service: target.service.as_ref().map(|(s, _)| s.clone()),
             external: target.external,
+            is_authenticated: self.via.get().is_authenticated(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use heddle_http::detect::{Declared, HttpVersion};
 use heddle_model::balance::{self, Affinity};
 use heddle_model::{Candidates, Endpoint, OriginalDst, Resolution, Service, Snapshot, Workload};
@@ -14,6 +15,10 @@ use tokio::net::TcpStream;
 
 use crate::affinity::Key;
 use crate::dial::{self, Failure, Hop, NamedBy};
+use crate::http::flow::{Incoming, Outgoing};
+use crate::http::pool_h2::Place;
+use crate::mesh::tunnel;
+use crate::mesh::way::Way;
 use crate::protocol;
 use crate::registry::{Conn, Target};
 use crate::worker::{Load, Worker};
@@ -50,12 +55,32 @@ pub(crate) struct Upstream {
     pub(crate) reused: bool,
 }
 
+/// What carries bytes to an endpoint.
+pub(crate) enum Connected {
+    /// A connection of its own.
+    Socket(Upstream),
+    /// A stream of a connection of the mesh.
+    Stream(Box<Tunnel>),
+}
+
+/// A byte stream to an endpoint, accepted by its agent.
+pub(crate) struct Tunnel {
+    pub(crate) source: Incoming,
+    pub(crate) sink: Outgoing,
+    /// What the server said before the client did.
+    pub(crate) first: Option<Bytes>,
+    pub(crate) place: Place,
+    pub(crate) endpoint: EndpointRef,
+}
+
 /// The endpoint a connection goes to, and this use's weight on it.
 pub(crate) struct EndpointRef {
     pub(crate) addr: SocketAddr,
     pub(crate) workload: Option<Arc<Workload>>,
     /// Its server was told who the client is: it serves no other client.
     pub(crate) private: bool,
+    /// By what it is reached.
+    pub(crate) way: Way,
     /// It is an endpoint of a Service, chosen among others.
     is_chosen: bool,
     /// Its weight in the balance while a connection or request uses it; none where there is no choice, or at rest.
@@ -63,17 +88,10 @@ pub(crate) struct EndpointRef {
 }
 
 impl EndpointRef {
-    /// The one address there is: nothing is balanced.
-    pub(crate) fn only(hop: &Hop, workload: Option<&Arc<Workload>>) -> Self {
-        Self { addr: hop.addr, workload: workload.cloned(), private: hop.publish, is_chosen: false, load: None }
-    }
-
-    /// Chosen among others: it weighs from now on.
-    pub(crate) fn chosen(conn: &Conn, hop: &Hop, workload: Option<&Arc<Workload>>) -> Self {
-        let mut chosen = Self::only(hop, workload);
-        chosen.is_chosen = true;
-        chosen.weigh(&conn.worker);
-        chosen
+    /// A pod, called as it is.
+    pub(crate) fn of(addr: SocketAddr, workload: &Arc<Workload>) -> Self {
+        let workload = Some(workload.clone());
+        Self { addr, workload, private: false, way: Way::Direct, is_chosen: false, load: None }
     }
 
     /// Whether it is still what it was chosen for, by a later snapshot: an endpoint that serves, its pod the same.
@@ -138,47 +156,6 @@ impl Route {
             Kind::Service { service, port_index, .. } => of_service(service, *port_index),
         }
     }
-
-    /// An upstream connection: `kept` if it leads to the endpoint that is chosen. `conn.attempts` counts the dials.
-    pub(crate) async fn connect(
-        &self,
-        conn: &Rc<Conn>,
-        downstream: &TcpStream,
-        from: From,
-        kept: &mut Option<Upstream>,
-    ) -> Result<Upstream, Reason> {
-        match &self.kind {
-            Kind::Refused { reason, .. } => Err(*reason),
-            Kind::Address { hop, workload, .. } => {
-                conn.upstream.set(Some(hop.addr));
-                let endpoint = EndpointRef::only(hop, workload.as_ref());
-                if let Some(stream) = idle(conn, from, &endpoint, kept) {
-                    return Ok(Upstream { stream, endpoint, reused: true });
-                }
-                let stream = dial::same_address(conn, downstream, *hop).await?;
-                Ok(Upstream { stream, endpoint, reused: false })
-            }
-            Kind::Service { service, port_index, candidates } => {
-                let mut picking = Picking::new(conn, service, *port_index, candidates);
-                loop {
-                    let (hop, workload) = picking.next(conn)?;
-                    conn.set_endpoint(hop.addr, workload.as_ref());
-                    let endpoint = EndpointRef::chosen(conn, &hop, workload.as_ref());
-                    if let Some(stream) = idle(conn, from, &endpoint, kept) {
-                        picking.connected(conn, hop.addr);
-                        return Ok(Upstream { stream, endpoint, reused: true });
-                    }
-                    match dial::once(conn, downstream, hop).await {
-                        Ok(stream) => {
-                            picking.connected(conn, hop.addr);
-                            return Ok(Upstream { stream, endpoint, reused: false });
-                        }
-                        Err(failure) => picking.failed(hop.addr, failure)?,
-                    }
-                }
-            }
-        }
-    }
 }
 
 impl Kind {
@@ -187,7 +164,7 @@ impl Kind {
         let config = &conn.worker.config;
         let address = |addr: SocketAddr, timeout, workload, external| {
             let publish = conn.pod.has_address(addr.ip());
-            let hop = Hop { addr, publish, named_by: NamedBy::Application, timeout };
+            let hop = Hop { addr, publish, named_by: NamedBy::Application, timeout, way: Way::Direct };
             Self::Address { hop, workload, service: None, external }
         };
         match snapshot.resolve(conn.source.as_deref(), original) {
@@ -207,69 +184,187 @@ impl Kind {
     fn inbound(conn: &Conn, original: OriginalDst, snapshot: &Snapshot) -> Self {
         let (addr, timeout) = (original.get(), conn.worker.config.connect_timeout);
         let service = snapshot.service_of_endpoint(addr).map(|(service, port)| (service.clone(), port));
-        let hop = Hop { addr, publish: true, named_by: NamedBy::Application, timeout };
+        let hop = Hop { addr, publish: true, named_by: NamedBy::Application, timeout, way: Way::Direct };
         Self::Address { hop, workload: conn.pod.workload(snapshot), service, external: false }
     }
 }
 
-/// An idle connection to an endpoint: the client's own one, or one of the pool.
-fn idle(conn: &Conn, from: From, endpoint: &EndpointRef, kept: &mut Option<Upstream>) -> Option<TcpStream> {
-    if from == From::Dial {
-        return None;
+/// Whom a connection or request is sent to: the endpoints of its route in turn, until one is reached.
+pub(crate) struct Choice {
+    route: Rc<Route>,
+    /// Of a Service's endpoints; none where there is only one address.
+    picking: Option<Picking>,
+    /// Rounds at the one address: a failure that was waited for is one, as a dial is.
+    rounds: u32,
+    hop: Hop,
+    workload: Option<Arc<Workload>>,
+    /// The version of HTTP the client speaks, if it speaks any.
+    spoken: HttpVersion,
+}
+
+impl Choice {
+    /// The first endpoint to try: `first` if detection is connected to one, else what the balance picks.
+    pub(crate) fn new(
+        conn: &Conn,
+        route: &Rc<Route>,
+        spoken: HttpVersion,
+        first: Option<SocketAddr>,
+    ) -> Result<Self, Reason> {
+        let (picking, hop, workload) = match &route.kind {
+            Kind::Refused { reason, .. } => return Err(*reason),
+            Kind::Address { hop, workload, .. } => (None, hop.clone(), workload.clone()),
+            Kind::Service { service, port_index, candidates } => {
+                let mut picking = Picking::new(conn, service, *port_index);
+                let first = first.and_then(|addr| candidates.endpoints.iter().find(|e| e.addr == addr));
+                let (hop, workload) = match first {
+                    Some(endpoint) => (Picking::hop(conn, endpoint.addr), endpoint.workload.clone()),
+                    None => picking.next(conn, candidates)?,
+                };
+                (Some(picking), hop, workload)
+            }
+        };
+        let mut choice = Self { route: route.clone(), picking, rounds: 0, hop, workload, spoken };
+        choice.find_way(conn);
+        Ok(choice)
     }
-    if let Some(own) = kept.take_if(|k| k.endpoint.addr == endpoint.addr && k.endpoint.private == endpoint.private) {
-        return Some(own.stream);
+
+    fn find_way(&mut self, conn: &Conn) {
+        self.hop.way = Way::to(conn, self.workload.as_ref(), self.hop.addr);
+        self.hop.publish |= matches!(self.hop.way, Way::Handover(_));
     }
-    if endpoint.private { None } else { conn.worker.pool.take(conn.pod.serial, endpoint.addr) }
+
+    /// The endpoint to try now.
+    pub(crate) fn hop(&self) -> &Hop {
+        &self.hop
+    }
+
+    /// Its pod, if it is one we know.
+    pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
+        self.workload.as_ref()
+    }
+
+    /// The version of HTTP it is called with: between agents it is always 2.
+    pub(crate) fn version(&self) -> HttpVersion {
+        if self.hop.way.tls().is_some() { HttpVersion::Http2 } else { self.route.version(self.spoken) }
+    }
+
+    /// The version of HTTP its client speaks.
+    pub(crate) fn spoken(&self) -> HttpVersion {
+        self.spoken
+    }
+
+    /// The endpoint as a use of it: it weighs from now on.
+    pub(crate) fn endpoint(&self, conn: &Conn) -> EndpointRef {
+        let Hop { addr, publish, way, .. } = self.hop.clone();
+        let mut endpoint = EndpointRef {
+            addr,
+            workload: self.workload.clone(),
+            private: publish,
+            way,
+            is_chosen: self.picking.is_some(),
+            load: None,
+        };
+        if endpoint.is_chosen {
+            endpoint.weigh(&conn.worker);
+        }
+        endpoint
+    }
+
+    /// The endpoint did not answer: the next one to try, which may be the same, or why there is none.
+    pub(crate) fn failed(&mut self, conn: &Conn, failure: Failure) -> Result<(), Reason> {
+        match (&mut self.picking, &self.route.kind) {
+            (Some(picking), Kind::Service { candidates, .. }) => {
+                picking.failed(self.hop.addr, failure)?;
+                (self.hop, self.workload) = picking.next(conn, candidates)?;
+                self.find_way(conn);
+                Ok(())
+            }
+            _ => {
+                self.rounds += 1;
+                let may_try = failure.retryable && self.rounds < dial::attempts_max(conn, &self.hop);
+                if may_try { Ok(()) } else { Err(failure.reason) }
+            }
+        }
+    }
+
+    /// The endpoint answered.
+    pub(crate) fn connected(&mut self, conn: &Conn) {
+        if let Some(picking) = &mut self.picking {
+            picking.connected(conn, self.hop.addr);
+        }
+    }
+}
+
+/// What carries a connection's bytes; `conn.attempts` counts the dials.
+pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream) -> Result<Connected, Reason> {
+    let mut choice = Choice::new(conn, route, HttpVersion::Http1, None)?;
+    loop {
+        conn.set_endpoint(choice.hop().addr, choice.workload());
+        let endpoint = choice.endpoint(conn);
+        let connected = match endpoint.way.tls() {
+            None => {
+                let stream = dial::once(conn, downstream, choice.hop()).await;
+                stream.map(|stream| Connected::Socket(Upstream { stream, endpoint, reused: false }))
+            }
+            Some(_) => Box::pin(tunnel::open(conn, downstream, choice.hop(), endpoint)).await.map(Connected::Stream),
+        };
+        match connected {
+            Ok(connected) => {
+                choice.connected(conn);
+                return Ok(connected);
+            }
+            Err(failure) => choice.failed(conn, failure)?,
+        }
+    }
 }
 
 /// Endpoints of a Service in turn until one answers: the remembered one under session affinity, else the less loaded of
 /// two; never one that failed for this connection or request while there is another.
-pub(crate) struct Picking<'a> {
-    candidates: &'a Candidates,
+struct Picking {
     affinity: Option<(Key, Duration)>,
     tried: Vec<SocketAddr>,
     last: Failure,
     attempts: u32,
 }
 
-impl<'a> Picking<'a> {
-    pub(crate) fn new(conn: &Conn, service: &Service, port_index: usize, candidates: &'a Candidates) -> Self {
+impl Picking {
+    fn new(conn: &Conn, service: &Service, port_index: usize) -> Self {
         let affinity = service.session_affinity.map(|timeout| {
             let port = service.ports.get(port_index).map_or(0, |p| p.port);
             (Key { service: service.key(), port, client: conn.client.get().ip() }, timeout)
         });
         let last = Failure { reason: Reason::NoReadyEndpoint, retryable: false };
-        Self { candidates, affinity, tried: Vec::new(), last, attempts: 0 }
+        Self { affinity, tried: Vec::new(), last, attempts: 0 }
     }
 
     /// The endpoint to try now, or why there is none left.
-    pub(crate) fn next(&mut self, conn: &Conn) -> Result<(Hop, Option<Arc<Workload>>), Reason> {
+    fn next(&mut self, conn: &Conn, candidates: &Candidates) -> Result<(Hop, Option<Arc<Workload>>), Reason> {
         let config = &conn.worker.config;
         if self.attempts >= config.connect_attempts_max {
             return Err(self.last.reason);
         }
-        let picked = match pick(conn, self.affinity.as_ref(), self.candidates, &self.tried) {
+        let picked = match pick(conn, self.affinity.as_ref(), candidates, &self.tried) {
             Some(endpoint) => endpoint,
             // Every endpoint failed once. A lost SYN is worth another; a refusal is final, and the application learns at once.
             None if self.last.retryable => {
                 self.tried.clear();
-                pick(conn, self.affinity.as_ref(), self.candidates, &[]).ok_or(self.last.reason)?
+                pick(conn, self.affinity.as_ref(), candidates, &[]).ok_or(self.last.reason)?
             }
             None => return Err(self.last.reason),
         };
         self.attempts += 1;
-        Ok((self.hop(conn, picked.addr), picked.workload.clone()))
+        Ok((Self::hop(conn, picked.addr), picked.workload.clone()))
     }
 
     /// The way to an endpoint that was chosen before.
-    pub(crate) fn hop(&self, conn: &Conn, addr: SocketAddr) -> Hop {
+    fn hop(conn: &Conn, addr: SocketAddr) -> Hop {
         let publish = conn.pod.has_address(addr.ip());
-        Hop { addr, publish, named_by: NamedBy::Object, timeout: conn.worker.config.connect_timeout }
+        let timeout = conn.worker.config.connect_timeout;
+        Hop { addr, publish, named_by: NamedBy::Object, timeout, way: Way::Direct }
     }
 
     /// The endpoint did not answer; an error if trying another makes no sense.
-    pub(crate) fn failed(&mut self, addr: SocketAddr, failure: Failure) -> Result<(), Reason> {
+    fn failed(&mut self, addr: SocketAddr, failure: Failure) -> Result<(), Reason> {
         if failure.is_ours() {
             return Err(failure.reason);
         }
@@ -279,7 +374,7 @@ impl<'a> Picking<'a> {
     }
 
     /// The endpoint answered: under affinity it is the client's from now on.
-    pub(crate) fn connected(&mut self, conn: &Conn, addr: SocketAddr) {
+    fn connected(&mut self, conn: &Conn, addr: SocketAddr) {
         if let Some((key, timeout)) = self.affinity.take() {
             conn.worker.affinity.remember(key, addr, timeout, Instant::now());
         }

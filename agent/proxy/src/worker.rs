@@ -15,14 +15,14 @@ use heddle_identity::Lease;
 use heddle_model::mesh::PodLimits;
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::proxy::ProxyShard;
-use heddle_telemetry::{Direction, HttpHandle, Reason, TcpHandle};
+use heddle_telemetry::{HttpHandle, Reason, TcpHandle};
 use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::MissedTickBehavior;
 
-use crate::accept;
+use crate::accept::{self, Port};
 use crate::affinity::AffinityTable;
 use crate::budget::{Pod, PodBudget};
 use crate::buffers::BufferPool;
@@ -37,6 +37,8 @@ use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
 use crate::http::{Heads, HttpKey};
 use crate::labels::{LabelCache, LabelKey};
+use crate::mesh::accept::Accepted;
+use crate::mesh::tls::Tls;
 use crate::proxy::{Identity, Telemetry};
 use crate::registry::{ConnectionList, ConnectionView, Predicate, Table};
 use crate::sockets::{ShardListeners, SocketSource};
@@ -103,6 +105,12 @@ pub(crate) struct Worker {
     pub(crate) draining: Cell<bool>,
     /// Seconds since the worker started, about: the clock of deadlines.
     tick: Cell<u64>,
+    /// Certificates and TLS configs; none where the agent has no identities.
+    pub(crate) tls: Option<Tls>,
+    /// Connections of authenticated peers.
+    pub(crate) accepted: RefCell<Vec<Weak<Accepted>>>,
+    /// Pods attached now.
+    pub(crate) pods: RefCell<FastMap<PodUid, Rc<Pod>>>,
     pub(crate) buffers: Rc<BufferPool>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
@@ -165,6 +173,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 worker.sweep(&snapshot);
                 worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
                 worker.links.tick(&worker.config);
+                worker.sweep_accepted();
                 continue;
             }
         };
@@ -175,11 +184,13 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 let uid = budget.uid.clone();
                 let attached = Attached::new(&worker, Pod::new(budget, addresses, identity), shards);
                 let _ = reply.send(attached.map(|a| {
+                    worker.pods.borrow_mut().insert(uid.clone(), a.pod.clone());
                     pods.insert(uid, a);
                 }));
             }
             Command::Detach { uid, reply } => {
                 if let Some(attached) = pods.remove(&uid) {
+                    worker.pods.borrow_mut().remove(&uid);
                     worker.pool.purge(attached.pod.serial);
                     worker.pool_h2.purge(attached.pod.serial);
                 }
@@ -193,6 +204,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
             }
             Command::Drain { deadline, reply } => {
                 pods.clear();
+                worker.pods.borrow_mut().clear();
                 worker.draining.set(true);
                 worker.pool.clear();
                 worker.pool_h2.clear();
@@ -214,11 +226,12 @@ impl Attached {
         let pod = Rc::new(pod);
         let mut attached = Self { pod: pod.clone(), accepting: Vec::new() };
         for shard in shards {
-            let outbound = shard.outbound.into_iter().map(|l| (Direction::Outbound, l));
-            let inbound = shard.inbound.into_iter().map(|l| (Direction::Inbound, l));
-            for (direction, listener) in outbound.chain(inbound) {
+            let outbound = shard.outbound.into_iter().map(|l| (Port::Outbound, l));
+            let inbound = shard.inbound.into_iter().map(|l| (Port::Inbound, l));
+            let hbone = shard.hbone.into_iter().map(|l| (Port::Hbone, l));
+            for (port, listener) in outbound.chain(inbound).chain(hbone) {
                 let listener = prepare(listener)?;
-                let accepting = accept::run(worker.clone(), pod.clone(), direction, listener);
+                let accepting = accept::run(worker.clone(), pod.clone(), port, listener);
                 attached.accepting.push(tokio::task::spawn_local(accepting).abort_handle());
             }
         }
@@ -247,6 +260,9 @@ impl Worker {
         let snapshot = seed.snapshots.borrow_and_update().clone();
         Self {
             index: seed.index,
+            tls: seed.identity.map(|identity| Tls::new(identity, seed.index)),
+            accepted: RefCell::default(),
+            pods: RefCell::default(),
             buffers: BufferPool::new(seed.telemetry.proxy.clone(), seed.index),
             config: seed.config,
             sockets: seed.sockets,
@@ -315,6 +331,13 @@ impl Worker {
         self.pool.sweep(self.tick(), snapshot);
         let sweep = |pool: Rc<Pool>| pool.sweep(self.tick(), snapshot);
         self.own_pools.borrow_mut().retain(|pool| pool.upgrade().map(sweep).is_some());
+    }
+
+    /// Lets true clients of peers go that ask nothing any more.
+    fn sweep_accepted(&self) {
+        self.accepted.borrow_mut().retain(|accepted| accepted.strong_count() > 0);
+        let all: Vec<_> = self.accepted.borrow().iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|accepted| accepted.sweep(self.tick()));
     }
 
     /// A pool of a single client, swept as long as it lives.

@@ -163,6 +163,9 @@ reasons! {
     /// The peer's bytes are not TLS, or break its rules.
     TlsProtocol = "tls_protocol", "UF";
 
+    /// The port takes authenticated connections of the mesh only (STRICT), and this was none.
+    PlaintextRefused = "plaintext_refused", "UAEX";
+
     /// The agent was draining and the connection outlived the deadline.
     DrainDeadline = "drain_deadline", "LR";
     /// A policy change closed the connection.

@@ -87,6 +87,8 @@ pub fn run(config: KeeperConfig) -> Result<(), DatapathError> {
             config.listener_shards
         )));
     }
+    // It holds the agent's keys.
+    crate::keys::never_dump()?;
     let run_dir = &config.run_dir;
     fs::create_dir_all(run_dir).map_err(DatapathError::io(format!("create {}", run_dir.display())))?;
     fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755))

@@ -17,6 +17,7 @@ use crate::agent::monotonic_ns;
 use crate::enrol::{Action, Actual, Desired, Enrolled, Executor, Listeners, Namespace, PodSpec, Steps, plan};
 use crate::error::DatapathError;
 use crate::kernel::Kernel;
+use crate::keys::{KeepError, Kept};
 use crate::netns::{self, Identity, Netns, Probe};
 use crate::{sys, wire as packets};
 
@@ -26,8 +27,6 @@ const GIVE_BACK: Duration = Duration::from_secs(2);
 const COMING: Duration = Duration::from_secs(5);
 /// Accepted and reset per listener and tick when no agent came back.
 const FLUSH_MAX: usize = 4096;
-/// Bytes of the key memfd, at most.
-const KEYS_BYTES_MAX: i64 = 4 << 20;
 
 /// A refusal, as it goes to the client.
 pub type Refusal = (Kind, String);
@@ -42,7 +41,7 @@ pub struct State {
     /// Namespaces that were enrolled once: connections from then may still be bound to the agent's ports.
     enrolled_before: BTreeSet<u64>,
     released: bool,
-    keys: Option<OwnedFd>,
+    keys: Option<Kept>,
     /// The agent that accepts: the session that said Ready last.
     agent_session: Option<u64>,
     /// Instances that have been the agent.
@@ -491,17 +490,15 @@ impl State {
     /// # Errors
     /// Not a sealed memfd, or too large.
     pub fn put_keys(&mut self, fd: OwnedFd) -> Result<(), Refusal> {
-        use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-        let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).map_err(|_| (Kind::Malformed, "keys: not a memfd".to_owned()))?;
-        let needed = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        if !SealFlag::from_bits_truncate(seals).contains(needed) {
-            return Err((Kind::Malformed, "keys: the memfd must be sealed (write, shrink, grow, seal)".into()));
-        }
-        let size = nix::sys::stat::fstat(&fd).map_err(|e| (Kind::Kernel, e.to_string()))?.st_size;
-        if size > KEYS_BYTES_MAX {
-            return Err((Kind::Limit, format!("keys: {size} bytes, at most {KEYS_BYTES_MAX}")));
-        }
-        self.keys = Some(fd);
+        let kept = Kept::new(fd).map_err(|error| {
+            let kind = match error {
+                KeepError::Malformed(_) => Kind::Malformed,
+                KeepError::TooLarge(_) => Kind::Limit,
+                KeepError::Kernel(_) => Kind::Kernel,
+            };
+            (kind, error.to_string())
+        })?;
+        self.keys = Some(kept);
         Ok(())
     }
 
@@ -510,7 +507,7 @@ impl State {
     /// # Errors
     /// Out of descriptors.
     pub fn get_keys(&self) -> Result<Option<OwnedFd>, Refusal> {
-        self.keys.as_ref().map(OwnedFd::try_clone).transpose().map_err(|e| (Kind::Kernel, e.to_string()))
+        self.keys.as_ref().map(Kept::share).transpose().map_err(|e| (Kind::Kernel, e.to_string()))
     }
 
     /// Break-glass. Stays in force over restarts until resumed: written down before the first pod is freed.

@@ -141,6 +141,10 @@ impl State {
         for report in next.invalid.iter().filter(|report| !told.contains(report)) {
             tracing::warn!(target: "discovery", "rejected: {report}");
         }
+        let told: HashSet<&InvalidObject> = self.snapshot.warnings.iter().collect();
+        for report in next.warnings.iter().filter(|report| !told.contains(report)) {
+            tracing::warn!(target: "discovery", "not in force: {report}");
+        }
         self.snapshot = Arc::new(next);
     }
 

@@ -304,7 +304,8 @@ impl Views for AgentViews {
             }
             let (objects, invalid) = views::invalid(&snapshot);
             items.push(objects);
-            Ok(v1::CheckReport { ok: items.iter().all(|item| item.ok), items, invalid })
+            let warnings = views::warnings(&snapshot);
+            Ok(v1::CheckReport { ok: items.iter().all(|item| item.ok), items, invalid, warnings })
         })
     }
 

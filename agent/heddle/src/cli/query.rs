@@ -76,7 +76,7 @@ fn check(options: &QueryOptions) -> Result<ExitCode> {
                 detail: format!("{error:#}"),
                 fix: "start it: heddle agent --node NAME --source files:DIR".into(),
             });
-            v1::CheckReport { ok: false, items, invalid: Vec::new() }
+            v1::CheckReport { ok: false, items, ..v1::CheckReport::default() }
         }
     };
     print(options, &report, check_table)?;
@@ -163,6 +163,7 @@ fn workloads(w: &v1::Workloads) -> String {
                 w.node.clone(),
                 w.addresses.join(","),
                 mesh,
+                w.mtls.clone(),
                 w.capture.clone(),
                 w.connections.to_string(),
                 w.requests.to_string(),
@@ -170,7 +171,10 @@ fn workloads(w: &v1::Workloads) -> String {
             ]
         })
         .collect();
-    render(&["NAMESPACE", "POD", "NODE", "ADDRESSES", "MESH", "CAPTURE", "CONNECTIONS", "REQUESTS", "WHY"], &rows)
+    render(
+        &["NAMESPACE", "POD", "NODE", "ADDRESSES", "MESH", "MTLS", "CAPTURE", "CONNECTIONS", "REQUESTS", "WHY"],
+        &rows,
+    )
 }
 
 fn services(s: &v1::Services) -> String {
@@ -278,9 +282,11 @@ fn check_table(report: &v1::CheckReport) -> String {
         .map(|i| vec![if i.ok { "ok" } else { "FAILED" }.into(), i.name.clone(), i.detail.clone(), i.fix.clone()])
         .collect();
     let mut text = render(&["", "CHECK", "FOUND", "FIX"], &rows);
-    if !report.invalid.is_empty() {
-        let rows: Vec<_> = report
-            .invalid
+    for (objects, heading) in [(&report.invalid, "WHAT IS WRONG"), (&report.warnings, "WHAT IS NOT IN FORCE")] {
+        if objects.is_empty() {
+            continue;
+        }
+        let rows: Vec<_> = objects
             .iter()
             .map(|o| {
                 vec![
@@ -292,7 +298,7 @@ fn check_table(report: &v1::CheckReport) -> String {
             })
             .collect();
         text.push('\n');
-        text.push_str(&render(&["WHERE", "OBJECT", "FIELD", "WHAT IS WRONG"], &rows));
+        text.push_str(&render(&["WHERE", "OBJECT", "FIELD", heading], &rows));
     }
     text
 }

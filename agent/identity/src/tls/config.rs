@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::server::NoServerSessionStorage;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ServerConfig, version};
 
 use super::Alpn;
 use super::verifier::{PeerVerifier, SlotResolver};
+use crate::bundle::TrustBundles;
 use crate::clock::TlsTime;
 use crate::failure::HandshakeFailure;
 use crate::provider::provider;
@@ -82,7 +84,11 @@ impl ClientConfigs {
             let builder = ClientConfig::builder_with_details(provider(), time);
             // Fails only for a provider without suites of that version.
             let builder = builder.with_protocol_versions(&[&version::TLS13]).ok()?;
-            let verifier = PeerVerifier { bundles: Arc::clone(&bundles), expected: Some(expected.clone()) };
+            let verifier = PeerVerifier {
+                bundles: Arc::clone(&bundles),
+                expected: Some(expected.clone()),
+                lets_anonymous_in: false,
+            };
             let mut config = builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(verifier))
@@ -133,7 +139,7 @@ impl ServerConfigs {
         let config = self.cache.get(bundles.generation(), (own.id().clone(), alpn), slot, || {
             let builder = ServerConfig::builder_with_details(provider(), time);
             let builder = builder.with_protocol_versions(&[&version::TLS13]).ok()?;
-            let verifier = PeerVerifier { bundles: Arc::clone(&bundles), expected: None };
+            let verifier = PeerVerifier { bundles: Arc::clone(&bundles), expected: None, lets_anonymous_in: false };
             let mut config = builder
                 .with_client_cert_verifier(Arc::new(verifier))
                 .with_cert_resolver(Arc::new(SlotResolver(Arc::clone(slot))));
@@ -144,4 +150,48 @@ impl ServerConfigs {
         });
         config.ok_or(HandshakeFailure::Protocol)
     }
+}
+
+/// A config for a call of this node's own, not of a pod: to a server that must be one of `expected`, with `own` as certificate if there is
+/// one. Nothing changes under it: make another one when the certificate or the roots do.
+///
+/// # Errors
+/// None that input can cause: the provider has TLS 1.3.
+pub fn client_config(
+    bundles: Arc<TrustBundles>,
+    expected: ExpectedIds,
+    own: Option<Arc<CertifiedKey>>,
+    alpn: &[u8],
+) -> Result<ClientConfig, rustls::Error> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&version::TLS13])?;
+    let verifier = PeerVerifier { bundles, expected: Some(expected), lets_anonymous_in: false };
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    Ok(config)
+}
+
+/// A config for a server that lets clients in without a certificate, because they prove who they are in another way; one that is presented
+/// must hold. Nothing changes under it, as with [`client_config`].
+///
+/// # Errors
+/// None that input can cause: the provider has TLS 1.3.
+pub fn server_config(
+    bundles: Arc<TrustBundles>,
+    own: Arc<CertifiedKey>,
+    alpn: &[u8],
+) -> Result<ServerConfig, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&version::TLS13])?;
+    let verifier = PeerVerifier { bundles, expected: None, lets_anonymous_in: true };
+    let mut config =
+        builder.with_client_cert_verifier(Arc::new(verifier)).with_cert_resolver(Arc::new(SingleCertAndKey::from(own)));
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
 }

@@ -23,6 +23,8 @@ pub(super) struct PeerVerifier {
     pub(super) bundles: Arc<TrustBundles>,
     /// `None`: anybody of a trusted domain; who may do what is decided by policies.
     pub(super) expected: Option<ExpectedIds>,
+    /// Whether a client without a certificate is let in, as nobody.
+    pub(super) lets_anonymous_in: bool,
 }
 
 impl PeerVerifier {
@@ -86,6 +88,10 @@ impl ServerCertVerifier for PeerVerifier {
 }
 
 impl ClientCertVerifier for PeerVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        !self.lets_anonymous_in
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -10,16 +11,21 @@ use h2::client::ResponseFuture;
 use h2::ext::Protocol;
 use heddle_http::Reject;
 use heddle_http::detect::HttpVersion;
-use heddle_telemetry::Reason;
-use http::Request;
+use heddle_model::OriginalDst;
+use heddle_telemetry::{Direction, Reason, Via};
+use http::{Method, Request};
 
 use super::flow::{Flow, Outgoing};
 use super::pool::{self, Pool};
 use super::pool_h2::{CONNECTIONS_PER_ENDPOINT_MAX, Place, PoolH2, reason_of};
 use super::record::Record;
+use crate::budget::Pod;
 use crate::dial::{self, Failure, Hop};
+use crate::hash::FastMap;
+use crate::mesh::headers;
+use crate::mesh::way::Way;
 use crate::registry::Conn;
-use crate::route::{EndpointRef, From, Kind, Picking, Route, Upstream};
+use crate::route::{Choice, EndpointRef, From, Route, Upstream};
 
 /// Times a request is sent again because a server did not look at it, or was gone already.
 pub(crate) const REPEATS_MAX: u32 = 2;
@@ -38,6 +44,20 @@ pub(crate) struct Opened {
     pub(crate) held: (EndpointRef, Place),
 }
 
+/// Why there is no way to an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unreached {
+    Failed(Reason),
+    /// The endpoint that is next speaks another version of HTTP than those before.
+    OtherVersion,
+}
+
+impl std::convert::From<Reason> for Unreached {
+    fn from(reason: Reason) -> Self {
+        Self::Failed(reason)
+    }
+}
+
 /// What the requests of one client share.
 pub(crate) struct Client {
     pub(crate) conn: Rc<Conn>,
@@ -45,24 +65,32 @@ pub(crate) struct Client {
     /// Connections that are this client's alone: shared by its streams, or idle.
     own_h2: PoolH2,
     own: OnceCell<Rc<Pool>>,
+    /// The called side of requests handed over to pods of this node, by address.
+    handed: RefCell<FastMap<SocketAddr, Rc<Conn>>>,
     /// Why the dial of detection failed, until the first request is told.
     pub(crate) dialled: Cell<Option<Reason>>,
     /// The endpoint of the HTTP/2 connection that detection dialled, for the first stream.
-    first: RefCell<Option<EndpointRef>>,
+    first: Cell<Option<SocketAddr>>,
     /// Times the connection wrote what its streams had sent.
-    pub(crate) turns: Cell<u64>,
+    pub(crate) turns: Rc<Cell<u64>>,
 }
 
 impl Client {
-    pub(crate) fn new(conn: &Rc<Conn>, route: Route) -> Self {
+    pub(crate) fn new(conn: &Rc<Conn>, route: Rc<Route>) -> Self {
+        Self::carried(conn, route, Rc::default())
+    }
+
+    /// One of several clients of a connection that counts its turns in `turns`.
+    pub(crate) fn carried(conn: &Rc<Conn>, route: Rc<Route>, turns: Rc<Cell<u64>>) -> Self {
         Self {
             conn: conn.clone(),
-            route: RefCell::new(Rc::new(route)),
+            route: RefCell::new(route),
             own_h2: PoolH2::default(),
             own: OnceCell::new(),
+            handed: RefCell::default(),
             dialled: Cell::new(None),
-            first: RefCell::new(None),
-            turns: Cell::new(0),
+            first: Cell::new(None),
+            turns,
         }
     }
 
@@ -79,41 +107,50 @@ impl Client {
         route.clone()
     }
 
-    /// The version its upstreams are called with, for one that speaks `own` itself.
-    pub(crate) fn upstream_version(&self, own: HttpVersion) -> HttpVersion {
-        self.route().version(own)
-    }
-
     /// Detection dialled an HTTP/2 server.
     pub(crate) async fn take_first(&self, upstream: Upstream) {
-        let Upstream { stream, mut endpoint, .. } = upstream;
-        endpoint.rest();
+        let Upstream { stream, endpoint, .. } = upstream;
         // One that broke already is dialled again for the first stream.
         if Box::pin(self.pool_h2(endpoint.private).add(&self.conn, endpoint.addr, stream)).await.is_ok() {
-            *self.first.borrow_mut() = Some(endpoint);
+            self.first.set(Some(endpoint.addr));
         }
     }
 
-    /// A place for one stream at an endpoint.
-    pub(crate) async fn place(&self, record: &mut Record) -> Result<(EndpointRef, Place), Reason> {
-        let place = async |hop: Hop, dials: &mut u32| self.pool_h2(hop.publish).place(&self.conn, hop, dials).await;
-        self.reach(record, place).await
+    /// Whom to send a request to, of a client that speaks `spoken`.
+    pub(crate) fn choose(&self, spoken: HttpVersion) -> Result<Choice, Reason> {
+        if let Some(reason) = self.dialled.take() {
+            return Err(reason);
+        }
+        Choice::new(&self.conn, &self.route(), spoken, self.first.take())
     }
 
     /// Opens a stream for a request. A connection that turns out to take no more is replaced: nothing was sent on it.
-    pub(crate) async fn open(&self, request: &Request<()>, ended: bool, record: &mut Record) -> Result<Opened, Reason> {
+    pub(crate) async fn open(
+        &self,
+        choice: &mut Choice,
+        request: &Request<()>,
+        ended: bool,
+        record: &mut Record,
+    ) -> Result<Opened, Unreached> {
         let is_extended = request.extensions().get::<Protocol>().is_some();
         let mut last = Reason::UpstreamReset;
         for _ in 0..OPEN_TRIES_MAX {
-            let (endpoint, place) = self.place(record).await?;
-            record.set_endpoint(endpoint.addr, endpoint.workload.as_ref());
+            let place =
+                async |hop: &Hop, dials: &mut u32| self.pool_h2(hop.publish).place(&self.conn, hop, dials).await;
+            let (endpoint, place) = self.reach(choice, HttpVersion::Http2, record, place).await?;
+            record.set_endpoint(&endpoint);
             // What few streams need is boxed: the others hold no room for it.
             let patience = self.conn.worker.config.connect_timeout;
             if is_extended && !Box::pin(place.takes_extended_connect(patience)).await {
                 record.detail = Reject::ExtendedConnect.as_str();
-                return Err(Reject::ExtendedConnect.request_reason());
+                return Err(Reject::ExtendedConnect.request_reason().into());
             }
-            match place.open(request.clone(), ended).await {
+            let mut request = request.clone();
+            if endpoint.way.via() == Via::Heddle {
+                let is_connect = request.method() == Method::CONNECT && !is_extended;
+                headers::tell(request.headers_mut(), self.conn.client.get(), choice.spoken(), is_connect);
+            }
+            match place.open(request, ended).await {
                 Ok((response, sink)) => {
                     let (flow, sink) = (place.flow(), Outgoing::new(sink, place.flow()));
                     return Ok(Opened { response, sink, flow, reused: place.reused, held: (endpoint, place) });
@@ -127,12 +164,17 @@ impl Client {
                 }
             }
         }
-        Err(last)
+        Err(last.into())
     }
 
     /// A connection for one HTTP/1 request.
-    pub(crate) async fn connection(&self, from: From, record: &mut Record) -> Result<Upstream, Reason> {
-        let connect = async |hop: Hop, dials: &mut u32| {
+    pub(crate) async fn connection(
+        &self,
+        choice: &mut Choice,
+        from: From,
+        record: &mut Record,
+    ) -> Result<Upstream, Unreached> {
+        let connect = async |hop: &Hop, dials: &mut u32| {
             if from == From::Pool
                 && let Some(stream) = self.pool(hop.publish).take(self.conn.pod.serial, hop.addr)
             {
@@ -141,7 +183,7 @@ impl Client {
             *dials += 1;
             Ok((Box::pin(dial::unwatched(&self.conn, hop)).await?, false))
         };
-        let (endpoint, (stream, reused)) = self.reach(record, connect).await?;
+        let (endpoint, (stream, reused)) = self.reach(choice, HttpVersion::Http1, record, connect).await?;
         Ok(Upstream { stream, endpoint, reused })
     }
 
@@ -168,54 +210,51 @@ impl Client {
         .await;
     }
 
-    /// Tries the endpoints of the route in turn until one is reached.
+    /// Tries the endpoints of the route in turn until one that speaks `version` is reached.
     async fn reach<T>(
         &self,
+        choice: &mut Choice,
+        version: HttpVersion,
         record: &mut Record,
-        mut reach: impl AsyncFnMut(Hop, &mut u32) -> Result<T, Failure>,
-    ) -> Result<(EndpointRef, T), Reason> {
-        if let Some(reason) = self.dialled.take() {
-            return Err(reason);
-        }
-        let first = self.first.borrow_mut().take();
-        let route = self.route();
-        match &route.kind {
-            Kind::Refused { reason, .. } => Err(*reason),
-            Kind::Address { hop, workload, .. } => {
-                // Rounds, not dials: a failure that was waited for is one.
-                let mut rounds = 0;
-                loop {
-                    rounds += 1;
-                    let endpoint = EndpointRef::only(hop, workload.as_ref());
-                    match reach(*hop, &mut record.attempts).await {
-                        Ok(reached) => return Ok((endpoint, reached)),
-                        Err(f) if f.retryable && rounds < dial::attempts_max(&self.conn, hop) => {}
-                        Err(failure) => return Err(failure.reason),
-                    }
-                }
+        mut reach: impl AsyncFnMut(&Hop, &mut u32) -> Result<T, Failure>,
+    ) -> Result<(EndpointRef, T), Unreached> {
+        loop {
+            if choice.version() != version {
+                return Err(Unreached::OtherVersion);
             }
-            Kind::Service { service, port_index, candidates } => {
-                let mut picking = Picking::new(&self.conn, service, *port_index, candidates);
-                if let Some(mut first) = first {
-                    first.weigh(&self.conn.worker);
-                    let hop = picking.hop(&self.conn, first.addr);
-                    if let Ok(reached) = reach(hop, &mut record.attempts).await {
-                        return Ok((first, reached));
-                    }
+            // Only bytes go by HBONE; a connection of requests has to begin anew.
+            if choice.hop().way.via() == Via::Hbone {
+                return Err(Reason::UpstreamUnreachable.into());
+            }
+            let endpoint = choice.endpoint(&self.conn);
+            match reach(choice.hop(), &mut record.attempts).await {
+                Ok(reached) => {
+                    choice.connected(&self.conn);
+                    self.hand_over(&endpoint, record)?;
+                    return Ok((endpoint, reached));
                 }
-                loop {
-                    let (hop, workload) = picking.next(&self.conn)?;
-                    let endpoint = EndpointRef::chosen(&self.conn, &hop, workload.as_ref());
-                    match reach(hop, &mut record.attempts).await {
-                        Ok(reached) => {
-                            picking.connected(&self.conn, hop.addr);
-                            return Ok((endpoint, reached));
-                        }
-                        Err(failure) => picking.failed(hop.addr, failure)?,
-                    }
-                }
+                Err(failure) => choice.failed(&self.conn, failure)?,
             }
         }
+    }
+
+    /// Where the endpoint is a pod of this node, its side of the request begins here: its budget, its record.
+    pub(crate) fn hand_over(&self, endpoint: &EndpointRef, record: &mut Record) -> Result<(), Reason> {
+        let Way::Handover(pod) = &endpoint.way else { return Ok(()) };
+        let called = self.handed.borrow().get(&endpoint.addr).filter(|called| called.ended().is_none()).cloned();
+        let called = match called {
+            Some(called) => called,
+            None => {
+                let called = enter_called(&self.conn, pod, endpoint.addr)?;
+                called.carries_http();
+                let gone = self.handed.borrow_mut().insert(endpoint.addr, called.clone());
+                if let Some(gone) = gone {
+                    gone.end(Reason::Completed);
+                }
+                called
+            }
+        };
+        record.hand_over(called)
     }
 
     fn pool_h2(&self, is_private: bool) -> &PoolH2 {
@@ -226,4 +265,30 @@ impl Client {
         let worker = &self.conn.worker;
         if is_private { self.own.get_or_init(|| worker.own_pool()) } else { &worker.pool }
     }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let reason = self.conn.ended().unwrap_or(Reason::Completed);
+        self.handed.get_mut().drain().for_each(|(_, called)| called.end(reason));
+    }
+}
+
+/// The called side of a connection that is handed over to `pod` of this node, as its agent sees it: the same entry, budget and records as if
+/// it had come over the network, with the identity that the calling pod's listener attests.
+pub(crate) fn enter_called(conn: &Rc<Conn>, pod: &Rc<Pod>, addr: SocketAddr) -> Result<Rc<Conn>, Reason> {
+    let (worker, snapshot) = (&conn.worker, conn.worker.snapshot());
+    let original = OriginalDst::new(addr);
+    let (client, source) = (conn.client, conn.source.clone());
+    let called =
+        Conn::enter_carried(worker, pod, Direction::Inbound, client, Some(original), source, Some(conn.clone()));
+    let id = |pod: &Pod| pod.identity.as_deref().map_or("", |lease| lease.id().as_str()).to_owned();
+    called.set_via(Via::Handover, &id(&conn.pod), &id(pod));
+    called.set_target(Route::of(&called, original, &snapshot).target());
+    called.upstream.set(Some(addr));
+    if let Err(reason) = called.take_budget() {
+        called.end(reason);
+        return Err(reason);
+    }
+    Ok(called)
 }

@@ -18,15 +18,16 @@ use heddle_telemetry::{Direction, Reason};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::client::Client;
+use super::client::{Client, Unreached};
 use super::inbox::{Filled, Inbox};
 use super::pool;
 use super::record::{Record, Told};
 use super::relay::{End, Facts, Failed, Outcome, Relay, flush};
 use crate::copy;
 use crate::copy::Side;
+use crate::dial;
 use crate::registry::Conn;
-use crate::route::{From, Route, Upstream};
+use crate::route::{Choice, EndpointRef, From, Route, Upstream};
 use crate::task::Ended;
 
 /// How long, and how many bytes, a client may go on sending behind an answer that ends its connection: closing before it has
@@ -42,6 +43,13 @@ pub(crate) struct Heads {
     pub(crate) response: ResponseHead,
 }
 
+/// What came of a request for which streams were tried.
+enum Streamed {
+    Done(Next),
+    /// The endpoint that is next speaks HTTP/1.
+    Otherwise(Box<(Record, Choice)>),
+}
+
 /// What follows a request on its connection.
 enum Next {
     /// Another request.
@@ -55,7 +63,7 @@ enum Next {
 /// Serves one client to the end of its connection. `dialled`: the upstream that detection connected to, or why it could not.
 pub(crate) async fn run(
     conn: &Rc<Conn>,
-    route: Route,
+    route: Rc<Route>,
     downstream: TcpStream,
     dialled: Option<Result<Upstream, Reason>>,
 ) -> Ended {
@@ -204,8 +212,8 @@ impl Server<'_> {
 
     /// One request, from its parsed head to its end.
     async fn exchange(&mut self, heads: &mut Heads, mut record: Record) -> Next {
-        let Heads { request, response } = heads;
         let limits = Limits::DEFAULT;
+        let Heads { request, response } = &mut *heads;
         record.grpc = request.is_grpc();
         record.describe(|| Told {
             protocol: if request.version() == Version::Http10 { "HTTP/1.0" } else { "HTTP/1.1" },
@@ -230,21 +238,36 @@ impl Server<'_> {
             }
         }
         self.conn.attempts.set(0);
-        if self.client.upstream_version(HttpVersion::Http1) == HttpVersion::Http2 {
-            // Boxed: an idle connection holds no room for it.
-            return Box::pin(self.exchange_on_a_stream(heads, facts, record)).await;
-        }
         let mut from = From::Pool;
+        let mut choice = None;
         loop {
-            let connected = self.upstream(from).await;
+            let connected = self.upstream(from, &mut choice).await;
             record.attempts = self.conn.attempts.get();
-            let upstream = match connected {
+            let handed = connected.and_then(|upstream| {
+                self.client.hand_over(&upstream.endpoint, &mut record)?;
+                Ok(upstream)
+            });
+            let upstream = match handed {
                 Ok(upstream) => upstream,
-                Err(reason) => {
+                Err(Unreached::Failed(reason)) => {
+                    let Heads { response, .. } = heads;
                     return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
                 }
+                Err(Unreached::OtherVersion) => {
+                    let Some(chosen) = choice.take() else { continue };
+                    // Boxed: an idle connection holds no room for it.
+                    match Box::pin(self.exchange_on_a_stream(heads, facts, record, chosen)).await {
+                        Streamed::Done(next) => return next,
+                        Streamed::Otherwise(parts) => {
+                            let (again, other) = *parts;
+                            (record, choice) = (again, Some(other));
+                            continue;
+                        }
+                    }
+                }
             };
-            record.set_endpoint(upstream.endpoint.addr, upstream.endpoint.workload.as_ref());
+            let Heads { request, response } = heads;
+            record.set_endpoint(&upstream.endpoint);
             let mut upbox = Inbox::default();
             let outcome = {
                 let mut wire = self.conn.worker.spare.take();
@@ -265,7 +288,7 @@ impl Server<'_> {
                 Outcome::Tunnel => return Next::Tunnel(Box::new((upstream, upbox, record))),
                 Outcome::Failed(Failed { again: true, .. }) if upstream.reused => {
                     // It was closed while it was idle. Another may be as stale: a new one is not.
-                    from = From::Dial;
+                    (from, choice) = (From::Dial, None);
                 }
                 Outcome::Failed(failed) => {
                     // The upstream is reset: it learns at once that nobody waits.
@@ -297,10 +320,7 @@ impl Server<'_> {
     }
 
     /// An upstream for one request.
-    async fn upstream(&mut self, from: From) -> Result<Upstream, Reason> {
-        if let Some(reason) = self.client.dialled.take() {
-            return Err(reason);
-        }
+    async fn upstream(&mut self, from: From, choice: &mut Option<Choice>) -> Result<Upstream, Unreached> {
         if let Some(stale) = self.kept.take_if(|kept| from == From::Dial || !pool::is_quiet(&kept.stream)) {
             pool::close(stale.stream);
         }
@@ -308,7 +328,41 @@ impl Server<'_> {
         if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
             return Ok(dialled);
         }
-        self.client.route().connect(self.conn, self.downstream, from, &mut self.kept).await
+        let choice = match choice {
+            Some(chosen) => chosen,
+            None => choice.insert(self.client.choose(HttpVersion::Http1)?),
+        };
+        loop {
+            if choice.version() != HttpVersion::Http1 {
+                return Err(Unreached::OtherVersion);
+            }
+            self.conn.set_endpoint(choice.hop().addr, choice.workload());
+            let endpoint = choice.endpoint(self.conn);
+            if let Some(stream) = self.idle(from, &endpoint) {
+                choice.connected(self.conn);
+                return Ok(Upstream { stream, endpoint, reused: true });
+            }
+            match dial::once(self.conn, self.downstream, choice.hop()).await {
+                Ok(stream) => {
+                    choice.connected(self.conn);
+                    return Ok(Upstream { stream, endpoint, reused: false });
+                }
+                Err(failure) => choice.failed(self.conn, failure)?,
+            }
+        }
+    }
+
+    /// An idle connection to an endpoint: the client's own one, or one of the pool.
+    fn idle(&mut self, from: From, endpoint: &EndpointRef) -> Option<TcpStream> {
+        if from == From::Dial {
+            return None;
+        }
+        let fits =
+            |kept: &mut Upstream| kept.endpoint.addr == endpoint.addr && kept.endpoint.private == endpoint.private;
+        if let Some(own) = self.kept.take_if(fits) {
+            return Some(own.stream);
+        }
+        if endpoint.private { None } else { self.conn.worker.pool.take(self.conn.pod.serial, endpoint.addr) }
     }
 
     /// The upstream's next life.

@@ -2,6 +2,7 @@
 //! faults are its own.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -10,13 +11,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::server::{Builder, Handshake};
+use h2::RecvStream;
+use h2::server::{Builder, Handshake, SendResponse};
+use heddle_http::detect::HttpVersion;
 use heddle_telemetry::Reason;
+use http::Request;
 use tokio::net::TcpStream;
 
 use super::client::Client;
 use super::flow::Flow;
-use super::io::{Io, TURN_BYTES_MAX, Verdict};
+use super::io::{Io, TURN_BYTES_MAX, Verdict, Wire};
 use super::record::{Record, Told};
 use super::stream;
 use super::{
@@ -24,6 +28,7 @@ use super::{
     SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES, STREAMS_MAX,
 };
 use crate::copy::burst;
+use crate::mesh;
 use crate::registry::Conn;
 use crate::route::{Route, Upstream};
 use crate::task::Ended;
@@ -36,7 +41,7 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Serves one client to the end of its connection. `dialled`: the upstream that detection connected to, or why it could not.
 pub(crate) async fn run(
     conn: &Rc<Conn>,
-    route: Route,
+    route: Rc<Route>,
     downstream: TcpStream,
     dialled: Option<Result<Upstream, Reason>>,
 ) -> Ended {
@@ -48,16 +53,48 @@ pub(crate) async fn run(
         Some(Err(reason)) => client.dialled.set(Some(reason)),
         None => {}
     }
+    let turns = client.turns.clone();
+    let start = move |flow: &Rc<Flow>, request, respond| {
+        Some(stream::serve(client.clone(), flow.clone(), request, respond, HttpVersion::Http2))
+    };
+    serve(conn, &turns, downstream.into(), Kind::Client, start).await
+}
+
+/// Who opens the streams of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// One client.
+    Client,
+    /// Another agent, for the clients of one pod, or a peer of HBONE.
+    Peer,
+}
+
+/// Serves the streams of one connection to its end. `start` makes the future of one, or refuses it.
+pub(crate) async fn serve<F: Future<Output = ()>>(
+    conn: &Rc<Conn>,
+    turns: &Cell<u64>,
+    wire: Wire,
+    kind: Kind,
+    start: impl Fn(&Rc<Flow>, Request<RecvStream>, SendResponse<Bytes>) -> Option<F>,
+) -> Ended {
     let verdict = Rc::new(Verdict::default());
-    let (reason, held) = Box::pin(serve(&client, Io::to_client(downstream, verdict.clone()), &verdict)).await;
+    let io = Io::to_client(wire, verdict.clone());
+    let (reason, held) = Box::pin(drive(conn, turns, io, &verdict, kind, start)).await;
     Ended { reason, downstream: None, upstream: None, held }
 }
 
 /// How it ended, and the connection itself.
-async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Option<Box<dyn Any>>) {
-    let (conn, config) = (&client.conn, &client.conn.worker.config);
+async fn drive<F: Future<Output = ()>>(
+    conn: &Rc<Conn>,
+    turns: &Cell<u64>,
+    io: Io,
+    verdict: &Verdict,
+    kind: Kind,
+    start: impl Fn(&Rc<Flow>, Request<RecvStream>, SendResponse<Bytes>) -> Option<F>,
+) -> (Reason, Option<Box<dyn Any>>) {
+    let config = &conn.worker.config;
     conn.set_deadline(config.request_head_timeout);
-    let mut handshaking = pin!(handshake(io));
+    let mut handshaking = pin!(handshake(io, kind));
     let greeted = poll_fn(|cx| match handshaking.as_mut().poll(cx) {
         Poll::Pending if conn.is_out_of_time() => Poll::Ready(None),
         polled => polled.map(Some),
@@ -95,12 +132,12 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     verdict.meter.borrow_mut().accept(respond.stream_id().as_u32());
                     // Boxed: the set keeps room for one of its futures even when it is empty.
-                    streams.push(Box::pin(stream::serve(client.clone(), flow.clone(), request, respond)));
+                    streams.extend(start(&flow, request, respond).map(Box::pin));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error))),
                 Poll::Ready(None) => return Poll::Ready(Some(Ok(()))),
-                Poll::Pending => client.turns.update(|turns| turns + 1),
+                Poll::Pending => turns.update(|turns| turns + 1),
             }
             // Streams move; what they sent goes out with the next turn of the connection.
             let mut moved = false;
@@ -154,15 +191,25 @@ async fn serve(client: &Rc<Client>, io: Io, verdict: &Verdict) -> (Reason, Optio
     (reason, Some(Box::new(connection)))
 }
 
-fn handshake(io: Io) -> Handshake<Io, Bytes> {
-    Builder::new()
+fn handshake(io: Io, kind: Kind) -> Handshake<Io, Bytes> {
+    let mut builder = Builder::new();
+    if kind == Kind::Peer {
+        builder.max_frame_size(mesh::FRAME_BYTES_MAX);
+    }
+    // The streams of a peer are those of many clients, who may all give up at once.
+    let streams_max = match kind {
+        Kind::Client => STREAMS_MAX,
+        Kind::Peer => mesh::STREAMS_MAX,
+    };
+    let pending_resets_max = PENDING_RESETS_MAX.max(2 * streams_max as usize);
+    builder
         .initial_window_size(STREAM_WINDOW_BYTES)
         .data_frame_budget(SMALL_FRAMES_BUDGET)
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(streams_max)
         .max_header_list_size(2 * HEADER_LIST_BYTES_MAX)
         .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_pending_accept_reset_streams(pending_resets_max)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .enable_connect_protocol()
         .handshake(io)

@@ -7,12 +7,15 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use heddle_identity::HandshakeFailure;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
 use super::frames::FrameMeter;
 use crate::config::COPY_BURST_BYTES_MIN;
+use crate::mesh::tls::failure_in;
 
 /// Bytes of a client's frames read in one turn of its connection. A byte can be a whole header field: what bounds copying
 /// is too much here.
@@ -25,6 +28,8 @@ pub(crate) struct Verdict {
     pub(crate) is_clean: Cell<bool>,
     /// The peer sent more than any honest one does.
     pub(crate) is_abuse: Cell<bool>,
+    /// What the peer, or TLS itself, said against the connection.
+    pub(crate) tls_failure: Cell<Option<HandshakeFailure>>,
     /// The peer sent something since this was last cleared.
     pub(crate) has_heard: Cell<bool>,
     pub(crate) meter: RefCell<FrameMeter>,
@@ -43,28 +48,49 @@ impl Verdict {
     }
 }
 
+/// What HTTP/2 is spoken on.
+pub(crate) enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Wire {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl From<TcpStream> for Wire {
+    fn from(stream: TcpStream) -> Self {
+        Self::Plain(stream)
+    }
+}
+
 /// The socket.
 pub(crate) struct Io {
-    stream: TcpStream,
+    wire: Wire,
     verdict: Rc<Verdict>,
 }
 
 impl Io {
     /// Of a client.
-    pub(crate) fn to_client(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
-        Self::new(stream, verdict, FrameMeter::of_client())
+    pub(crate) fn to_client(wire: impl Into<Wire>, verdict: Rc<Verdict>) -> Self {
+        Self::new(wire.into(), verdict, FrameMeter::of_client())
     }
 
     /// Of a server.
-    pub(crate) fn to_server(stream: TcpStream, verdict: Rc<Verdict>) -> Self {
-        Self::new(stream, verdict, FrameMeter::of_server())
+    pub(crate) fn to_server(wire: impl Into<Wire>, verdict: Rc<Verdict>) -> Self {
+        Self::new(wire.into(), verdict, FrameMeter::of_server())
     }
 
-    fn new(stream: TcpStream, verdict: Rc<Verdict>, meter: FrameMeter) -> Self {
+    fn new(wire: Wire, verdict: Rc<Verdict>, meter: FrameMeter) -> Self {
         *verdict.meter.borrow_mut() = meter;
         // For the handshake.
         verdict.begin_turn(COPY_BURST_BYTES_MIN, COPY_BURST_BYTES_MIN);
-        Self { stream, verdict }
+        Self { wire, verdict }
     }
 }
 
@@ -81,17 +107,23 @@ impl Drop for Io {
     fn drop(&mut self) {
         if self.verdict.is_clean.get() {
             // Fails only on a socket that is already gone.
-            let _ = SockRef::from(&self.stream).set_linger(None);
+            let _ = SockRef::from(self.wire.socket()).set_linger(None);
         }
     }
 }
 
 impl AsyncRead for Io {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, verdict } = &mut *self;
+        let Self { wire, verdict } = &mut *self;
         ready!(poll_allowance(cx, &verdict.readable));
         let before = buf.filled().len();
-        ready!(Pin::new(stream).poll_read(cx, buf))?;
+        ready!(match wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Wire::Tls(stream) => Pin::new(stream).poll_read(cx, buf).map_err(|error| {
+                verdict.tls_failure.set(failure_in(&error));
+                error
+            }),
+        })?;
         let bytes = &buf.filled()[before..];
         verdict.readable.update(|left| left.saturating_sub(bytes.len()));
         verdict.has_heard.set(true);
@@ -105,10 +137,13 @@ impl AsyncRead for Io {
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { stream, verdict } = &mut *self;
+        let Self { wire, verdict } = &mut *self;
         verdict.is_flushed.set(false);
         ready!(poll_allowance(cx, &verdict.writable));
-        let count = ready!(Pin::new(stream).poll_write(cx, buf))?;
+        let count = ready!(match wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Wire::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        })?;
         verdict.writable.update(|left| left.saturating_sub(count));
         verdict.meter.borrow_mut().wrote(&buf[..count]);
         Poll::Ready(Ok(count))
@@ -119,10 +154,13 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { stream, verdict } = &mut *self;
+        let Self { wire, verdict } = &mut *self;
         verdict.is_flushed.set(false);
         ready!(poll_allowance(cx, &verdict.writable));
-        let count = ready!(Pin::new(stream).poll_write_vectored(cx, bufs))?;
+        let count = ready!(match wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Wire::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        })?;
         verdict.writable.update(|left| left.saturating_sub(count));
         let (mut meter, mut left) = (verdict.meter.borrow_mut(), count);
         for buf in bufs {
@@ -138,13 +176,19 @@ impl AsyncWrite for Io {
     }
 
     /// `h2` comes here when it has nothing more to write.
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Wire::Tls(stream) = &mut self.wire {
+            ready!(Pin::new(stream).poll_flush(cx))?;
+        }
         self.verdict.is_flushed.set(true);
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.wire {
+            Wire::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Wire::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Link {
     is_over: Cell<bool>,
     /// Ticks since its last user is gone.
     released: Cell<Option<u64>>,
+    /// The worker's clock as of its last tick.
+    now: Cell<u64>,
     /// Ticks with streams open since the server last said anything.
     silent: Cell<u64>,
     /// Ticks since the last PING, and what the server had sent of use before it.
@@ -58,8 +60,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn new(pod: &Rc<Pod>, verdict: &Rc<Verdict>) -> Self {
+    fn new(pod: &Rc<Pod>, verdict: &Rc<Verdict>, now: u64) -> Self {
         Self {
+            now: Cell::new(now),
             streams: Cell::new(0),
             pod: pod.clone(),
             verdict: verdict.clone(),
@@ -85,6 +88,11 @@ impl Link {
     /// Whether it takes no more streams.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over.get()
+    }
+
+    /// Seconds since its worker started.
+    pub(crate) fn tick_now(&self) -> u64 {
+        self.now.get()
     }
 
     /// Whether its pod is still there to use it.
@@ -132,6 +140,7 @@ impl Link {
 
     /// A second passed.
     fn tick(&self, ping_after: u64, pong_within: u64) {
+        self.now.update(|now| now + 1);
         if let Some(ticks) = self.released.get() {
             self.released.set(Some(ticks + 1));
             if ticks >= GOODBYE_TICKS {
@@ -230,7 +239,7 @@ impl Driver {
         mut connection: Connection<Io, Bytes>,
         verdict: Rc<Verdict>,
     ) -> Rc<Link> {
-        let (worker, link) = (conn.worker.clone(), Rc::new(Link::new(&conn.pod, &verdict)));
+        let (worker, link) = (conn.worker.clone(), Rc::new(Link::new(&conn.pod, &verdict, conn.worker.tick())));
         let (id, ping_pong) = (worker.links.insert(link.clone()), connection.ping_pong());
         tokio::task::spawn_local(Self { worker, id, link: link.clone(), flow, connection, ping_pong });
         link
@@ -262,6 +271,8 @@ impl Driver {
         link.verdict.is_clean.set(ended.is_ok());
         if link.verdict.is_abuse.get() {
             link.ended_for.set(Some(Reason::ResponseAbuse));
+        } else if let Some(failure) = link.verdict.tls_failure.get() {
+            link.ended_for.set(Some(failure.reason()));
         }
         Poll::Ready(())
     }

@@ -7,24 +7,24 @@
 //! [`relay`]: request and response at once, each through a [`pipe`] that holds no more than one buffer → [`record`]: metrics and log,
 //! once, however it ended. The connection's own task drives all of it: dropping the task ends both sides.
 
-mod bridge;
-mod client;
+pub(crate) mod bridge;
+pub(crate) mod client;
 mod clock;
 pub(crate) mod flow;
 mod frames;
 mod h1;
-mod h2;
-mod inbox;
-mod io;
+pub(crate) mod h2;
+pub(crate) mod inbox;
+pub(crate) mod io;
 pub(crate) mod link;
 mod pipe;
 pub(crate) mod pool;
 pub(crate) mod pool_h2;
-mod record;
+pub(crate) mod record;
 mod relay;
 pub(crate) mod spare;
 mod standing;
-mod stream;
+pub(crate) mod stream;
 
 /// What a stream's peer may send before it is read on.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;

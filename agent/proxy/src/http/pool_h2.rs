@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::SendStream;
 use h2::client::{Builder, ResponseFuture, SendRequest};
+use heddle_identity::ExpectedIds;
 use heddle_model::Snapshot;
 use heddle_telemetry::Reason;
 use http::Request;
@@ -19,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::flow::Flow;
-use super::io::{Io, Verdict};
+use super::io::{Io, Verdict, Wire};
 use super::link::{Driver, Link};
 use super::standing::Standing;
 use super::{
@@ -28,6 +29,7 @@ use super::{
 };
 use crate::dial::{self, Failure, Hop};
 use crate::hash::FastMap;
+use crate::mesh;
 use crate::registry::Conn;
 
 /// Connections to one endpoint per pod; beyond it streams wait for a place on them.
@@ -51,6 +53,9 @@ pub(crate) struct Shared {
     given_up: Cell<u32>,
     /// Tick since which it has no stream.
     idle_since: Cell<u64>,
+    streams_max: usize,
+    /// Tick behind which it takes no more streams.
+    retires: u64,
 }
 
 impl Shared {
@@ -59,7 +64,7 @@ impl Shared {
     }
 
     fn has_room(&self) -> bool {
-        self.streams() < self.sender.borrow().current_max_send_streams().min(STREAMS_MAX as usize)
+        self.streams() < self.sender.borrow().current_max_send_streams().min(self.streams_max)
     }
 }
 
@@ -68,7 +73,7 @@ impl Shared {
     fn is_good(&self) -> bool {
         let given_up = self.given_up.get();
         let is_worn = given_up >= GIVEN_UP_MAX && given_up > self.opened.get() / 2;
-        !self.link.is_over() && !is_worn
+        !self.link.is_over() && !is_worn && self.link.tick_now() < self.retires
     }
 }
 
@@ -181,8 +186,12 @@ struct Entry {
     dial: Option<Rc<Dial>>,
 }
 
-/// Of which pod (its attachment), to which endpoint.
-type Key = (u64, SocketAddr);
+/// Of which pod (its attachment), to which address, and who has to be there if it is one of the mesh.
+type Key = (u64, SocketAddr, Option<ExpectedIds>);
+
+fn key(conn: &Conn, hop: &Hop) -> Key {
+    (conn.pod.serial, hop.way.address(hop.addr), hop.way.tls().map(|(_, expected)| expected.clone()))
+}
 
 /// Connections by pod and endpoint.
 #[derive(Default)]
@@ -197,14 +206,24 @@ enum Turn {
 impl PoolH2 {
     /// A place on a connection to `hop`, dialled if need be; `dials` counts what this very call dialled. A failure is that of
     /// one round: of the dial, own or another's, that was waited for.
-    pub(crate) async fn place(&self, conn: &Rc<Conn>, hop: Hop, dials: &mut u32) -> Result<Place, Failure> {
+    pub(crate) async fn place(&self, conn: &Rc<Conn>, hop: &Hop, dials: &mut u32) -> Result<Place, Failure> {
         loop {
-            match self.turn(conn, hop.addr) {
+            match self.turn(conn, hop) {
                 Turn::Take(place) => return Ok(place),
                 Turn::Wait(dial) => {
                     if let Some(failure) = dial.over().await {
                         return Err(failure);
                     }
+                }
+                Turn::Dial(dial) if hop.way.tls().is_some() => {
+                    *dials += 1;
+                    // Whoever else waits for it must not begin anew because this one gives up: a handshake is dear. The entry
+                    // owns the task, and it has an end in time.
+                    let (conn, hop) = (conn.clone(), hop.clone());
+                    tokio::task::spawn_local(async move {
+                        // A failure is told to those who wait.
+                        let _ = conn.worker.pool_h2.dial(&conn, &hop, dial).await;
+                    });
                 }
                 Turn::Dial(dial) => {
                     *dials += 1;
@@ -215,19 +234,29 @@ impl PoolH2 {
         }
     }
 
-    async fn dial(&self, conn: &Rc<Conn>, hop: Hop, dial: Rc<Dial>) -> Result<Place, Failure> {
-        let mut under_way = Dialling { pool: self, key: (conn.pod.serial, hop.addr), dial, failure: None };
-        let placed = match dial::unwatched(conn, hop).await {
-            Ok(stream) => self.greet(conn, hop.addr, stream).await.map(|shared| Place::on(&shared, conn)),
-            Err(failure) => Err(failure),
-        };
+    async fn dial(&self, conn: &Rc<Conn>, hop: &Hop, dial: Rc<Dial>) -> Result<Place, Failure> {
+        let mut under_way = Dialling { pool: self, key: key(conn, hop), dial, failure: None };
+        let placed = self.connect(conn, hop).await.map(|shared| Place::on(&shared, conn));
         under_way.failure = placed.as_ref().err().copied();
         placed
     }
 
-    fn turn(&self, conn: &Rc<Conn>, addr: SocketAddr) -> Turn {
+    async fn connect(&self, conn: &Rc<Conn>, hop: &Hop) -> Result<Rc<Shared>, Failure> {
+        let stream = dial::unwatched(conn, hop).await?;
+        let (Some((alpn, expected)), Some(tls)) = (hop.way.tls(), &conn.worker.tls) else {
+            return self.greet(conn, key(conn, hop), stream.into()).await;
+        };
+        let connected = tls.connect(&conn.pod, stream, alpn, expected).await;
+        let stream = connected.map_err(|failure| {
+            conn.worker.metrics().count_dial_failure(failure.reason());
+            Failure::last(failure.reason())
+        })?;
+        self.greet(conn, key(conn, hop), Wire::Tls(Box::new(stream))).await
+    }
+
+    fn turn(&self, conn: &Rc<Conn>, hop: &Hop) -> Turn {
         let mut pool = self.0.borrow_mut();
-        let entry = pool.entry((conn.pod.serial, addr)).or_default();
+        let entry = pool.entry(key(conn, hop)).or_default();
         entry.all.retain(|shared| shared.is_good());
         let least = entry.all.iter().min_by_key(|s| s.streams());
         let is_full = entry.all.len() >= CONNECTIONS_PER_ENDPOINT_MAX;
@@ -242,12 +271,13 @@ impl PoolH2 {
 
     /// Speaks HTTP/2 on a new connection and offers it.
     pub(crate) async fn add(&self, conn: &Rc<Conn>, addr: SocketAddr, stream: TcpStream) -> Result<(), Failure> {
-        self.greet(conn, addr, stream).await.map(|_| ())
+        self.greet(conn, (conn.pod.serial, addr, None), stream.into()).await.map(|_| ())
     }
 
-    async fn greet(&self, conn: &Rc<Conn>, addr: SocketAddr, stream: TcpStream) -> Result<Rc<Shared>, Failure> {
+    async fn greet(&self, conn: &Rc<Conn>, key: Key, wire: Wire) -> Result<Rc<Shared>, Failure> {
         let verdict = Rc::new(Verdict::default());
-        let io = Io::to_server(stream, verdict.clone());
+        let is_of_mesh = key.2.is_some();
+        let io = Io::to_server(wire, verdict.clone());
         let mut builder = Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW_BYTES)
@@ -256,6 +286,10 @@ impl PoolH2 {
             .max_local_error_reset_streams(Some(LOCAL_RESETS_MAX))
             .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
             .enable_push(false);
+        if is_of_mesh {
+            // What every agent allows; its SETTINGS come later.
+            builder.initial_max_send_streams(mesh::STREAMS_MAX as usize);
+        }
         // The handshake only writes: it does not wait for the server.
         let (sender, connection) = builder
             .handshake::<_, Bytes>(io)
@@ -266,9 +300,13 @@ impl PoolH2 {
         let idle_since = Cell::new(conn.worker.tick());
         let sender = RefCell::new(sender);
         let (opened, given_up) = (Cell::new(0), Cell::new(0));
-        let shared = Rc::new(Shared { sender, link, flow, opened, given_up, idle_since });
+        let streams_max = if is_of_mesh { mesh::STREAMS_MAX } else { STREAMS_MAX } as usize;
+        let age = fastrand::u64(mesh::AGE_TICKS_MAX / 2..mesh::AGE_TICKS_MAX);
+        let retires = if is_of_mesh { conn.worker.tick() + age } else { u64::MAX };
+        let shared = Rc::new(Shared { sender, link, flow, opened, given_up, idle_since, retires, streams_max });
         let mut pool = self.0.borrow_mut();
-        let entry = pool.entry((conn.pod.serial, addr)).or_default();
+        let addr = key.1;
+        let entry = pool.entry(key).or_default();
         if entry.all.is_empty() {
             entry.standing = Standing::of(&conn.worker.snapshot(), addr);
         }

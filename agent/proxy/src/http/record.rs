@@ -4,15 +4,17 @@ use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use heddle_model::Workload;
-use heddle_telemetry::{AccessRecord, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
+use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
 use http::{HeaderMap, HeaderValue};
 
-use crate::budget::InFlight;
+use crate::budget::{InFlight, Pod};
 use crate::labels::LabelKey;
+use crate::mesh::way::Way;
 use crate::registry::Conn;
+use crate::route::EndpointRef;
 use crate::worker::Worker;
 
 /// Bytes of one text in the access log; the rest is cut off.
@@ -37,6 +39,10 @@ pub(crate) struct Record {
     /// The rule of HTTP that a message broke.
     pub(crate) detail: &'static str,
     endpoint: Option<(SocketAddr, Option<Arc<Workload>>)>,
+    /// By what the endpoint is reached, and who it is.
+    way: Way,
+    /// The called side, where the request is handed over on this node.
+    called: Option<Called>,
     pub(crate) attempts: u32,
     /// Its place in the pod's budget.
     in_flight: Option<InFlight>,
@@ -75,6 +81,8 @@ impl Record {
             response_messages: 0,
             detail: "",
             endpoint: None,
+            way: Way::Direct,
+            called: None,
             attempts: 0,
             in_flight: None,
             tunnel_from: None,
@@ -127,6 +135,10 @@ impl Record {
         // A request that is sent again begins anew.
         self.conn.add_received(request_bytes.saturating_sub(self.request_bytes));
         self.conn.add_sent(response_bytes.saturating_sub(self.response_bytes));
+        if let Some(Called { conn, .. }) = &self.called {
+            conn.add_received(request_bytes.saturating_sub(self.request_bytes));
+            conn.add_sent(response_bytes.saturating_sub(self.response_bytes));
+        }
         (self.request_bytes, self.response_bytes) = (request_bytes, response_bytes);
     }
 
@@ -136,8 +148,22 @@ impl Record {
     }
 
     /// The endpoint that serves it, once chosen.
-    pub(crate) fn set_endpoint(&mut self, addr: SocketAddr, workload: Option<&Arc<Workload>>) {
-        self.endpoint = Some((addr, workload.cloned()));
+    pub(crate) fn set_endpoint(&mut self, endpoint: &EndpointRef) {
+        self.endpoint = Some((endpoint.addr, endpoint.workload.clone()));
+        self.way = endpoint.way.clone();
+    }
+
+    /// It is handed over on this node: `called` is the other side's connection, which records it too.
+    pub(crate) fn hand_over(&mut self, called: Rc<Conn>) -> Result<(), Reason> {
+        let worker = &self.conn.worker;
+        let Some(in_flight) = called.pod.budget.try_request(worker.limits().requests_max) else {
+            worker.metrics().count_budget_exceeded(Reason::PodRequestsMax);
+            return Err(Reason::PodRequestsMax);
+        };
+        called.begin_request();
+        // An endpoint that was tried before had no part in it.
+        self.called = Some(Called { conn: called, _in_flight: in_flight });
+        Ok(())
     }
 
     /// Ends it.
@@ -167,18 +193,19 @@ impl Record {
         if let Some((_, workload)) = &self.endpoint {
             peers.destination.clone_from(workload);
         }
-        let key = HttpKey { peers, grpc: self.grpc, response_code: self.status, grpc_status: self.grpc_status };
-        key.handle(&conn.worker).record(&RequestSample {
-            duration,
-            request_bytes: self.request_bytes,
-            response_bytes: self.response_bytes,
-            request_messages: self.request_messages,
-            response_messages: self.response_messages,
-        });
+        if conn.direction == Direction::Outbound {
+            peers.is_authenticated = self.way.via().is_authenticated();
+        }
+        self.count(conn, peers, duration);
+        let called = self.called.take();
+        if let Some(Called { conn: called, .. }) = &called {
+            called.count_request();
+            self.count(called, called.label_key(reason.response_flags()), duration);
+        }
         let Some(told) = self.told.take() else { return };
         let (start_time, mut fields) = *told;
         (fields.status, fields.grpc_status, fields.detail) = (self.status, self.grpc_status, self.detail);
-        let mut record = AccessRecord {
+        let tell = |conn: &Conn, fields: HttpFields| AccessRecord {
             start_time,
             duration,
             attempts: self.attempts,
@@ -187,6 +214,21 @@ impl Record {
             http: Some(fields),
             ..conn.record(reason)
         };
+        let log = &conn.worker.telemetry.access;
+        if let Some(Called { conn: called, .. }) = &called {
+            log.log(tell(called, fields.clone()));
+        }
+        let mut record = tell(conn, fields);
+        if conn.direction == Direction::Outbound {
+            record.transport = self.way.via();
+            if self.way.via().is_authenticated() {
+                record.source_principal = principal(&conn.pod);
+                record.destination_principal = match &self.way {
+                    Way::Handover(pod) => principal(pod),
+                    way => way.tls().and_then(|(_, ids)| ids.ids().first()).map_or("", |id| id.as_str()).into(),
+                };
+            }
+        }
         if let Some((addr, workload)) = &self.endpoint {
             record.upstream_address = Some(*addr);
             if let Some(workload) = workload {
@@ -195,7 +237,36 @@ impl Record {
                 record.destination_workload = workload.workload_name.clone();
             }
         }
-        conn.worker.telemetry.access.log(record);
+        log.log(record);
+    }
+
+    fn count(&self, conn: &Conn, peers: LabelKey, duration: Duration) {
+        let key = HttpKey { peers, grpc: self.grpc, response_code: self.status, grpc_status: self.grpc_status };
+        key.handle(&conn.worker).record(&RequestSample {
+            duration,
+            request_bytes: self.request_bytes,
+            response_bytes: self.response_bytes,
+            request_messages: self.request_messages,
+            response_messages: self.response_messages,
+        });
+    }
+}
+
+/// Who a pod proves to be; empty if nobody.
+pub(crate) fn principal(pod: &Pod) -> Arc<str> {
+    pod.identity.as_deref().map_or("", |lease| lease.id().as_str()).into()
+}
+
+/// The called side of a request that is handed over.
+struct Called {
+    conn: Rc<Conn>,
+    /// Its place in the called pod's budget.
+    _in_flight: InFlight,
+}
+
+impl Drop for Called {
+    fn drop(&mut self) {
+        self.conn.end_request();
     }
 }
 

@@ -20,18 +20,20 @@ use heddle_telemetry::{Direction, Reason};
 use http::request::Parts;
 use http::{Method, Request, header};
 
-use super::client::{Client, REPEATS_MAX};
+use super::client::{Client, REPEATS_MAX, Unreached};
 use super::clock::BodyClock;
 use super::flow::{Flow, Incoming, Outgoing};
 use super::pool_h2::{is_unprocessed, reason_of};
 use super::record::{Messages, Record, Told, grpc_status};
+use crate::route::Choice;
 
-/// Serves one stream to its end.
+/// Serves one stream of a client that speaks `spoken` to its end: another agent may ask on behalf of one that speaks HTTP/1.
 pub(crate) async fn serve(
     client: Rc<Client>,
     flow: Rc<Flow>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    spoken: HttpVersion,
 ) {
     let mut record = Record::begin(&client.conn);
     let (mut parts, body) = request.into_parts();
@@ -61,11 +63,21 @@ pub(crate) async fn serve(
     if let Err(reason) = record.take_budget() {
         return refuse(&client, respond, record, reason);
     }
-    let asking = Asking { client, flow, parts, checked, body, respond, record };
-    match asking.client.upstream_version(HttpVersion::Http2) {
-        HttpVersion::Http2 => asking.on_a_stream().await,
-        // Boxed: few streams need the room.
-        HttpVersion::Http1 => Box::pin(asking.on_a_connection()).await,
+    let mut choice = match client.choose(spoken) {
+        Ok(choice) => choice,
+        Err(reason) => return refuse(&client, respond, record, reason),
+    };
+    let mut asking = Asking { client, flow, parts, checked, body, respond, record };
+    loop {
+        let otherwise = match choice.version() {
+            HttpVersion::Http2 => asking.on_a_stream(choice).await,
+            // Boxed: few streams need the room.
+            HttpVersion::Http1 => Box::pin(asking.on_a_connection(choice)).await,
+        };
+        match otherwise {
+            Some(parts) => (asking, choice) = *parts,
+            None => return,
+        }
     }
 }
 
@@ -83,7 +95,7 @@ struct Asking {
 
 impl Asking {
     /// Serves it by an upstream that speaks HTTP/2.
-    async fn on_a_stream(self) {
+    async fn on_a_stream(self, mut choice: Choice) -> Otherwise {
         let Self { client, flow, parts, checked, mut body, mut respond, mut record } = self;
         let asked = Asked {
             head: parts.method == Method::HEAD,
@@ -96,10 +108,18 @@ impl Asking {
         // A call, like a tunnel, may be silent for as long as its peers like; whoever awaits 100 is not the one to move.
         let is_timed = checked.kind == Kind::Plain && !record.grpc && !request.headers().contains_key(header::EXPECT);
         for repeats in 0..=REPEATS_MAX {
-            let opening = client.open(&request, ended, &mut record);
+            let opening = client.open(&mut choice, &request, ended, &mut record);
             let opened = match unless_reset(&mut body, &mut respond, opening).await {
                 Ok(opened) => opened,
-                Err(reason) => return refuse(&client, respond, record, reason),
+                Err(Unreached::OtherVersion) => {
+                    let (parts, ()) = request.into_parts();
+                    let asking = Self { client, flow, parts, checked, body, respond, record };
+                    return Some(Box::new((asking, choice)));
+                }
+                Err(Unreached::Failed(reason)) => {
+                    refuse(&client, respond, record, reason);
+                    return None;
+                }
             };
             let mut exchange = Exchange {
                 response: Some(opened.response),
@@ -126,19 +146,32 @@ impl Asking {
             .await;
             let Err(mut failed) = outcome else {
                 opened.held.1.complete();
-                return record.finish(Reason::Completed);
+                record.finish(Reason::Completed);
+                return None;
             };
             if failed.again && repeats < REPEATS_MAX {
+                match client.choose(choice.spoken()) {
+                    Ok(chosen) => choice = chosen,
+                    Err(reason) => {
+                        refuse(&client, respond, record, reason);
+                        return None;
+                    }
+                }
                 body = exchange.up_source;
                 continue;
             }
             failed.reason = opened.held.1.why(failed.reason);
             let is_clients = failed.reason == Reason::RequestCancelled;
             exchange.up_sink.send_reset(if is_clients { failed.code } else { h2::Reason::CANCEL });
-            return fail(&client, respond, exchange.down_sink, record, &failed).await;
+            fail(&client, respond, exchange.down_sink, record, &failed).await;
+            return None;
         }
+        None
     }
 }
+
+/// A request whose next endpoint speaks another version of HTTP than those before.
+type Otherwise = Option<Box<(Asking, Choice)>>;
 
 /// Tells the client that its request failed: by an answer, or by a reset where one has begun; nothing else is true then.
 async fn fail(client: &Client, respond: SendResponse<Bytes>, begun: Option<Outgoing>, record: Record, failed: &Failed) {
@@ -157,14 +190,14 @@ async fn fail(client: &Client, respond: SendResponse<Bytes>, begun: Option<Outgo
 async fn unless_reset<T>(
     body: &mut Incoming,
     respond: &mut SendResponse<Bytes>,
-    upstream: impl Future<Output = Result<T, Reason>>,
-) -> Result<T, Reason> {
+    upstream: impl Future<Output = Result<T, Unreached>>,
+) -> Result<T, Unreached> {
     tokio::select! {
         biased;
         _ = poll_fn(|cx| {
             body.wait(cx, 0);
             respond.poll_reset(cx)
-        }) => Err(Reason::RequestCancelled),
+        }) => Err(Reason::RequestCancelled.into()),
         upstream = upstream => upstream,
     }
 }

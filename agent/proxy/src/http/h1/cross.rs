@@ -16,41 +16,50 @@ use http::uri::Scheme;
 use http::{Request, response};
 use socket2::SockRef;
 
-use super::{Heads, Next, Server};
+use super::{Heads, Next, Server, Streamed};
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
-use crate::http::client::{Opened, REPEATS_MAX};
+use crate::http::client::{Opened, REPEATS_MAX, Unreached};
 use crate::http::flow::Incoming;
 use crate::http::pipe::Broken;
 use crate::http::pool_h2::{is_unprocessed, reason_of};
 use crate::http::record::{Messages, Record, grpc_status};
 use crate::http::relay::{End, Facts, Failed, flush, is_overdue};
 use crate::registry::Conn;
+use crate::route::Choice;
 
 impl Server<'_> {
     /// One request, from its checked head to its end.
-    pub(super) async fn exchange_on_a_stream(&mut self, heads: &mut Heads, facts: Facts, mut record: Record) -> Next {
+    pub(super) async fn exchange_on_a_stream(
+        &mut self,
+        heads: &mut Heads,
+        facts: Facts,
+        mut record: Record,
+        mut choice: Choice,
+    ) -> Streamed {
         let (version, is_head, wants_more) = (facts.version, facts.is_head, facts.wants_more(&heads.request));
         let response = &mut heads.response;
         let asking = match Asking::of(&heads.request, facts, &self.original_host()) {
             Ok(asking) => asking,
             Err(rule) => {
                 record.detail = rule.as_str();
-                return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
+                let reason = rule.request_reason();
+                return Streamed::Done(self.refuse(response, record, reason, version, is_head, false).await);
             }
         };
         let mut repeats = 0;
         loop {
             let opened = tokio::select! {
                 biased;
-                _ = copy::watch(self.downstream) => Err(Reason::DownstreamReset),
-                opened = self.client.open(&asking.request, asking.ends_with_head(), &mut record) => opened,
+                _ = copy::watch(self.downstream) => Err(Reason::DownstreamReset.into()),
+                opened = self.client.open(&mut choice, &asking.request, asking.ends_with_head(), &mut record) => opened,
             };
             let opened = match opened {
                 Ok(opened) => opened,
-                Err(reason) => {
+                Err(Unreached::OtherVersion) => return Streamed::Otherwise(Box::new((record, choice))),
+                Err(Unreached::Failed(reason)) => {
                     let keep = facts.body == Body::Empty && wants_more;
-                    return self.refuse(response, record, reason, version, is_head, keep).await;
+                    return Streamed::Done(self.refuse(response, record, reason, version, is_head, keep).await);
                 }
             };
             let endpoint = &opened.held.0;
@@ -68,15 +77,25 @@ impl Server<'_> {
             .await;
             crossing.finish(outcome.err().map(|failed| failed.reason));
             match outcome {
-                Ok(keep_client) => return self.complete(record, keep_client).await,
-                Err(Failed { again: true, .. }) if repeats < REPEATS_MAX => repeats += 1,
+                Ok(keep_client) => return Streamed::Done(self.complete(record, keep_client).await),
+                Err(Failed { again: true, .. }) if repeats < REPEATS_MAX => {
+                    repeats += 1;
+                    choice = match self.client.choose(choice.spoken()) {
+                        Ok(choice) => choice,
+                        Err(reason) => {
+                            let keep = facts.body == Body::Empty && wants_more;
+                            return Streamed::Done(self.refuse(response, record, reason, version, is_head, keep).await);
+                        }
+                    };
+                }
                 Err(failed) if failed.answerable => {
                     let keep = failed.request_complete && wants_more;
-                    return self.refuse(response, record, failed.reason, version, is_head, keep).await;
+                    let reason = failed.reason;
+                    return Streamed::Done(self.refuse(response, record, reason, version, is_head, keep).await);
                 }
                 Err(failed) => {
                     record.finish(failed.reason);
-                    return Next::End(failed.reason);
+                    return Streamed::Done(Next::End(failed.reason));
                 }
             }
         }

@@ -15,9 +15,10 @@ use heddle_telemetry::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::{Asking, Failed, fail, refuse, unless_reset};
+use super::{Asking, Failed, Otherwise, fail, refuse, unless_reset};
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
+use crate::http::client::Unreached;
 use crate::http::clock::BodyClock;
 use crate::http::flow::{Flow, Incoming, Outgoing};
 use crate::http::inbox::{Filled, Inbox};
@@ -25,13 +26,13 @@ use crate::http::pipe::Broken;
 use crate::http::record::{Messages, Record};
 use crate::http::relay::Facts;
 use crate::registry::Conn;
-use crate::route::From;
+use crate::route::{Choice, From};
 
 impl Asking {
     /// Serves it by an upstream that speaks HTTP/1.
-    pub(super) async fn on_a_connection(self) {
+    pub(super) async fn on_a_connection(self, mut choice: Choice) -> Otherwise {
         let Self { client, flow, parts, checked, mut body, mut respond, mut record } = self;
-        let worker = &client.conn.worker;
+        let worker = client.conn.worker.clone();
         let websocket_key = match checked.kind {
             Kind::WebSocket => websocket::key(fastrand::u128(..).to_ne_bytes()),
             Kind::Plain | Kind::Connect => String::new(),
@@ -39,17 +40,25 @@ impl Asking {
         let mut heads = worker.spare_heads.take();
         if let Err(rule) = translate::request_to_h1(&parts, &checked, &websocket_key, &mut heads.request) {
             record.detail = rule.as_str();
-            return refuse(&client, respond, record, rule.request_reason());
+            refuse(&client, respond, record, rule.request_reason());
+            return None;
         }
         let facts = Facts::of(&heads.request, &Limits::DEFAULT);
         let mut from = From::Pool;
         loop {
-            let connecting = client.connection(from, &mut record);
+            let connecting = client.connection(&mut choice, from, &mut record);
             let upstream = match unless_reset(&mut body, &mut respond, connecting).await {
                 Ok(upstream) => upstream,
-                Err(reason) => return refuse(&client, respond, record, reason),
+                Err(Unreached::OtherVersion) => {
+                    let asking = Self { client, flow, parts, checked, body, respond, record };
+                    return Some(Box::new((asking, choice)));
+                }
+                Err(Unreached::Failed(reason)) => {
+                    refuse(&client, respond, record, reason);
+                    return None;
+                }
             };
-            record.set_endpoint(upstream.endpoint.addr, upstream.endpoint.workload.as_ref());
+            record.set_endpoint(&upstream.endpoint);
             let mut wire = worker.spare.take();
             heads.request.write(&mut wire);
             let mut crossing = Crossing {
@@ -93,6 +102,13 @@ impl Asking {
                 // It was closed while it was idle. Another may be as stale: a new one is not.
                 Err(Failed { again: true, .. }) if upstream.reused => {
                     from = From::Dial;
+                    match client.choose(choice.spoken()) {
+                        Ok(chosen) => choice = chosen,
+                        Err(reason) => {
+                            refuse(&client, respond, record, reason);
+                            return None;
+                        }
+                    }
                     continue;
                 }
                 Err(failed) => {
@@ -101,7 +117,8 @@ impl Asking {
                     fail(&client, respond, sink, record, &failed).await;
                 }
             }
-            return worker.spare_heads.give(heads);
+            worker.spare_heads.give(heads);
+            return None;
         }
     }
 }

@@ -1,0 +1,3 @@
+//! The certificate authority.
+
+pub mod names;

@@ -1,0 +1,1 @@
+//! Issuers against a real authority in this process.

@@ -1,0 +1,315 @@
+//! Connections of the mesh, accepted for a pod: the peer proves who it is, then each of its streams is served on behalf of the true
+//! client it names, which may only be the peer's own address.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::ext::Protocol;
+use h2::server::SendResponse;
+use heddle_http::answer;
+use heddle_http::detect::HttpVersion;
+use heddle_identity::{Alpn, SpiffeId};
+use heddle_model::{ClientAddr, OriginalDst, Workload};
+use heddle_telemetry::{Direction, Reason, Via};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::{IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
+use crate::config::AGENT_PORTS;
+use crate::copy::Side;
+use crate::dial;
+use crate::hash::FastMap;
+use crate::http::client::Client;
+use crate::http::flow::{Flow, Incoming, Outgoing};
+use crate::http::io::Wire;
+use crate::http::{h2 as http2, stream};
+use crate::registry::Conn;
+use crate::route::{Choice, Route};
+use crate::task::Ended;
+
+/// Serves one connection of a peer to its end.
+pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> Ended {
+    let Some(tls) = &conn.worker.tls else { return Ended::refused(Reason::TlsNoOwnCertificate, downstream) };
+    let (wire, peer) = match Box::pin(tls.accept(&conn.pod, downstream, alpn)).await {
+        Ok(accepted) => accepted,
+        Err(failed) => {
+            // Closed, not reset: a reset would take the alert away that says why.
+            if let Some(socket) = failed.socket {
+                let _ = SockRef::from(&socket).set_linger(None);
+            }
+            return Ended::lost(failed.failure.reason());
+        }
+    };
+    let via = match alpn {
+        Alpn::Heddle => Via::Heddle,
+        Alpn::Hbone => Via::Hbone,
+    };
+    let own = conn.pod.identity.as_deref().map_or("", |lease| lease.id().as_str());
+    conn.carries_http();
+    conn.set_via(via, peer.id().as_str(), own);
+    let source = source(&conn, peer.id());
+    let accepted = Rc::new(Accepted {
+        conn: conn.clone(),
+        via,
+        id: peer.id().clone(),
+        source,
+        clients: RefCell::default(),
+        turns: Rc::default(),
+    });
+    conn.worker.accepted.borrow_mut().push(Rc::downgrade(&accepted));
+    let turns = accepted.turns.clone();
+    let start = |flow: &Rc<Flow>, request, respond| Accepted::start(&accepted, flow, request, respond);
+    let ended = http2::serve(&conn, &turns, Wire::Tls(Box::new(wire)), http2::Kind::Peer, start).await;
+    accepted.end(ended.reason);
+    ended
+}
+
+/// The pod that calls: the one whose address it comes from, if that is who the peer proved to be.
+fn source(conn: &Conn, id: &SpiffeId) -> Option<Arc<Workload>> {
+    let (tls, snapshot) = (conn.worker.tls.as_ref()?, conn.worker.snapshot());
+    let workload = snapshot.workload_by_ip(conn.client.get().ip())?;
+    let expected = tls.id_of(workload, &snapshot.mesh.trust_domain)?;
+    (expected == *id).then(|| workload.clone())
+}
+
+type Stream = Pin<Box<dyn Future<Output = ()>>>;
+
+/// A connection whose peer is authenticated.
+pub(crate) struct Accepted {
+    conn: Rc<Conn>,
+    via: Via,
+    id: SpiffeId,
+    source: Option<Arc<Workload>>,
+    /// True clients with connections of their own to the application.
+    clients: RefCell<FastMap<ClientAddr, Entry>>,
+    turns: Rc<Cell<u64>>,
+}
+
+struct Entry {
+    client: Rc<Client>,
+    /// When it last asked.
+    tick: u64,
+}
+
+impl Accepted {
+    /// One stream: a request, or the bytes of a connection.
+    fn start(
+        this: &Rc<Self>,
+        flow: &Rc<Flow>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> Option<Stream> {
+        let peer = this.conn.client.get();
+        let is_connect = request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none();
+        if this.via == Via::Hbone {
+            let client = headers::read_forwarded(request.headers(), peer);
+            if !is_connect {
+                refuse(respond, StatusCode::BAD_REQUEST, None);
+                return None;
+            }
+            return this.bytes(client, flow, request, respond);
+        }
+        let told = headers::read(request.headers(), peer);
+        if is_connect && !told.is_own_connect {
+            return this.bytes(told.client, flow, request, respond);
+        }
+        let client = match this.client(ClientAddr::new(told.client.unwrap_or(peer))) {
+            Ok(client) => client,
+            Err(reason) => {
+                refuse(respond, StatusCode::SERVICE_UNAVAILABLE, Some(reason));
+                return None;
+            }
+        };
+        let (conn, flow) = (client.conn.clone(), flow.clone());
+        Some(Box::pin(async move {
+            tokio::select! {
+                biased;
+                reason = conn.cut_while_carried() => conn.end(reason),
+                () = stream::serve(client, flow, request, respond, told.version) => {}
+            }
+        }))
+    }
+
+    /// A byte stream: to the very address that was called, or by HBONE to a port of this pod.
+    fn bytes(
+        &self,
+        client: Option<SocketAddr>,
+        flow: &Rc<Flow>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> Option<Stream> {
+        let target = request.uri().authority().and_then(|authority| authority.as_str().parse::<SocketAddr>().ok());
+        let is_meant = |target: &SocketAddr| match self.via {
+            Via::Hbone => self.conn.pod.has_address(target.ip()) && target.port() != 0,
+            _ => self.conn.original.is_some_and(|original| original.get() == *target),
+        };
+        let Some(target) = target.filter(is_meant).filter(|target| !AGENT_PORTS.contains(&target.port())) else {
+            refuse(respond, StatusCode::BAD_REQUEST, None);
+            return None;
+        };
+        let client = ClientAddr::new(client.unwrap_or(self.conn.client.get()));
+        let conn = match self.enter(client, OriginalDst::new(target)) {
+            Ok(conn) => conn,
+            Err(reason) => {
+                refuse(respond, StatusCode::SERVICE_UNAVAILABLE, Some(reason));
+                return None;
+            }
+        };
+        let source = Incoming::new(request.into_body(), flow.clone());
+        let flow = flow.clone();
+        Some(Box::pin(async move {
+            let guard = EndsWith(&conn);
+            let reason = tokio::select! {
+                biased;
+                reason = conn.cut_while_carried() => reason,
+                reason = carry(&conn, flow, source, respond) => reason,
+            };
+            guard.0.end(reason);
+        }))
+    }
+
+    /// The true client of a request.
+    fn client(&self, address: ClientAddr) -> Result<Rc<Client>, Reason> {
+        let tick = self.conn.worker.tick();
+        let mut clients = self.clients.borrow_mut();
+        if let Some(entry) = clients.get_mut(&address)
+            && entry.client.conn.ended().is_none()
+        {
+            entry.tick = tick;
+            return Ok(entry.client.clone());
+        }
+        let original = self.conn.original.ok_or(Reason::NoOriginalDestination)?;
+        let conn = self.enter(address, original)?;
+        conn.carries_http();
+        let route = Rc::new(Route::of(&conn, original, &conn.worker.snapshot()));
+        let client = Rc::new(Client::carried(&conn, route, self.turns.clone()));
+        if let Some(former) = clients.insert(address, Entry { client: client.clone(), tick }) {
+            former.client.conn.end(Reason::Completed);
+        }
+        if clients.len() > IDLE_CLIENTS_MAX {
+            let idle = clients.iter().filter(|(_, entry)| entry.is_idle());
+            if let Some(oldest) = idle.min_by_key(|(_, entry)| entry.tick).map(|(address, _)| *address)
+                && let Some(gone) = clients.remove(&oldest)
+            {
+                gone.client.conn.end(Reason::Completed);
+            }
+        }
+        Ok(client)
+    }
+
+    /// An entry in the registry for what a stream of this connection carries.
+    fn enter(&self, client: ClientAddr, original: OriginalDst) -> Result<Rc<Conn>, Reason> {
+        let (worker, carrier) = (&self.conn.worker, self.conn.clone());
+        let source = self.source.clone();
+        let conn = Conn::enter_carried(
+            worker,
+            &self.conn.pod,
+            Direction::Inbound,
+            client,
+            Some(original),
+            source,
+            Some(carrier),
+        );
+        let own = self.conn.pod.identity.as_deref().map_or("", |lease| lease.id().as_str());
+        conn.set_via(self.via, self.id.as_str(), own);
+        conn.set_target(Route::of(&conn, original, &worker.snapshot()).target());
+        if let Err(reason) = conn.take_budget() {
+            conn.end(reason);
+            return Err(reason);
+        }
+        Ok(conn)
+    }
+
+    /// A second passed: clients that ask nothing let go of their connections.
+    pub(crate) fn sweep(&self, tick: u64) {
+        self.clients.borrow_mut().retain(|_, entry| {
+            let stays = !entry.is_idle() || entry.tick + IDLE_CLIENT_TICKS > tick;
+            if !stays {
+                entry.client.conn.end(Reason::Completed);
+            }
+            stays
+        });
+    }
+
+    fn end(&self, reason: Reason) {
+        self.clients.borrow_mut().drain().for_each(|(_, entry)| entry.client.conn.end(reason));
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        let reason = self.conn.ended().unwrap_or(Reason::AgentShutdown);
+        self.end(reason);
+    }
+}
+
+impl Entry {
+    /// Whether no stream holds it.
+    fn is_idle(&self) -> bool {
+        Rc::strong_count(&self.client) == 1
+    }
+}
+
+/// A carried connection whose stream was dropped ended with its carrier.
+struct EndsWith<'a>(&'a Rc<Conn>);
+
+impl Drop for EndsWith<'_> {
+    fn drop(&mut self) {
+        self.0.end(Reason::DownstreamReset);
+    }
+}
+
+/// Connects to the application, says so, and carries the bytes.
+async fn carry(conn: &Rc<Conn>, flow: Rc<Flow>, source: Incoming, mut respond: SendResponse<Bytes>) -> Reason {
+    let dialling = async {
+        let original = conn.original.ok_or(Reason::NoOriginalDestination)?;
+        let route = Rc::new(Route::of(conn, original, &conn.worker.snapshot()));
+        let mut choice = Choice::new(conn, &route, HttpVersion::Http1, None)?;
+        loop {
+            conn.upstream.set(Some(choice.hop().addr));
+            conn.attempts.set(conn.attempts.get() + 1);
+            match dial::unwatched(conn, choice.hop()).await {
+                Ok(upstream) => return Ok(upstream),
+                Err(failure) => choice.failed(conn, failure)?,
+            }
+        }
+    };
+    let dialled: Result<TcpStream, Reason> = tokio::select! {
+        biased;
+        _ = std::future::poll_fn(|cx| respond.poll_reset(cx)) => return Reason::DownstreamReset,
+        dialled = Box::pin(dialling) => dialled,
+    };
+    let upstream = match dialled {
+        Ok(upstream) => upstream,
+        Err(reason) => {
+            refuse(respond, StatusCode::SERVICE_UNAVAILABLE, Some(reason));
+            return reason;
+        }
+    };
+    let Ok(sink) = respond.send_response(Response::new(()), false) else { return Reason::DownstreamReset };
+    conn.open_series();
+    let reason = tunnel::carry(conn, &upstream, Side::Upstream, source, Outgoing::new(sink, flow), None).await;
+    if reason.is_success() {
+        // Fails only on a socket that is already gone.
+        let _ = SockRef::from(&upstream).set_linger(None);
+    }
+    reason
+}
+
+/// Declines a stream.
+fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, reason: Option<Reason>) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    if let Some(reason) = reason {
+        response.headers_mut().insert(answer::REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    }
+    // An error means that nobody waits for it any more.
+    let _ = respond.send_response(response, true);
+}

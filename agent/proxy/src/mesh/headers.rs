@@ -1,0 +1,131 @@
+//! What one agent tells another about a stream. Only between agents that proved who they are: from applications and from outside
+//! every `x-heddle-*` field is stripped (DESIGN §10).
+
+use std::net::SocketAddr;
+
+use heddle_http::detect::HttpVersion;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Address and port of the true client, `10.1.2.3:40000`. Its address is the connection's own or nothing: a peer speaks for itself.
+const CLIENT: HeaderName = HeaderName::from_static("x-heddle-client");
+/// `1` where the client speaks HTTP/1: its server is called so too, unless its port declares otherwise.
+const VERSION: HeaderName = HeaderName::from_static("x-heddle-version");
+/// Marks a CONNECT that is the application's own; without it one is the stream of bytes of a connection.
+const CONNECT: HeaderName = HeaderName::from_static("x-heddle-connect");
+/// RFC 7239; HBONE's word for the true client.
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+
+/// What is said about a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Told {
+    /// The true client; none if it was not told, or the peer may not say it.
+    pub(crate) client: Option<SocketAddr>,
+    pub(crate) version: HttpVersion,
+    /// A CONNECT that the application sent.
+    pub(crate) is_own_connect: bool,
+}
+
+/// Tells the server of `heddle/h2` about a request of an application.
+pub(crate) fn tell(fields: &mut HeaderMap, client: SocketAddr, version: HttpVersion, is_connect: bool) {
+    put(fields, CLIENT, &client.to_string());
+    if version == HttpVersion::Http1 {
+        fields.insert(VERSION, HeaderValue::from_static("1"));
+    }
+    if is_connect {
+        fields.insert(CONNECT, HeaderValue::from_static("application"));
+    }
+}
+
+/// Tells the server of `heddle/h2` whose bytes a stream carries.
+pub(crate) fn tell_bytes(fields: &mut HeaderMap, client: SocketAddr) {
+    put(fields, CLIENT, &client.to_string());
+}
+
+/// The same for HBONE.
+pub(crate) fn tell_forwarded(fields: &mut HeaderMap, client: SocketAddr) {
+    put(fields, FORWARDED, &format!("for=\"{client}\""));
+}
+
+fn put(fields: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        fields.insert(name, value);
+    }
+}
+
+/// Reads what an agent says of a stream; `peer` is the address of its connection.
+pub(crate) fn read(fields: &HeaderMap, peer: SocketAddr) -> Told {
+    let client = fields.get(CLIENT).and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    Told {
+        client: client.filter(|client| is_own(*client, peer)),
+        version: if fields.get(VERSION).is_some_and(|v| v == "1") { HttpVersion::Http1 } else { HttpVersion::Http2 },
+        is_own_connect: fields.contains_key(CONNECT),
+    }
+}
+
+/// The true client of an HBONE stream, from `Forwarded: for="10.1.2.3:40000"`.
+pub(crate) fn read_forwarded(fields: &HeaderMap, peer: SocketAddr) -> Option<SocketAddr> {
+    let value = fields.get(FORWARDED)?.to_str().ok()?;
+    let pair = value.split([';', ',']).map(str::trim).find(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        name.eq_ignore_ascii_case("for")
+    })?;
+    let (_, address) = pair.split_once('=')?;
+    let client = address.trim_matches('"').parse().ok()?;
+    is_own(client, peer).then_some(client)
+}
+
+/// A pod's agent connects from the pod's address, so nobody speaks for another pod.
+fn is_own(client: SocketAddr, peer: SocketAddr) -> bool {
+    client.port() != 0 && client.ip().to_canonical() == peer.ip().to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn what_is_told_is_read() {
+        let client = "10.0.0.1:40000".parse().unwrap();
+        for (version, connect) in [(HttpVersion::Http1, false), (HttpVersion::Http2, true), (HttpVersion::Http2, false)]
+        {
+            let mut fields = HeaderMap::new();
+            tell(&mut fields, client, version, connect);
+            let told = read(&fields, "10.0.0.1:999".parse().unwrap());
+            assert_eq!(told, Told { client: Some(client), version, is_own_connect: connect });
+        }
+    }
+
+    #[test]
+    fn nobody_speaks_for_another_address() {
+        let peer = "10.0.0.1:999".parse().unwrap();
+        for (value, client) in [
+            ("10.0.0.1:40000", Some("10.0.0.1:40000")),
+            ("10.0.0.2:40000", None),
+            ("10.0.0.1:0", None),
+            ("10.0.0.1", None),
+            ("[::1]:80", None),
+            ("", None),
+            ("unix:/x", None),
+        ] {
+            let client = client.map(|text: &str| text.parse().unwrap());
+            assert_eq!(read(&map(&[("x-heddle-client", value)]), peer).client, client, "{value}");
+        }
+        for (value, client) in [
+            ("for=10.0.0.1:40000", Some("10.0.0.1:40000")),
+            ("by=x;For=\"10.0.0.1:40000\";proto=http", Some("10.0.0.1:40000")),
+            ("for=\"10.0.0.1:40000\", for=10.0.0.9:1", Some("10.0.0.1:40000")),
+            ("for=10.0.0.2:40000", None),
+            ("for=unknown", None),
+            ("for", None),
+            ("", None),
+        ] {
+            let client = client.map(|text: &str| text.parse().unwrap());
+            assert_eq!(read_forwarded(&map(&[("forwarded", value)]), peer), client, "{value}");
+        }
+        assert_eq!(read_forwarded(&map(&[("forwarded", "for=\"[::ffff:10.0.0.1]:7\"")]), peer).unwrap().port(), 7);
+    }
+}

@@ -1,0 +1,34 @@
+//! The mesh's own transports (DESIGN §5): who the other side must be, TLS with it, and HTTP/2 inside.
+//!
+//! Out: [`way`] says by what an endpoint is reached, [`tls`] proves both sides, the pool of HTTP/2 connections keeps the connection for this
+//! source pod; a request goes on a stream as it is, bytes go through a [`tunnel`]. In: [`greeting`] tells a peer of ours from the
+//! application's own TLS, [`accept`] serves its streams, each on behalf of the true client it names. Authenticated is the TLS
+//! peer and nothing else: [`headers`] only say what that peer may say about itself.
+
+pub(crate) mod accept;
+pub(crate) mod greeting;
+pub(crate) mod headers;
+pub(crate) mod tls;
+pub(crate) mod tunnel;
+pub(crate) mod way;
+
+use std::time::Duration;
+
+/// How long a handshake may take, from the first byte to the peer's last.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same of one this side began: the application waits for it.
+pub(crate) const CONNECT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Handshakes of one pod under way on one worker; more wait for their turn, as long as a handshake may take.
+pub(crate) const HANDSHAKES_MAX: usize = 1024;
+/// How long a connection of the mesh is used for new streams, in ticks, before another takes its place. Half of it at least: not all at once.
+pub(crate) const AGE_TICKS_MAX: u64 = 3600;
+/// Streams on one connection of the mesh: a burst of clients costs one handshake.
+pub(crate) const STREAMS_MAX: u32 = 1024;
+/// The largest frame that is taken from a peer: ztunnel sends this much at once.
+pub(crate) const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// True clients of one connection that keep connections to the application while they ask nothing.
+pub(crate) const IDLE_CLIENTS_MAX: usize = 256;
+/// Ticks for which they do.
+pub(crate) const IDLE_CLIENT_TICKS: u64 = 30;
+/// How long a server may take to connect to its application: its own attempts, and the way there and back.
+pub(crate) const TUNNEL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,0 +1,140 @@
+//! One worker's TLS: both sides of a handshake, bounded in time and number, counted by how it ended.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+
+use heddle_identity::metrics::Side;
+use heddle_identity::tls::no_server_name;
+use heddle_identity::{
+    Alpn, ClientConfigs, ExpectedIds, HandshakeFailure, Lease, Peer, ServerConfigs, SpiffeId, TrustDomain,
+};
+use heddle_model::Workload;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use super::{CONNECT_HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT};
+use crate::budget::Pod;
+use crate::hash::FastMap;
+use crate::proxy::Identity;
+
+/// Ids kept before the cache starts anew.
+const IDS_MAX: usize = 4096;
+
+/// By namespace and service account; of one trust domain.
+type Ids = FastMap<(Arc<str>, Arc<str>), Option<SpiffeId>>;
+
+/// TLS as a worker uses it.
+pub(crate) struct Tls {
+    identity: Identity,
+    worker: usize,
+    clients: RefCell<ClientConfigs>,
+    servers: RefCell<ServerConfigs>,
+    ids: RefCell<(Arc<str>, Ids)>,
+}
+
+/// A handshake that failed, and the socket it left behind.
+pub(crate) struct Failed {
+    pub(crate) failure: HandshakeFailure,
+    pub(crate) socket: Option<TcpStream>,
+}
+
+impl From<HandshakeFailure> for Failed {
+    fn from(failure: HandshakeFailure) -> Self {
+        Self { failure, socket: None }
+    }
+}
+
+impl Tls {
+    pub(crate) fn new(identity: Identity, worker: usize) -> Self {
+        let clients = RefCell::new(ClientConfigs::new(&identity.store));
+        let servers = RefCell::new(ServerConfigs::new(&identity.store));
+        Self { identity, worker, clients, servers, ids: RefCell::default() }
+    }
+
+    /// Who a workload has to be; none if its names make no identity.
+    pub(crate) fn id_of(&self, workload: &Workload, trust_domain: &Arc<str>) -> Option<SpiffeId> {
+        let mut ids = self.ids.borrow_mut();
+        if ids.0 != *trust_domain || ids.1.len() >= IDS_MAX {
+            *ids = (trust_domain.clone(), Ids::default());
+        }
+        let key = (workload.namespace.clone(), workload.service_account.clone());
+        let make = || {
+            let domain = trust_domain.parse::<TrustDomain>().ok()?;
+            SpiffeId::new(&domain, &workload.namespace, &workload.service_account).ok()
+        };
+        ids.1.entry(key).or_insert_with(make).clone()
+    }
+
+    /// Proves to a server who the pod is, and has it prove to be one of `expected`.
+    pub(crate) async fn connect(
+        &self,
+        pod: &Pod,
+        stream: TcpStream,
+        alpn: Alpn,
+        expected: &ExpectedIds,
+    ) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
+        let handshake = async {
+            let lease = self.ready(pod).await?;
+            let config = self.clients.borrow_mut().get(lease, expected, alpn)?;
+            let connecting = TlsConnector::from(config).connect(no_server_name(), stream);
+            let stream = connecting.await.map_err(|error| HandshakeFailure::of_io(&error))?;
+            Peer::of_server(stream.get_ref().1, alpn).map_err(|refusal| refusal.failure)?;
+            Ok(TlsStream::Client(stream))
+        };
+        let result = timeout(CONNECT_HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(HandshakeFailure::Timeout));
+        self.count(Side::Client, &result);
+        result
+    }
+
+    /// Has a client prove who it is.
+    pub(crate) async fn accept(
+        &self,
+        pod: &Pod,
+        stream: TcpStream,
+        alpn: Alpn,
+    ) -> Result<(TlsStream<TcpStream>, Peer), Failed> {
+        let handshake = async {
+            // Never closed.
+            let _turn = pod.handshakes.acquire().await;
+            let lease = self.ready(pod).await?;
+            let config = self.servers.borrow_mut().get(lease, alpn)?;
+            let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
+            let stream = accepting
+                .await
+                .map_err(|(error, socket)| Failed { failure: HandshakeFailure::of_io(&error), socket: Some(socket) })?;
+            let peer = Peer::of_client(stream.get_ref().1, alpn).map_err(|refusal| refusal.failure)?;
+            Ok((TlsStream::Server(stream), peer))
+        };
+        let late = || Err(Failed::from(HandshakeFailure::Timeout));
+        let result = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| late());
+        match &result {
+            Ok(_) => self.identity.handshakes.record(self.worker, Side::Server, Ok(())),
+            Err(failed) => self.identity.handshakes.record(self.worker, Side::Server, Err(failed.failure)),
+        }
+        result
+    }
+
+    /// The pod's certificate, waited for where it is on its way.
+    async fn ready<'a>(&self, pod: &'a Pod) -> Result<&'a Lease, HandshakeFailure> {
+        let lease = pod.identity.as_deref().ok_or(HandshakeFailure::NoOwnCertificate)?;
+        if !lease.is_ready()
+            && let Err(error) = lease.ready(CONNECT_HANDSHAKE_TIMEOUT).await
+        {
+            tracing::warn!(pod = %pod.uid(), id = %lease.id(), %error, "no certificate for a connection");
+            return Err(HandshakeFailure::NoOwnCertificate);
+        }
+        Ok(lease)
+    }
+
+    fn count<T>(&self, side: Side, result: &Result<T, HandshakeFailure>) {
+        let result = result.as_ref().map(|_| ()).map_err(|failure| *failure);
+        self.identity.handshakes.record(self.worker, side, result);
+    }
+}
+
+/// How TLS ended a connection, if it did: in TLS 1.3 a client learns only behind its handshake what the server thinks of it.
+pub(crate) fn failure_in(error: &io::Error) -> Option<HandshakeFailure> {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).map(HandshakeFailure::of)
+}

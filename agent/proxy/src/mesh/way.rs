@@ -1,0 +1,84 @@
+//! By what an endpoint is reached, and who must be there.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use heddle_identity::{Alpn, ExpectedIds};
+use heddle_model::{SameNode, Transport, Workload};
+use heddle_telemetry::{Direction, Via};
+
+use crate::budget::Pod;
+use crate::registry::Conn;
+
+/// The port of HBONE.
+const HBONE_PORT: u16 = 15008;
+
+/// By what an address is reached.
+#[derive(Clone)]
+pub(crate) enum Way {
+    /// As it is.
+    Direct,
+    /// The application in another pod of this node, from that pod's network namespace.
+    Handover(Rc<Pod>),
+    /// TLS with ALPN `heddle/h2`, on the port itself.
+    Heddle(ExpectedIds),
+    /// HBONE.
+    Hbone(ExpectedIds),
+}
+
+impl Way {
+    /// The way from the pod of `conn` to a port of a workload.
+    pub(crate) fn to(conn: &Conn, workload: Option<&Arc<Workload>>, addr: std::net::SocketAddr) -> Self {
+        let (Some(tls), Some(workload), Direction::Outbound) = (&conn.worker.tls, workload, conn.direction) else {
+            return Self::Direct;
+        };
+        // Its own calls to itself never leave the pod.
+        if conn.pod.has_address(addr.ip()) || workload.capture.exclude_inbound_ports.contains(&addr.port()) {
+            return Self::Direct;
+        }
+        let snapshot = conn.worker.snapshot();
+        let transport = workload.transport_to(addr.port(), &snapshot.mesh);
+        let expected = || tls.id_of(workload, &snapshot.mesh.trust_domain).map(ExpectedIds::from);
+        match transport {
+            Transport::Plain => Self::Direct,
+            Transport::Heddle => {
+                if snapshot.mesh.same_node != SameNode::Wire
+                    && conn.pod.identity.is_some()
+                    && let Some(pod) = conn.worker.pods.borrow().get(&workload.uid)
+                {
+                    return Self::Handover(pod.clone());
+                }
+                // Nobody is trusted for a workload whose names make no identity: the handshake says so.
+                Self::Heddle(expected().unwrap_or_else(|| ExpectedIds::new([])))
+            }
+            Transport::Hbone => Self::Hbone(expected().unwrap_or_else(|| ExpectedIds::new([]))),
+        }
+    }
+
+    /// What is spoken inside TLS and who must be there; none without TLS.
+    pub(crate) fn tls(&self) -> Option<(Alpn, &ExpectedIds)> {
+        match self {
+            Self::Direct | Self::Handover(_) => None,
+            Self::Heddle(expected) => Some((Alpn::Heddle, expected)),
+            Self::Hbone(expected) => Some((Alpn::Hbone, expected)),
+        }
+    }
+
+    /// The same for log and metrics.
+    pub(crate) fn via(&self) -> Via {
+        match self {
+            Self::Direct => Via::Plain,
+            Self::Handover(_) => Via::Handover,
+            Self::Heddle(_) => Via::Heddle,
+            Self::Hbone(_) => Via::Hbone,
+        }
+    }
+
+    /// The address that is connected to for `addr`.
+    pub(crate) fn address(&self, addr: std::net::SocketAddr) -> std::net::SocketAddr {
+        match self {
+            Self::Hbone(_) => std::net::SocketAddr::new(addr.ip(), HBONE_PORT),
+            Self::Direct | Self::Handover(_) | Self::Heddle(_) => addr,
+        }
+    }
+}
