@@ -31,8 +31,7 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     if conn.worker.tls.is_none() {
         return protocol::run(&conn, route, downstream).await;
     }
-    let own = conn.pod.workload(&snapshot);
-    let mode = own.map_or(snapshot.mesh.mtls, |workload| workload.mtls.of(original.port(), &snapshot.mesh));
+    let mode = conn.mode(&snapshot);
     // A peer of the mesh greets at once. Where it is not known whether one comes, the application is called meanwhile.
     let is_peer = conn.source.as_ref().is_some_and(|source| source.transport == Transport::Heddle);
     let patience = match mode {
@@ -61,11 +60,17 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
             }
         }
     }
+    conn.is_plaintext.set(true);
+    // It may have become STRICT while it was listened to.
+    if conn.mode(&conn.worker.refresh()) == MtlsMode::Strict {
+        return Ended::refused(Reason::PlaintextRefused, downstream);
+    }
     protocol::run(&conn, route, downstream).await
 }
 
 /// Serves a peer of the mesh whose greeting was peeked at.
 pub(crate) async fn serve(conn: Rc<Conn>, downstream: TcpStream, is_unwatched: bool) -> Ended {
+    conn.is_plaintext.set(false);
     let watched = if is_unwatched { protocol::watched_anew(downstream) } else { Ok(downstream) };
     let downstream = match watched {
         Ok(downstream) => downstream,

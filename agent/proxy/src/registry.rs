@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
 
-use heddle_model::{ClientAddr, OriginalDst, PodUid, Service, Workload};
+use heddle_model::{ClientAddr, MtlsMode, OriginalDst, PodUid, Service, Snapshot, Workload};
 use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle, Via};
 use tokio::sync::{Notify, oneshot};
 
@@ -119,6 +119,8 @@ pub(crate) struct Conn {
     carrier: Option<Rc<Conn>>,
     /// The called side, where its bytes are handed over on this node: counted there too.
     called: OnceCell<Rc<Conn>>,
+    /// It was taken as plain text, which its port may stop to allow.
+    pub(crate) is_plaintext: Cell<bool>,
     /// Told when a carried connection is cut.
     pub(crate) carried_cut: Notify,
     via: Cell<Via>,
@@ -183,6 +185,7 @@ impl Conn {
             attempts: Cell::new(0),
             carrier,
             called: OnceCell::new(),
+            is_plaintext: Cell::new(false),
             carried_cut: Notify::new(),
             via: Cell::new(Via::Plain),
             principals: RefCell::default(),
@@ -299,6 +302,13 @@ impl Conn {
         if &*principals.1 != destination {
             principals.1 = destination.into();
         }
+    }
+
+    /// What the called port takes.
+    pub(crate) fn mode(&self, snapshot: &Snapshot) -> MtlsMode {
+        let port = self.original.map_or(0, |original| original.port());
+        let own = self.pod.workload(snapshot);
+        own.map_or(snapshot.mesh.mtls, |workload| workload.mtls.of(port, &snapshot.mesh))
     }
 
     /// Its bytes are handed over to `called`, which ends with it.
@@ -555,6 +565,15 @@ impl Table {
                 return;
             }
             ended.await;
+        }
+    }
+
+    /// Ends plain-text connections to ports that take none any more.
+    pub(crate) fn enforce_strict(&self, snapshot: &Snapshot) {
+        for conn in self.open.borrow().values().filter(|conn| conn.is_plaintext.get()) {
+            if conn.mode(snapshot) == MtlsMode::Strict {
+                conn.cut(Reason::PlaintextRefused);
+            }
         }
     }
 

@@ -171,6 +171,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 watched.iter().filter_map(Weak::upgrade).for_each(|flow| flow.tick());
                 let snapshot = worker.refresh();
                 worker.sweep(&snapshot);
+                worker.table.enforce_strict(&snapshot);
                 worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
                 worker.links.tick(&worker.config);
                 worker.sweep_accepted();

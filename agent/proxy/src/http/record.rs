@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use heddle_model::Workload;
-use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample};
+use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample, Via};
 use http::{HeaderMap, HeaderValue};
 
 use crate::budget::{InFlight, Pod};
 use crate::labels::LabelKey;
+use crate::mesh::headers;
 use crate::mesh::way::Way;
 use crate::registry::Conn;
 use crate::route::EndpointRef;
@@ -41,6 +42,8 @@ pub(crate) struct Record {
     endpoint: Option<(SocketAddr, Option<Arc<Workload>>)>,
     /// By what the endpoint is reached, and who it is.
     way: Way,
+    /// Why the called side's agent answered for its application, if it did.
+    told_by_peer: Option<Reason>,
     /// The called side, where the request is handed over on this node.
     called: Option<Called>,
     pub(crate) attempts: u32,
@@ -82,6 +85,7 @@ impl Record {
             detail: "",
             endpoint: None,
             way: Way::Direct,
+            told_by_peer: None,
             called: None,
             attempts: 0,
             in_flight: None,
@@ -153,6 +157,12 @@ impl Record {
         self.way = endpoint.way.clone();
     }
 
+    /// Reads why the called side's agent answered for its application. Its word counts where it proved to be one; an application's is stripped.
+    pub(crate) fn read_reason(&mut self, fields: &HeaderMap) -> Option<Reason> {
+        self.told_by_peer = headers::reason(fields).filter(|_| self.way.via() == Via::Heddle);
+        self.told_by_peer
+    }
+
     /// It is handed over on this node: `called` is the other side's connection, which records it too.
     pub(crate) fn hand_over(&mut self, called: Rc<Conn>) -> Result<(), Reason> {
         let worker = &self.conn.worker;
@@ -182,6 +192,7 @@ impl Record {
             return;
         }
         let (conn, duration) = (&self.conn, self.started.elapsed());
+        let reason = self.told_by_peer.filter(|_| reason.is_success()).unwrap_or(reason);
         conn.end_request();
         conn.count_request();
         if let Some(before) = self.tunnel_from {

@@ -18,7 +18,7 @@ use heddle_http::translate::{self, Checked, Kind, LengthCheck};
 use heddle_http::{Limits, Reject, answer};
 use heddle_telemetry::{Direction, Reason};
 use http::request::Parts;
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, header};
 
 use super::client::{Client, REPEATS_MAX, Unreached};
 use super::clock::BodyClock;
@@ -368,6 +368,7 @@ impl Exchange {
             }
         };
         let ended = source.is_end_stream();
+        let reason = record.read_reason(&parts.headers);
         let body = translate::check_response(&mut parts, ended, self.asked).map_err(|rule| {
             record.detail = rule.as_str();
             Failed::of_response(rule)
@@ -378,6 +379,9 @@ impl Exchange {
         record.status = parts.status.as_u16();
         if ended {
             record.read_grpc_status(grpc_status(&parts.headers));
+        }
+        if let Some(reason) = reason {
+            parts.headers.insert(answer::REASON_HEADER, HeaderValue::from_static(reason.as_str()));
         }
         let gone = |_| Failed::of_client(h2::Reason::CANCEL);
         let sink = respond.send_response(http::Response::from_parts(parts, ()), ended).map_err(gone)?;

@@ -75,8 +75,8 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
 fn source(conn: &Conn, id: &SpiffeId) -> Option<Arc<Workload>> {
     let (tls, snapshot) = (conn.worker.tls.as_ref()?, conn.worker.snapshot());
     let workload = snapshot.workload_by_ip(conn.client.get().ip())?;
-    let expected = tls.id_of(workload, &snapshot.mesh.trust_domain)?;
-    (expected == *id).then(|| workload.clone())
+    let expected = tls.ids_of(workload, &snapshot.mesh.trust_domain);
+    expected.ids().contains(id).then(|| workload.clone())
 }
 
 type Stream = Pin<Box<dyn Future<Output = ()>>>;

@@ -3,7 +3,9 @@
 
 use std::net::SocketAddr;
 
+use heddle_http::answer;
 use heddle_http::detect::HttpVersion;
+use heddle_telemetry::Reason;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Address and port of the true client, `10.1.2.3:40000`. Its address is the connection's own or nothing: a peer speaks for itself.
@@ -44,6 +46,12 @@ pub(crate) fn tell_bytes(fields: &mut HeaderMap, client: SocketAddr) {
 /// The same for HBONE.
 pub(crate) fn tell_forwarded(fields: &mut HeaderMap, client: SocketAddr) {
     put(fields, FORWARDED, &format!("for=\"{client}\""));
+}
+
+/// Why the server's agent answered for its application, if it did.
+pub(crate) fn reason(fields: &HeaderMap) -> Option<Reason> {
+    let word = fields.get(answer::REASON_HEADER)?.to_str().ok()?;
+    Reason::from_word(word).filter(|reason| !reason.is_success())
 }
 
 fn put(fields: &mut HeaderMap, name: HeaderName, value: &str) {

@@ -23,7 +23,7 @@ use crate::proxy::Identity;
 const IDS_MAX: usize = 4096;
 
 /// By namespace and service account; of one trust domain.
-type Ids = FastMap<(Arc<str>, Arc<str>), Option<SpiffeId>>;
+type Ids = FastMap<(Arc<str>, Arc<str>), ExpectedIds>;
 
 /// TLS as a worker uses it.
 pub(crate) struct Tls {
@@ -53,17 +53,18 @@ impl Tls {
         Self { identity, worker, clients, servers, ids: RefCell::default() }
     }
 
-    /// Who a workload has to be; none if its names make no identity.
-    pub(crate) fn id_of(&self, workload: &Workload, trust_domain: &Arc<str>) -> Option<SpiffeId> {
+    /// Who a workload has to be; nobody if its names make no identity.
+    pub(crate) fn ids_of(&self, workload: &Workload, trust_domain: &Arc<str>) -> ExpectedIds {
         let mut ids = self.ids.borrow_mut();
         if ids.0 != *trust_domain || ids.1.len() >= IDS_MAX {
             *ids = (trust_domain.clone(), Ids::default());
         }
         let key = (workload.namespace.clone(), workload.service_account.clone());
-        let make = || {
+        let id = || {
             let domain = trust_domain.parse::<TrustDomain>().ok()?;
             SpiffeId::new(&domain, &workload.namespace, &workload.service_account).ok()
         };
+        let make = || ExpectedIds::new(id());
         ids.1.entry(key).or_insert_with(make).clone()
     }
 

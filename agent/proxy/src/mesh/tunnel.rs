@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use heddle_http::Limits;
 use heddle_http::h1::{Body, BodyDecoder, BodyEncoder};
-use heddle_http::{Limits, answer};
 use heddle_telemetry::{Reason, Via};
 use http::{Method, Request, Response, StatusCode, Uri};
 use socket2::SockRef;
@@ -82,8 +82,7 @@ async fn opened(conn: &Rc<Conn>, hop: &Hop, endpoint: EndpointRef) -> Result<Box
 
 /// Why the other agent did not connect: in its own word, if it is one of ours.
 fn declined<T>(hop: &Hop, response: &Response<T>) -> Failure {
-    let told = response.headers().get(answer::REASON_HEADER).filter(|_| hop.way.via() == Via::Heddle);
-    let told = told.and_then(|word| word.to_str().ok()).and_then(Reason::from_word).filter(|r| !r.is_success());
+    let told = headers::reason(response.headers()).filter(|_| hop.way.via() == Via::Heddle);
     let reason = told.unwrap_or(match response.status() {
         StatusCode::SERVICE_UNAVAILABLE => Reason::UpstreamConnectRefused,
         StatusCode::GATEWAY_TIMEOUT => Reason::UpstreamConnectTimeout,

@@ -38,7 +38,6 @@ impl Way {
         }
         let snapshot = conn.worker.snapshot();
         let transport = workload.transport_to(addr.port(), &snapshot.mesh);
-        let expected = || tls.id_of(workload, &snapshot.mesh.trust_domain).map(ExpectedIds::from);
         match transport {
             Transport::Plain => Self::Direct,
             Transport::Heddle => {
@@ -48,10 +47,9 @@ impl Way {
                 {
                     return Self::Handover(pod.clone());
                 }
-                // Nobody is trusted for a workload whose names make no identity: the handshake says so.
-                Self::Heddle(expected().unwrap_or_else(|| ExpectedIds::new([])))
+                Self::Heddle(tls.ids_of(workload, &snapshot.mesh.trust_domain))
             }
-            Transport::Hbone => Self::Hbone(expected().unwrap_or_else(|| ExpectedIds::new([]))),
+            Transport::Hbone => Self::Hbone(tls.ids_of(workload, &snapshot.mesh.trust_domain)),
         }
     }
 

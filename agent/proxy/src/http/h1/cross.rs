@@ -10,7 +10,7 @@ use heddle_http::h1::{
     Asked, Body, BodyDecoder, BodyEncoder, ClientSide, Exchange, Received, RequestHead, ResponseHead, forward_response,
 };
 use heddle_http::translate::{self, Kind};
-use heddle_http::{Limits, Reject, websocket};
+use heddle_http::{Limits, Reject, answer, websocket};
 use heddle_telemetry::Reason;
 use http::uri::Scheme;
 use http::{Request, response};
@@ -318,9 +318,14 @@ impl<'a> Crossing<'a> {
         if ended {
             self.record.read_grpc_status(grpc_status(&parts.headers));
         }
+        let reason = self.record.read_reason(&parts.headers);
         let (received, body) = self.read_head(parts, ended)?;
         let keep = self.exchange.client_reusable() && !self.conn.worker.draining.get();
         let outgoing = forward_response(self.head, self.asking.client_side(keep));
+        if let Some(reason) = reason {
+            // Behind the step that strips what others say in our name. A word of ours has no byte a value may not have.
+            let _ = self.head.fields_mut().append(answer::REASON_HEADER.as_bytes(), reason.as_str().as_bytes());
+        }
         self.awaits_head = false;
         self.keep_client = outgoing.keep_alive;
         self.is_tunnel = received == Received::Tunnel;
