@@ -1,13 +1,14 @@
 //! The command line: what can be asked, parsed into values that cannot be wrong.
 
 mod query;
-mod table;
+pub mod table;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use crate::ca::CaCommand;
 pub use crate::node::NodePaths;
 pub use query::query;
 
@@ -33,6 +34,9 @@ pub enum Command {
     Release(ReleaseOptions),
     /// Remove Heddle from this node: programs, links, maps, pins, listeners; the keeper ends.
     Uninstall(UninstallOptions),
+    /// The stand-alone certificate authority.
+    #[command(subcommand)]
+    Ca(Box<CaCommand>),
     /// Questions to the running agent.
     #[command(flatten)]
     Debug(Query),
