@@ -6,16 +6,16 @@ use heddle_model::workload::FailurePolicy;
 use heddle_model::{Snapshot, Workload};
 use heddle_proto::keeper::v1::PodSpec;
 
-/// The desired pods, ordered by uid so that the same set is the same list.
+/// The desired pods, ordered by uid so that the same set is the same list. With `hbone` the agent serves HBONE for them.
 #[must_use]
-pub fn desired(snapshot: &Snapshot) -> Vec<PodSpec> {
-    let mut pods: Vec<PodSpec> = snapshot.workloads().filter_map(|pod| spec(pod, &snapshot.node)).collect();
+pub fn desired(snapshot: &Snapshot, hbone: bool) -> Vec<PodSpec> {
+    let mut pods: Vec<PodSpec> = snapshot.workloads().filter_map(|pod| spec(pod, &snapshot.node, hbone)).collect();
     pods.sort_by(|a, b| a.uid.cmp(&b.uid));
     pods
 }
 
 /// A pod of this node that wants capture and whose namespace is known.
-fn spec(pod: &Workload, node: &str) -> Option<PodSpec> {
+fn spec(pod: &Workload, node: &str, hbone: bool) -> Option<PodSpec> {
     if *pod.node != *node || !pod.wants_capture() {
         return None;
     }
@@ -31,6 +31,6 @@ fn spec(pod: &Workload, node: &str) -> Option<PodSpec> {
         exclude_outbound_cidrs: pod.capture.exclude_outbound_cidrs.iter().map(ToString::to_string).collect(),
         exclude_outbound_ports: ports(&pod.capture.exclude_outbound_ports),
         exclude_inbound_ports: ports(&pod.capture.exclude_inbound_ports),
-        hbone: false,
+        hbone,
     })
 }
