@@ -4,7 +4,6 @@
 mod agent;
 mod ca;
 mod cli;
-#[allow(dead_code, unused_imports, reason = "the agent takes it into use with --ca")]
 mod issuer;
 mod logging;
 mod node;

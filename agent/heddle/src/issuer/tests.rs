@@ -3,6 +3,7 @@
 use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use heddle_controller::ca::{CaServer, Directory, ServerName, ServerOptions, Step};
@@ -60,11 +61,15 @@ impl Files {
         self.temporary.path().join(name)
     }
 
+    /// What the agent reads at its start.
+    fn given(&self, root: &Path) -> CaFiles {
+        CaFiles::open(root, &self.path("token")).unwrap()
+    }
+
     fn options(&self, address: SocketAddr, protocol: CaProtocol) -> CaOptions {
         CaOptions {
             url: format!("https://{address}"),
-            root_file: self.directory.path().join("root.pem"),
-            token_file: self.path("token"),
+            files: self.given(&self.directory.path().join("root.pem")),
             protocol,
             node: "node-a".into(),
             trust_domain: "td".parse().unwrap(),
@@ -209,7 +214,7 @@ async fn a_whole_rotation_passes_by() {
     let first_root = files.path("first-root.pem");
     fs::copy(files.directory.path().join("root.pem"), &first_root).unwrap();
     let issuers = [CaProtocol::Heddle, CaProtocol::Istio].map(|protocol| {
-        let options = CaOptions { root_file: first_root.clone(), ..files.options(running.address, protocol) };
+        let options = CaOptions { files: files.given(&first_root), ..files.options(running.address, protocol) };
         issuer(&options).unwrap()
     });
     for (step, roots) in [(Step::Prepare, 2), (Step::Activate, 2), (Step::Finish, 1)] {
@@ -227,7 +232,7 @@ async fn a_whole_rotation_passes_by() {
         }
     }
     let error = {
-        let late = CaOptions { root_file: first_root, ..files.options(running.address, CaProtocol::Heddle) };
+        let late = CaOptions { files: files.given(&first_root), ..files.options(running.address, CaProtocol::Heddle) };
         ask(&HeddleIssuer::new(&late).unwrap(), &id("web")).await.unwrap_err()
     };
     assert_eq!(error.kind, IssueErrorKind::Unavailable, "who slept through it trusts the old root only: {error}");
@@ -283,28 +288,53 @@ fn bad_options_are_named() {
     let files = Files::new();
     let good = files.options("127.0.0.1:1".parse().unwrap(), CaProtocol::Heddle);
     assert!(issuer(&good).is_ok(), "the control");
-    let open = files.path("open-token");
-    fs::write(&open, "x").unwrap();
-    fs::set_permissions(&open, Permissions::from_mode(0o644)).unwrap();
-    let empty = files.path("empty");
-    fs::write(&empty, "\n").unwrap();
-    fs::set_permissions(&empty, Permissions::from_mode(0o600)).unwrap();
-    let url = |url: &str| CaOptions { url: url.into(), ..good.clone() };
-    let cases = [
-        (url("http://127.0.0.1:1"), "`http://127.0.0.1:1`: write https://HOST:PORT"),
-        (url("https://127.0.0.1"), "write https://HOST:PORT"),
-        (url("https://127.0.0.1:1/x"), "write https://HOST:PORT"),
-        (url("nonsense"), "write https://HOST:PORT"),
-        (CaOptions { root_file: files.path("missing"), ..good.clone() }, "missing: No such file"),
-        (CaOptions { root_file: files.path("token"), ..good.clone() }, "no certificate in it"),
-        (CaOptions { token_file: files.path("missing"), ..good.clone() }, "missing: No such file"),
-        (CaOptions { token_file: open, ..good.clone() }, "open-token: mode 0644: others than its owner"),
-        (CaOptions { token_file: empty, ..good }, "empty: is empty"),
-    ];
-    for (options, word) in cases {
+    for (url, word) in [
+        ("http://127.0.0.1:1", "`http://127.0.0.1:1`: write https://HOST:PORT"),
+        ("https://127.0.0.1", "write https://HOST:PORT"),
+        ("https://127.0.0.1:1/x", "write https://HOST:PORT"),
+        ("nonsense", "write https://HOST:PORT"),
+    ] {
         for protocol in [CaProtocol::Heddle, CaProtocol::Istio] {
-            let error = issuer(&CaOptions { protocol, ..options.clone() }).err().map(|error| format!("{error:#}"));
-            assert!(error.as_ref().is_some_and(|error| error.contains(word)), "{word}: {error:?}");
+            let error = issuer(&CaOptions { url: url.into(), protocol, ..good.clone() }).err();
+            let error = error.map(|error| format!("{error:#}")).unwrap_or_default();
+            assert!(error.contains(word), "{word}: {error}");
         }
     }
+    let secret = |name: &str, text: &str, mode: u32| {
+        fs::write(files.path(name), text).unwrap();
+        fs::set_permissions(files.path(name), Permissions::from_mode(mode)).unwrap();
+        files.path(name)
+    };
+    let (root, token, missing) = (files.directory.path().join("root.pem"), files.path("token"), files.path("missing"));
+    for (root, token, word) in [
+        (&missing, &token, "missing: No such file"),
+        (&token, &token, "token: no certificate in it"),
+        (&root, &missing, "missing: No such file"),
+        (&root, &secret("open", "x", 0o644), "open: mode 0644: others than its owner"),
+        (&root, &secret("empty", "\n", 0o600), "empty: is empty"),
+        (&root, &secret("odd", "a\nb", 0o600), "odd: holds characters that are in no token"),
+    ] {
+        let error = CaFiles::open(root, token).err().map(|error| format!("{error:#}")).unwrap_or_default();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_certificate_is_renewed_over_itself() {
+    let temporary = TempDir::new().unwrap();
+    let directory = Directory::new(temporary.path().join("ca"));
+    // So short that the first certificate ends within this test.
+    let lifetime = Duration::from_secs(8);
+    directory.init(&"td".parse().unwrap(), lifetime, None, now()).unwrap();
+    let files = Files { temporary, directory };
+    files.renew_token("node-a");
+    let running = Running::start(&files).await;
+    let issuer = HeddleIssuer::new(&files.options(running.address, CaProtocol::Heddle)).unwrap();
+    let begin = now();
+    until("the first node certificate is over", || async {
+        ask(&issuer, &id("web")).await.unwrap();
+        now() > begin + lifetime + Duration::from_secs(2)
+    })
+    .await;
+    assert_eq!(issuer.first_contacts(), 1, "the token was needed once");
 }
