@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod client;
+mod diag;
 pub mod enrol;
 pub mod error;
 pub mod keeper;

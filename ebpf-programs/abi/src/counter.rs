@@ -75,6 +75,8 @@ counters! {
     RecordMissing = "record_missing",
     /// Handed to the agent's HBONE listener.
     InboundCapturedHbone = "inbound_captured_hbone",
+    /// No agent, failure policy Open, to a STRICT port.
+    InboundRefusedStrict = "inbound_refused_strict",
 }
 
 /// Slots of the counters map: room for newer programs under the same ABI.

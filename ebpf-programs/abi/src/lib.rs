@@ -15,7 +15,7 @@ pub use counter::Counter;
 pub use heartbeat::Heartbeat;
 
 /// Version of everything in this crate, stored in the pinned [`names::META`] map.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Outbound listener, on loopback inside each enrolled pod's network namespace.
 pub const OUTBOUND_PORT: u16 = 15001;
@@ -43,6 +43,8 @@ pub const RECORDS_MAX: usize = 65_536;
 pub const EXCLUDED_PORTS_MAX: usize = 16_384;
 /// Excluded `(pod, CIDR)` pairs on one node, at most.
 pub const EXCLUDED_CIDRS_MAX: usize = 16_384;
+/// `(pod, port)` pairs on one node whose port is STRICT where its pod's others are not, or the other way round, at most.
+pub const PORT_MODES_MAX: usize = 16_384;
 
 /// Names of maps, as pinned and as shown by `bpftool` (15 characters at most).
 pub mod names {
@@ -64,12 +66,14 @@ pub mod names {
     pub const EXCLUDED_PORTS: &str = "HEDDLE_XPORTS";
     /// LPM trie: [`super::ExcludedCidr`] → 1 (u32).
     pub const EXCLUDED_CIDRS: &str = "HEDDLE_XCIDRS";
+    /// Hash: [`super::PodPort`] → [`super::port_mode`] (u32).
+    pub const PORT_MODES: &str = "HEDDLE_MODES";
     /// Array\[1\] of [`super::Heartbeat`].
     pub const HEARTBEAT: &str = "HEDDLE_BEAT";
     /// Per-CPU array of u64, indexed by [`super::Counter`].
     pub const COUNTERS: &str = "HEDDLE_COUNTS";
     /// All maps that are pinned.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         META,
         PODS,
         ADDRESSES,
@@ -79,6 +83,7 @@ pub mod names {
         APP_SOCKETS,
         EXCLUDED_PORTS,
         EXCLUDED_CIDRS,
+        PORT_MODES,
         HEARTBEAT,
         COUNTERS,
     ];
@@ -120,6 +125,8 @@ pub mod pod_flags {
     pub const NO_IPV6_LISTENER: u32 = 1 << 4;
     /// The agent has identities and serves HBONE: 15008 from outside goes to its listener. Else it is refused, like every agent port.
     pub const HBONE: u32 = 1 << 5;
+    /// Ports without an entry in `PORT_MODES` are STRICT: closed from outside while no agent runs, even if [`FAIL_OPEN`].
+    pub const STRICT: u32 = 1 << 6;
 }
 
 /// One address of an enrolled pod.
@@ -255,6 +262,26 @@ pub mod direction {
     pub const INBOUND: u32 = 2;
 }
 
+/// One port of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PodPort {
+    /// Cookie of the pod's network namespace.
+    pub netns_cookie: u64,
+    /// The port.
+    pub port: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What is said of a [`PodPort`], whatever holds for its pod: so each entry is right while others are being written.
+pub mod port_mode {
+    /// Authenticated connections only: nothing passes while no agent runs.
+    pub const STRICT: u32 = 1;
+    /// Passes while no agent runs, if the pod's failure policy is Open.
+    pub const LENIENT: u32 = 2;
+}
+
 /// Data of an LPM key: the first 96 bits (always matched whole) say whose exclusion it is, and of which family: `::/0`
 /// must not cover IPv4, whose addresses are v4-mapped here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -284,6 +311,7 @@ const _: () = {
     assert!(size_of::<AgentSocket>() == 28 && core::mem::offset_of!(AgentSocket, address) == 8);
     assert!(size_of::<AppSocket>() == 40 && core::mem::offset_of!(AppSocket, peer) == 4);
     assert!(size_of::<ExcludedPort>() == 16);
+    assert!(size_of::<PodPort>() == 16 && align_of::<PodPort>() == 8);
     assert!(size_of::<ExcludedCidr>() == 28 && align_of::<ExcludedCidr>() == 1);
     assert!(size_of::<Heartbeat>() == 16 && align_of::<Heartbeat>() == 8);
 };

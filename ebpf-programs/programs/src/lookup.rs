@@ -6,10 +6,11 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use core::ptr::{addr_of, read_volatile};
 use heddle_abi::{
-    Counter, ExcludedPort, HBONE_PORT, INBOUND_PORT, Ip, ListenerKey, direction, is_agent_port, pod_flags,
+    Counter, ExcludedPort, HBONE_PORT, INBOUND_PORT, Ip, ListenerKey, PodAddress, PodPort, direction, is_agent_port,
+    pod_flags, port_mode,
 };
 
-use crate::maps::{HEDDLE_ADDRS, HEDDLE_LISTEN, HEDDLE_XPORTS, agent_is_alive, count};
+use crate::maps::{HEDDLE_ADDRS, HEDDLE_LISTEN, HEDDLE_MODES, HEDDLE_XPORTS, agent_is_alive, count};
 
 const PASS: u32 = sk_action::SK_PASS;
 const REFUSE: u32 = sk_action::SK_DROP;
@@ -67,12 +68,16 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         }
     }
     if !agent_is_alive() {
-        if !hbone && pod.flags & pod_flags::FAIL_OPEN != 0 {
-            count(Counter::InboundPassedAgentDown);
-            return PASS;
+        if hbone || pod.flags & pod_flags::FAIL_OPEN == 0 {
+            count(Counter::InboundRefusedAgentDown);
+            return REFUSE;
         }
-        count(Counter::InboundRefusedAgentDown);
-        return REFUSE;
+        if is_strict(pod, port) {
+            count(Counter::InboundRefusedStrict);
+            return REFUSE;
+        }
+        count(Counter::InboundPassedAgentDown);
+        return PASS;
     }
     // One listener by its own key, not "the group of this one": an application that got into the SO_REUSEPORT group
     // would be given a share.
@@ -88,6 +93,17 @@ pub fn heddle_lookup(ctx: SkLookupContext) -> u32 {
         (false, false) => Counter::InboundCapturedV6,
     });
     PASS
+}
+
+/// Whether nothing unauthenticated may reach a port. Any word but "lenient" is taken as strict.
+#[inline(always)]
+fn is_strict(pod: &PodAddress, port: u32) -> bool {
+    let key = PodPort { netns_cookie: pod.netns_cookie, port, reserved: 0 };
+    // SAFETY: one word, replaced whole; this program reads only.
+    match unsafe { HEDDLE_MODES.get(&key) } {
+        Some(mode) => *mode != port_mode::LENIENT,
+        None => pod.flags & pod_flags::STRICT != 0,
+    }
 }
 
 /// Spreads clients over shards: one client's successive ports, and many clients' equal ports.

@@ -6,8 +6,8 @@ use aya_ebpf::helpers::{bpf_ktime_get_ns, bpf_sk_storage_get};
 use aya_ebpf::macros::btf_map;
 use core::ffi::c_void;
 use heddle_abi::{
-    AgentSocket, AppSocket, Counter, ExcludedCidr, ExcludedPort, Heartbeat, Ip, ListenerKey, Meta, Pod, PodAddress, Record,
-    RecordKey,
+    AgentSocket, AppSocket, Counter, ExcludedCidr, ExcludedPort, Heartbeat, Ip, ListenerKey, Meta, Pod, PodAddress,
+    PodPort, Record, RecordKey,
 };
 
 #[btf_map]
@@ -24,6 +24,8 @@ pub static HEDDLE_RECORDS: HashMap<RecordKey, Record, { heddle_abi::RECORDS_MAX 
 pub static HEDDLE_XPORTS: HashMap<ExcludedPort, u32, { heddle_abi::EXCLUDED_PORTS_MAX }> = HashMap::new();
 #[btf_map]
 pub static HEDDLE_XCIDRS: LpmTrie<ExcludedCidr, u32, { heddle_abi::EXCLUDED_CIDRS_MAX }> = LpmTrie::new();
+#[btf_map]
+pub static HEDDLE_MODES: HashMap<PodPort, u32, { heddle_abi::PORT_MODES_MAX }> = HashMap::new();
 #[btf_map]
 pub static HEDDLE_BEAT: Array<Heartbeat, 1> = Array::new();
 #[btf_map]

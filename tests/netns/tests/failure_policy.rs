@@ -141,3 +141,96 @@ fn release_frees_the_pods_of_a_node_without_an_agent() -> Result<()> {
     }
     assert_carried(client, web, &dial(web.v4(), 8080), 8080, Carried::BothSides)
 }
+
+/// A MeshTLS object in namespace `open`.
+fn modes(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLS\nmetadata: {{name: {name}, namespace: open}}\nspec: {{{spec}}}\n"
+    )
+}
+
+#[test]
+fn open_never_opens_a_strict_port() -> Result<()> {
+    let mesh = Mesh::declare("strict-open")
+        .namespace("open")
+        .meshed()
+        .annotated("heddle.dev/failure-policy", "Open")
+        .external("internet")
+        .node("a")
+        .pod("client")
+        .pod("some")
+        .in_namespace("open")
+        .labelled("app", "some")
+        .serves(tcp(8080))
+        .serves(tcp(9090))
+        .pod("most")
+        .in_namespace("open")
+        .labelled("app", "most")
+        .serves(tcp(8080))
+        .serves(tcp(9090))
+        .start()?;
+    let (internet, client, node) = (mesh.external("internet"), mesh.pod("client"), mesh.node("a"));
+    let (some, most) = (mesh.pod("some"), mesh.pod("most"));
+    let all_ports = || [some, most].into_iter().flat_map(|pod| [8080, 9090].map(|port| (pod, port)));
+    // Positive control: nothing is STRICT yet.
+    for (pod, port) in all_ports() {
+        for ip in both_families(pod) {
+            internet.connect(&dial(ip, port))?.assert_succeeded()?;
+        }
+    }
+    mesh.source().write_text(
+        "some.yaml",
+        &modes("some", "selector: {matchLabels: {app: some}}, ports: [{port: 8080, mode: Strict}]"),
+    )?;
+    let spec = "selector: {matchLabels: {app: most}}, mode: Strict, ports: [{port: 9090, mode: Permissive}]";
+    mesh.source().write_text("most.yaml", &modes("most", spec))?;
+    // While an agent lives: what counts is what the kernel knows when it dies.
+    wait_until("the kernel knows both ports with a mode of their own", Duration::from_secs(1), || {
+        node.map_entries().is_ok_and(|maps| maps.get("HEDDLE_MODES") == Some(&2))
+    })?;
+    node.kill_agent()?;
+    let good = |o: &Outcome| o.assert_succeeded().is_ok();
+    wait_outcome("a lenient port passes", internet, &dial(some.v4(), 9090), DEAD_MAX, good)?;
+    for (pod, port) in all_ports() {
+        for ip in both_families(pod) {
+            let dial = dial(ip, port);
+            if port == 9090 {
+                assert_carried(internet, pod, &dial, port, Carried::Direct)?;
+                // Its own agent is dead too, and as Closed as its namespace says.
+                client.connect(&dial)?.assert_refused()?;
+            } else {
+                internet.connect(&dial)?.assert_refused()?;
+                // Positive control: the application is there.
+                pod.connect(&dial)?.assert_succeeded()?;
+            }
+        }
+    }
+    // The whole mesh STRICT, and none of these pods' own: every port closed.
+    mesh.source().remove("some.yaml")?;
+    mesh.source().remove("most.yaml")?;
+    let strict =
+        "apiVersion: heddle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: default}\nspec: {mtls: {mode: Strict}}\n";
+    mesh.source().write_text("mesh.yaml", strict)?;
+    node.start_agent()?;
+    ensure!(node.counter("inbound refused strict")? > 0, "the refusals were counted");
+    ensure!(node.map_entries()?.get("HEDDLE_MODES") == Some(&0), "no port has a mode of its own");
+    node.kill_agent()?;
+    let passes = dial(internet.v4(), 9);
+    let not_waiting = |o: &Outcome| o.one().is_ok_and(|c| c.end != End::Timeout);
+    wait_outcome("outbound does not wait for the agent", some, &passes, DEAD_MAX, not_waiting)?;
+    for (pod, port) in all_ports() {
+        for ip in both_families(pod) {
+            internet.connect(&dial(ip, port))?.assert_refused()?;
+        }
+    }
+    // And open again when nothing is STRICT any more.
+    mesh.source().remove("mesh.yaml")?;
+    node.start_agent()?;
+    for (pod, port) in all_ports() {
+        for ip in both_families(pod) {
+            wait_outcome("inbound is back", internet, &dial(ip, port), BACK_MAX, good)?;
+            assert_carried(internet, pod, &dial(ip, port), port, Carried::Inbound)?;
+        }
+    }
+    Ok(())
+}

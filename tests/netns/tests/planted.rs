@@ -49,7 +49,8 @@ fn contents<K: Plain + Ord + Debug, V: Plain + Ord + Debug>(node: &Node, name: &
 }
 
 /// Everything that says who is captured, byte by byte.
-type Enrolment = (Vec<(u64, [u8; 24])>, Vec<([u8; 16], [u8; 16])>, Vec<([u8; 16], u32)>, Vec<(u32, [u8; 28])>);
+type Enrolment =
+    (Vec<(u64, [u8; 24])>, Vec<([u8; 16], [u8; 16])>, Vec<([u8; 16], u32)>, Vec<([u8; 16], u32)>, Vec<(u32, [u8; 28])>);
 
 fn enrolment(node: &Node) -> Result<Enrolment> {
     let mut prefixes =
@@ -59,6 +60,7 @@ fn enrolment(node: &Node) -> Result<Enrolment> {
         contents(node, names::PODS)?,
         contents(node, names::ADDRESSES)?,
         contents(node, names::EXCLUDED_PORTS)?,
+        contents(node, names::PORT_MODES)?,
         prefixes,
     ))
 }
@@ -68,6 +70,7 @@ fn spoil(node: &Node, noise: &mut Noise, cookies: &[u64]) -> Result<()> {
     let mut pods = table::<u64, [u8; 24]>(node, names::PODS)?;
     let mut addresses = table::<[u8; 16], [u8; 16]>(node, names::ADDRESSES)?;
     let mut ports = table::<[u8; 16], u32>(node, names::EXCLUDED_PORTS)?;
+    let mut modes = table::<[u8; 16], u32>(node, names::PORT_MODES)?;
     let mut prefixes = cidrs(node)?;
     for cookie in cookies {
         pods.insert(cookie, noise.bytes::<24>(), 0)?;
@@ -83,6 +86,7 @@ fn spoil(node: &Node, noise: &mut Noise, cookies: &[u64]) -> Result<()> {
         pods.insert(noise.next(), noise.bytes::<24>(), 0)?;
         addresses.insert(noise.bytes::<16>(), own, 0)?;
         ports.insert(own, noise.next() as u32, 0)?;
+        modes.insert(own, noise.next() as u32, 0)?;
         let mut network = noise.bytes::<28>();
         network[8..12].copy_from_slice(&(4 + (number as u32 % 3)).to_ne_bytes());
         network[..8].copy_from_slice(&whose.to_ne_bytes());
@@ -107,11 +111,15 @@ fn a_keeper_copes_with_anything_in_its_maps() -> Result<()> {
         .pod("web")
         .serves(tcp(8080))
         .start()?;
+    let modes = "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLS\nmetadata: {name: free, namespace: free}\n\
+                 spec: {ports: [{port: 9999, mode: Strict}]}\n";
+    mesh.source().write_text("modes.yaml", modes)?;
     let (node, client, web) = (mesh.node("a"), mesh.pod("client"), mesh.pod("web"));
+    wait_until("the mode of a port is in the kernel", SOON, || enrolment(node).is_ok_and(|e| e.3.len() == 1))?;
     let before = enrolment(node)?;
     let cookies: Vec<u64> = before.0.iter().map(|(cookie, _)| *cookie).collect();
     ensure!(cookies.len() == 2 && before.1.len() == 4, "positive control: {before:?}");
-    ensure!(before.2.len() == 1 && before.3.len() == 1, "positive control: exclusions are in force: {before:?}");
+    ensure!(before.2.len() == 1 && before.4.len() == 1, "positive control: exclusions are in force: {before:?}");
     for (seed, agent_dies) in [(1, false), (2, true), (3, false)] {
         node.end_keeper(Signal::SIGKILL)?;
         if agent_dies {

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use heddle_abi::{Pod, PodAddress, agent_role, pod_flags};
+use heddle_abi::{Pod, PodAddress, agent_role, pod_flags, port_mode};
 use socket2::Socket;
 
 use super::PodSpec;
@@ -111,6 +111,17 @@ pub trait Steps {
     /// # Errors
     /// The kernel refuses.
     fn set_exclusions(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError>;
+    /// Sets the STRICT ports of a pod whose others are not. Says whether they fit.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_strict_ports(&mut self, netns_cookie: u64, spec: &PodSpec) -> Result<bool, DatapathError>;
+    /// Sets the ports that are not STRICT of a pod whose others are, as far as they fit, and forgets every port that
+    /// `spec` does not name; with `None`, all.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    fn set_lenient_ports(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError>;
     /// Says whose an address is.
     ///
     /// # Errors
@@ -237,8 +248,12 @@ impl<K: Steps> Executor<'_, K> {
     /// The step that failed.
     pub fn install(&mut self, pod: &Enrolled<K::Netns, K::Listener>) -> Result<(), DatapathError> {
         let cookie = pod.netns_cookie;
-        let flags = flags(&pod.spec, pod.v6.is_some());
+        let mut flags = flags(&pod.spec, pod.v6.is_some());
         self.kernel.set_exclusions(cookie, Some(&pod.spec))?;
+        // What is STRICT before and after is so at every moment between: closed first, opened last.
+        if !self.kernel.set_strict_ports(cookie, &pod.spec)? {
+            flags |= pod_flags::STRICT;
+        }
         for address in pod.addresses() {
             // While a restarted keeper waits for its listeners, those in the map go on.
             // An address of a family without a listener is refused by the program, which does not know it.
@@ -253,6 +268,7 @@ impl<K: Steps> Executor<'_, K> {
             let shards = u32::try_from(inbound.len()).unwrap_or(1);
             self.kernel.set_address(address, PodAddress { netns_cookie: cookie, flags, shards })?;
         }
+        self.kernel.set_lenient_ports(cookie, Some(&pod.spec))?;
         self.kernel.attach_lookup(&pod.netns)?;
         self.kernel.set_pod(cookie, pod_value(&pod.spec, flags))
     }
@@ -266,6 +282,7 @@ impl<K: Steps> Executor<'_, K> {
             results.push(self.kernel.remove_address(address, cookie));
         }
         results.push(self.kernel.set_exclusions(cookie, None));
+        results.push(self.kernel.set_lenient_ports(cookie, None));
         results.into_iter().filter_map(Result::err).collect()
     }
 }
@@ -282,6 +299,7 @@ fn flags(spec: &PodSpec, has_v6_listener: bool) -> u32 {
         (!spec.exclude_inbound_ports.is_empty(), pod_flags::EXCLUDES_INBOUND_PORTS),
         (!has_v6_listener, pod_flags::NO_IPV6_LISTENER),
         (spec.hbone, pod_flags::HBONE),
+        (spec.strict, pod_flags::STRICT),
     ];
     bits.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit)
 }
@@ -371,6 +389,29 @@ impl Steps for Kernel {
         )
     }
 
+    fn set_strict_ports(&mut self, netns_cookie: u64, spec: &PodSpec) -> Result<bool, DatapathError> {
+        let ports = if spec.strict { &[][..] } else { &spec.strict_except };
+        for &port in ports {
+            if !self.maps.set_port_mode(netns_cookie, port, port_mode::STRICT)? {
+                tracing::warn!(pod = spec.display(), port, "the map of port modes is full: all ports are STRICT");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn set_lenient_ports(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
+        let named = |port| spec.is_some_and(|s| s.strict_except.contains(&port));
+        self.maps.retain_port_modes(|cookie, port| cookie != netns_cookie || named(port))?;
+        let Some(spec) = spec.filter(|spec| spec.strict) else { return Ok(()) };
+        for &port in &spec.strict_except {
+            if !self.maps.set_port_mode(netns_cookie, port, port_mode::LENIENT)? {
+                tracing::warn!(pod = spec.display(), port, "the map of port modes is full: this port is STRICT");
+            }
+        }
+        Ok(())
+    }
+
     fn set_address(&mut self, address: IpAddr, value: PodAddress) -> Result<(), DatapathError> {
         self.maps.set_address(address, value)
     }
@@ -407,6 +448,10 @@ mod tests {
         state: BTreeSet<String>,
         steps: usize,
         fail_at: Option<usize>,
+        /// No room for a pod's STRICT ports.
+        modes_full: bool,
+        /// As the last address was told.
+        strict: bool,
     }
 
     impl FakeKernel {
@@ -461,7 +506,20 @@ mod tests {
                 }
             }
         }
-        fn set_address(&mut self, address: IpAddr, _: PodAddress) -> Result<(), DatapathError> {
+        fn set_strict_ports(&mut self, cookie: u64, _: &PodSpec) -> Result<bool, DatapathError> {
+            self.step(format!("modes {cookie} strict")).map(|()| !self.modes_full)
+        }
+        fn set_lenient_ports(&mut self, cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
+            match spec {
+                Some(_) => self.step(format!("modes {cookie} lenient")),
+                None => {
+                    self.forget(&format!("modes {cookie}"));
+                    Ok(())
+                }
+            }
+        }
+        fn set_address(&mut self, address: IpAddr, value: PodAddress) -> Result<(), DatapathError> {
+            self.strict = value.flags & pod_flags::STRICT != 0;
             self.step(format!("address {address} owner"))
         }
         fn remove_address(&mut self, address: IpAddr, _: u64) -> Result<(), DatapathError> {
@@ -496,6 +554,8 @@ mod tests {
             exclude_outbound_ports: vec![9000],
             exclude_inbound_ports: vec![],
             hbone: false,
+            strict: false,
+            strict_except: vec![],
         }
     }
 
@@ -556,6 +616,20 @@ mod tests {
             Executor { kernel: &mut kernel, shards: 1 }.enrol(only_v4, 7, 7, 1, Probe::AnySocket).expect("enrols");
         assert!(pod.v6.is_none());
         assert_eq!(flags(&pod.spec, false) & pod_flags::NO_IPV6_LISTENER, pod_flags::NO_IPV6_LISTENER);
+    }
+
+    #[test]
+    fn ports_that_cannot_be_told_strict_one_by_one_are_so_all_together() {
+        let some = PodSpec { strict_except: vec![8080], ..spec() };
+        for (modes_full, expected) in [(false, false), (true, true)] {
+            let mut kernel = FakeKernel { modes_full, ..FakeKernel::default() };
+            Executor { kernel: &mut kernel, shards: 1 }.enrol(some.clone(), 7, 7, 1, Probe::AnySocket).expect("enrols");
+            assert_eq!(kernel.strict, expected, "map full: {modes_full}");
+        }
+        let mut kernel = FakeKernel::default();
+        let all = PodSpec { strict: true, ..spec() };
+        Executor { kernel: &mut kernel, shards: 1 }.enrol(all, 7, 7, 1, Probe::AnySocket).expect("enrols");
+        assert!(kernel.strict);
     }
 
     #[test]

@@ -149,6 +149,8 @@ mod tests {
             exclude_outbound_ports: vec![],
             exclude_inbound_ports: vec![],
             hbone: false,
+            strict: false,
+            strict_except: vec![],
         }
     }
 

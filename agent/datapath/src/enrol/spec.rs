@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// Exclusions of one kind one pod may have.
 pub const EXCLUSIONS_MAX: usize = 256;
+/// Ports of one pod whose mTLS mode is told to the kernel; of more, all are STRICT there.
+pub const STRICT_EXCEPTIONS_MAX: usize = 256;
 /// Addresses one pod may have.
 pub const ADDRESSES_MAX: usize = 16;
 const NAME_MAX: usize = 253;
@@ -38,6 +40,12 @@ pub struct PodSpec {
     /// The agent serves HBONE for it.
     #[serde(default)]
     pub hbone: bool,
+    /// Ports not in `strict_except` are STRICT.
+    #[serde(default)]
+    pub strict: bool,
+    /// Ports for which the contrary of `strict` holds, in order, each once.
+    #[serde(default)]
+    pub strict_except: Vec<u16>,
 }
 
 impl PodSpec {
@@ -93,7 +101,17 @@ impl PodSpec {
             Ok(ports) => ports,
             Err(wrong) => return fail("exclude_inbound_ports", &format!("{wrong} is not a port")),
         };
-        Ok(Self {
+        let Ok(mut strict_except) = ports(&spec.strict_except) else {
+            return fail("strict_except", "has a number that is not a port");
+        };
+        strict_except.sort_unstable();
+        strict_except.dedup();
+        let crowded = strict_except.len() > STRICT_EXCEPTIONS_MAX;
+        if crowded {
+            tracing::warn!(pod, "more than {STRICT_EXCEPTIONS_MAX} ports with a mode of their own: all are STRICT");
+            strict_except.clear();
+        }
+        let mut parsed = Self {
             netns_path,
             addresses,
             fail_open: spec.fail_open,
@@ -101,10 +119,29 @@ impl PodSpec {
             exclude_outbound_ports,
             exclude_inbound_ports,
             hbone: spec.hbone,
+            strict: spec.strict || crowded,
+            strict_except,
             uid: spec.uid,
             namespace: spec.namespace,
             name: spec.name,
-        })
+        };
+        // The agent does not ask for it; that nothing goes round it to such a port must not hang on that.
+        let excluded = std::mem::take(&mut parsed.exclude_inbound_ports);
+        parsed.exclude_inbound_ports = excluded.into_iter().filter(|&port| !parsed.is_strict(port)).collect();
+        Ok(parsed)
+    }
+
+    /// Whether nothing unauthenticated may reach a port.
+    #[must_use]
+    pub fn is_strict(&self, port: u16) -> bool {
+        self.strict != self.strict_except.contains(&port)
+    }
+
+    /// Whether there is a STRICT port that was none under `former`.
+    #[must_use]
+    pub fn is_stricter_than(&self, former: &Self) -> bool {
+        let differs = |port: &u16| self.is_strict(*port) && !former.is_strict(*port);
+        (self.strict && !former.strict) || self.strict_except.iter().chain(&former.strict_except).any(differs)
     }
 
     /// `namespace/name`, as messages call it.
@@ -116,4 +153,68 @@ impl PodSpec {
 
 fn ports(list: &[u32]) -> Result<Vec<u16>, u32> {
     list.iter().map(|&p| u16::try_from(p).ok().filter(|&p| p != 0).ok_or(p)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(strict: bool, strict_except: Vec<u32>) -> PodSpec {
+        let wire = wire::PodSpec {
+            uid: "u".into(),
+            namespace: "shop".into(),
+            name: "web".into(),
+            netns_path: "/run/netns/web".into(),
+            exclude_inbound_ports: vec![80, 90],
+            strict,
+            strict_except,
+            ..Default::default()
+        };
+        PodSpec::parse(wire).expect("a pod")
+    }
+
+    #[test]
+    fn strict_ports_table() {
+        let table = [
+            (false, vec![], [false, false], vec![80, 90]),
+            (true, vec![], [true, true], vec![]),
+            (false, vec![80, 80], [true, false], vec![90]),
+            (true, vec![80], [false, true], vec![80]),
+        ];
+        for (strict, except, expected, excluded) in table {
+            let spec = parsed(strict, except.clone());
+            assert_eq!([spec.is_strict(80), spec.is_strict(90)], expected, "{strict} {except:?}");
+            assert_eq!(spec.exclude_inbound_ports, excluded, "{strict} {except:?}");
+        }
+        let wire = wire::PodSpec { strict_except: vec![0], ..Default::default() };
+        assert!(PodSpec::parse(wire).is_err());
+    }
+
+    #[test]
+    fn more_exceptions_than_fit_are_closed_not_open() {
+        let fitting = parsed(true, (1..=256).collect());
+        assert!(!fitting.is_strict(256) && fitting.is_strict(257));
+        let crowded = parsed(true, (1..=257).collect());
+        assert!(crowded.is_strict(1) && crowded.is_strict(257));
+        assert!(parsed(false, (1..=257).collect()).is_strict(9999));
+    }
+
+    #[test]
+    fn stricter_table() {
+        let table = [
+            ((false, vec![]), (false, vec![]), false),
+            ((false, vec![]), (false, vec![80]), true),
+            ((false, vec![]), (true, vec![]), true),
+            ((true, vec![]), (false, vec![80]), false),
+            ((false, vec![80]), (false, vec![90]), true),
+            ((true, vec![80]), (true, vec![90]), true),
+            ((true, vec![80]), (true, vec![80]), false),
+            ((true, vec![80, 90]), (true, vec![80]), true),
+            ((false, vec![80]), (true, vec![80]), true),
+        ];
+        for ((strict, except), (then, then_except), expected) in table {
+            let (former, next) = (parsed(strict, except.clone()), parsed(then, then_except.clone()));
+            assert_eq!(next.is_stricter_than(&former), expected, "{strict} {except:?} → {then} {then_except:?}");
+        }
+    }
 }

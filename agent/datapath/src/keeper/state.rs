@@ -1,5 +1,6 @@
 //! Everything a keeper knows, and the operations sessions ask for. Each operation is whole: kernel, then books, then disk.
 
+mod direct;
 mod inspect;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,6 +39,8 @@ pub struct State {
     debug: UnixListener,
     pods: BTreeMap<String, Enrolled>,
     refused: BTreeMap<String, (PodSpec, String)>,
+    /// Pods of which connections to STRICT ports could not be ended, and why.
+    unended: BTreeMap<String, String>,
     /// Namespaces that were enrolled once: connections from then may still be bound to the agent's ports.
     enrolled_before: BTreeSet<u64>,
     released: bool,
@@ -83,6 +86,7 @@ impl State {
             debug,
             pods: BTreeMap::new(),
             refused: BTreeMap::new(),
+            unended: BTreeMap::new(),
             enrolled_before: BTreeSet::new(),
             released: remembered.released,
             keys: None,
@@ -114,7 +118,10 @@ impl State {
                 let extra = state.kernel.local_addresses(&netns, netns_cookie).unwrap_or_default();
                 let pod = Enrolled { spec, netns, netns_cookie, extra, v4: None, v6: None, listener_generation: 0 };
                 state.enrolled_before.insert(netns_cookie);
-                state.pods.insert(pod.spec.uid.clone(), pod);
+                let uid = pod.spec.uid.clone();
+                state.pods.insert(uid.clone(), pod);
+                // The former keeper may have ended before it was done.
+                state.end_direct(&uid, false);
             } else {
                 state.enrol(spec, netns);
             }
@@ -292,7 +299,8 @@ impl State {
         match executor.enrol(spec, netns, cookie, self.next_generation, probe) {
             Ok(pod) => {
                 tracing::info!(pod = name, netns_cookie = cookie, "enrolled");
-                self.pods.insert(uid, pod);
+                self.pods.insert(uid.clone(), pod);
+                self.end_direct(&uid, true);
             }
             Err(error) => {
                 tracing::error!(pod = name, %error, "not enrolled");
@@ -309,8 +317,14 @@ impl State {
             return;
         };
         let (uid, name) = (spec.uid.clone(), spec.display());
+        let (stricter, half_open) = (spec.is_stricter_than(&pod.spec), direct::half_open_may_be_direct(&pod.spec));
         match Self::executor(&mut self.kernel, self.config.listener_shards).update(pod, spec) {
-            Ok(()) => tracing::info!(pod = name, "updated"),
+            Ok(()) => {
+                tracing::info!(pod = name, "updated");
+                if stricter {
+                    self.end_direct(&uid, half_open);
+                }
+            }
             Err(error) => {
                 // As it was: the next round finds the difference again and tries again.
                 tracing::error!(pod = name, %error, "not updated");
@@ -323,6 +337,7 @@ impl State {
         let Some(pod) = self.pods.remove(uid) else {
             return;
         };
+        self.unended.remove(uid);
         for error in Self::executor(&mut self.kernel, self.config.listener_shards).release(&pod) {
             tracing::error!(pod = pod.spec.display(), %error, "release");
         }
@@ -362,6 +377,7 @@ impl State {
         }
         results.push(self.kernel.maps.retain_listeners(|address| addresses.iter().any(|(a, _)| *a == address)));
         results.push(self.kernel.maps.retain_exclusions_of(|cookie| known.contains(&cookie)));
+        results.push(self.kernel.maps.retain_port_modes(|cookie, _| known.contains(&cookie)));
         for error in results.into_iter().filter_map(Result::err) {
             tracing::error!(%error, "sweep");
         }

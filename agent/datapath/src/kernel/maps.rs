@@ -9,7 +9,7 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, SkStorage, SockHash};
 use heddle_abi::{
     ABI_VERSION, AgentSocket, EXCLUDED_CIDR_PREFIX_BITS, ExcludedCidr, ExcludedPort, Ip, ListenerKey, Meta, Pod,
-    PodAddress, Record, RecordKey, SocketAddress, direction, names,
+    PodAddress, PodPort, Record, RecordKey, SocketAddress, direction, names,
 };
 use ipnet::IpNet;
 use socket2::Socket;
@@ -43,6 +43,7 @@ plain_data!(
     Meta,
     Pod,
     PodAddress,
+    PodPort,
     Record,
     RecordKey
 );
@@ -100,6 +101,7 @@ pub struct Maps {
     agent_sockets: SkStorage<MapData, Kv<AgentSocket>>,
     excluded_ports: HashMap<MapData, Kv<ExcludedPort>, u32>,
     excluded_cidrs: LpmTrie<MapData, Kv<ExcludedCidr>, u32>,
+    port_modes: HashMap<MapData, Kv<PodPort>, u32>,
     heartbeat: Array<MapData, Kv<heddle_abi::Heartbeat>>,
 }
 
@@ -129,6 +131,7 @@ impl Maps {
             agent_sockets: typed!(dir, names::AGENT_SOCKETS, SkStorage),
             excluded_ports: typed!(dir, names::EXCLUDED_PORTS, HashMap),
             excluded_cidrs: typed!(dir, names::EXCLUDED_CIDRS, LpmTrie),
+            port_modes: typed!(dir, names::PORT_MODES, HashMap),
             heartbeat: typed!(dir, names::HEARTBEAT, Array),
         })
     }
@@ -317,6 +320,36 @@ impl Maps {
         Ok(())
     }
 
+    /// Says of one port whether it is STRICT ([`heddle_abi::port_mode`]); false if the map is full.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_port_mode(&mut self, netns_cookie: u64, port: u16, mode: u32) -> Result<bool, DatapathError> {
+        let key = Kv(PodPort { netns_cookie, port: u32::from(port), reserved: 0 });
+        match self.port_modes.insert(key, mode, 0) {
+            Ok(()) => Ok(true),
+            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                Ok(false)
+            }
+            Err(error) => Err(DatapathError::kernel(format!("mode of port {port}"))(error)),
+        }
+    }
+
+    /// Forgets what is said of ports but those given, by namespace and port.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn retain_port_modes(&mut self, keep: impl Fn(u64, u16) -> bool) -> Result<(), DatapathError> {
+        let keys: Vec<_> = self.port_modes.keys().filter_map(Result::ok).take(heddle_abi::PORT_MODES_MAX).collect();
+        let kept = |key: &Kv<PodPort>| {
+            key.0.reserved == 0 && u16::try_from(key.0.port).is_ok_and(|port| keep(key.0.netns_cookie, port))
+        };
+        for key in keys.iter().filter(|key| !kept(key)) {
+            absent_is_fine(self.port_modes.remove(key), "forget the mode of a port")?;
+        }
+        Ok(())
+    }
+
     /// Forgets the listeners of all addresses but those given: one in the map lives on without any descriptor.
     ///
     /// # Errors
@@ -365,6 +398,7 @@ impl Maps {
                 self.excluded_cidrs.keys().count(),
                 heddle_abi::EXCLUDED_CIDRS_MAX,
             ),
+            info(names::PORT_MODES, id(&self.port_modes), self.port_modes.keys().count(), heddle_abi::PORT_MODES_MAX),
         ]
     }
 }

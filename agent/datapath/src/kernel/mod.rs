@@ -110,6 +110,15 @@ impl Kernel {
         .collect()
     }
 
+    /// A map of the programs, for the kernel's own use of it.
+    ///
+    /// # Errors
+    /// The pin cannot be opened.
+    pub fn pinned_map(&self, name: &str) -> Result<OwnedFd, DatapathError> {
+        let path = load::maps_dir(&self.config.pin_dir).join(name);
+        sys::open_pin(&path, 0).map_err(DatapathError::io(format!("open {}", path.display())))
+    }
+
     /// Forwards what the programs logged to `log`; call it now and then.
     pub fn flush_logs(&mut self) {
         if let Some(logger) = &mut self.logger {

@@ -266,7 +266,16 @@ impl Views for AgentViews {
                 .into_iter()
                 .map(requirement)
                 .collect();
-            items.push(match self.inspect().await {
+            let inspected = self.inspect().await;
+            if let Ok(inspected) = &inspected {
+                items.extend(inspected.unended.iter().map(|found| v1::CheckItem {
+                    name: "strict-ports".into(),
+                    ok: false,
+                    detail: found.clone(),
+                    fix: "restart these clients or the pod, or use a kernel with CONFIG_INET_DIAG_DESTROY=y".into(),
+                }));
+            }
+            items.push(match inspected {
                 Ok(inspected) => v1::CheckItem {
                     name: "datapath".into(),
                     ok: inspected.discrepancies.is_empty(),

@@ -61,6 +61,7 @@ impl State {
                 .collect(),
             pods: self.pod_states(),
             discrepancies: self.discrepancies(),
+            unended: self.unended_reports(),
             pin_dir: config.pin_dir.display().to_string(),
             cgroup: config.cgroup.display().to_string(),
             agent_attached: self.agent_session.is_some(),
