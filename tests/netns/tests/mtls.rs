@@ -108,7 +108,7 @@ fn every_protocol_is_carried_and_both_sides_are_known() -> Result<()> {
     let _grpc = serve_script(web, "grpc_server.py", &["grpcio"], 50051)?;
     run_script(client, "http1_client.py", &["h11"], &[&at(80)])?;
     wait_identified(&mesh, [client, web], "heddle", "a request of HTTP/1.1", |r| {
-        r["path"] == "/trailers" && r["status"] == 200
+        r["protocol"] == "HTTP/1.1" && r["path"] == "/trailers" && r["status"] == 200
     })?;
     let told = curl(client, &["-i", "--http2-prior-knowledge", &format!("http://{}/hints", at(82))])?;
     ensure!(told.matches("HTTP/2 103").count() == 2, "{told}");
