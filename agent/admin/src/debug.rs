@@ -58,6 +58,8 @@ pub trait Views: Send + Sync + 'static {
     fn services(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Services>;
     /// Open connections.
     fn connections(&self, query: ConnectionQuery) -> ViewFuture<'_, v1::Connections>;
+    /// Certificates of this node's accounts.
+    fn certs(&self) -> ViewFuture<'_, v1::Certificates>;
     /// eBPF: programs, maps, told versus in kernel.
     fn bpf(&self) -> ViewFuture<'_, v1::BpfView>;
     /// What is wrong on this node, and the fix.
@@ -73,7 +75,7 @@ pub async fn run(listener: UnixListener, uids: &[u32], views: Arc<dyn Views>, li
     serve(ForUsers { listener, uids: uids.into() }, Api(views), limits).await;
 }
 
-const PATHS: &str = "status, workloads, services, connections, bpf, check, log-level";
+const PATHS: &str = "status, workloads, services, connections, certs, bpf, check, log-level";
 
 #[derive(Clone)]
 struct Api(Arc<dyn Views>);
@@ -99,6 +101,7 @@ impl Router for Api {
             "workloads" => show(query.namespace(), |n| views.workloads(n)).await,
             "services" => show(query.namespace(), |n| views.services(n)).await,
             "connections" => show(query.connections(), |q| views.connections(q)).await,
+            "certs" => show(query.none(), |()| views.certs()).await,
             "bpf" => show(query.none(), |()| views.bpf()).await,
             "check" => show(query.none(), |()| views.check()).await,
             "log-level" if changes => match log_level(request).await {

@@ -182,6 +182,9 @@ impl Views for Canned {
     fn connections(&self, query: ConnectionQuery) -> ViewFuture<'_, v1::Connections> {
         self.give(format!("connections {query:?}"))
     }
+    fn certs(&self) -> ViewFuture<'_, v1::Certificates> {
+        self.give("certs".into())
+    }
     fn bpf(&self) -> ViewFuture<'_, v1::BpfView> {
         Box::pin(async { Err(ViewError::Unavailable("the keeper does not answer; is it running?".into())) })
     }

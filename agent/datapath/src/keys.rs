@@ -179,6 +179,14 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_never_dumps_says_so() {
+        // In a process of its own: cargo nextest runs each test so.
+        assert!(prctl::get_dumpable().expect("dumpable"), "positive control");
+        never_dump().expect("prctl");
+        assert!(!prctl::get_dumpable().expect("dumpable"));
+    }
+
+    #[test]
     fn nothing_else_is_kept() {
         let file = File::open("/dev/null").expect("open");
         assert_eq!(Kept::new(file.into()).expect_err("a file"), KeepError::Malformed("not a memfd"));

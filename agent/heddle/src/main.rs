@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod ca;
 mod cli;
-#[allow(dead_code, unused_imports, reason = "the agent takes it into use with --ca")]
 mod issuer;
 mod logging;
 mod node;
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         cli::Command::Keeper(options) => node::keeper(options),
         cli::Command::Release(options) => node::release(&options),
         cli::Command::Uninstall(options) => node::uninstall(&options),
+        cli::Command::Ca(command) => ca::run(*command),
         cli::Command::Debug(query) => cli::query(&query),
     };
     match result {

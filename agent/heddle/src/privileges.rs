@@ -55,6 +55,8 @@ pub fn give_up(user: User) -> Result<()> {
         }
     }
     prctl::set_no_new_privs().context("set no_new_privs")?;
+    // Keys are in this memory. Becoming another user did it already, unless there was nothing to give up.
+    prctl::set_dumpable(false).context("make this process undumpable")?;
     if getuid().is_root() || !caps::read(None, CapSet::Permitted).context("read capabilities")?.is_empty() {
         bail!("privileges were not given up");
     }

@@ -7,11 +7,11 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use heddle_testkit::node::Node;
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
@@ -50,6 +50,14 @@ pub enum Contestant {
     HeddleOutbound,
     /// Both are, on one node.
     HeddleBoth,
+    /// Through two Envoys on two nodes, in mutual TLS between them.
+    EnvoyMtlsPair,
+    /// Through two ztunnels, in HBONE between them.
+    ZtunnelPair,
+    /// Both pods are in the mesh and on two nodes, whose agents have identities.
+    HeddleMtlsPair,
+    /// Both are on one node, whose agent has identities and hands requests over in memory.
+    HeddleHandOver,
     /// Neither is, but the node runs Heddle: what its hooks cost those who are not in the mesh.
     Bystander,
 }
@@ -60,13 +68,17 @@ impl Contestant {
         match (self, load) {
             (Contestant::Direct, _) => "direct over veth",
             (Contestant::Envoy, Load::Tcp { .. }) => "envoy 1.40 tcp_proxy",
-            (Contestant::Envoy, Load::Http { .. }) => "envoy 1.40 http",
+            (Contestant::Envoy, _) => "envoy 1.40 http",
             (Contestant::EnvoyPair, _) => "a pair of envoys 1.40",
             (Contestant::Haproxy, _) => "haproxy mode tcp",
             (Contestant::Nginx, _) => "nginx proxy_pass",
             (Contestant::HeddleInbound, _) => "heddle inbound pass",
             (Contestant::HeddleOutbound, _) => "heddle outbound pass",
             (Contestant::HeddleBoth, _) => "heddle both passes",
+            (Contestant::EnvoyMtlsPair, _) => "envoys 1.40 with mtls",
+            (Contestant::ZtunnelPair, _) => "a pair of ztunnels",
+            (Contestant::HeddleMtlsPair, _) => "heddle pair with mtls",
+            (Contestant::HeddleHandOver, _) => "heddle hand-over",
             (Contestant::Bystander, _) => "unmeshed pod beside heddle",
         }
     }
@@ -125,7 +137,7 @@ impl Arena {
         let directory = mesh.id().directory().join("bench");
         fs::create_dir(&directory).and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)))?;
 
-        let agent = start_agent(mesh.node("woven"), 1)?;
+        let agent = start_agent(mesh.node("woven"), 1, &[])?;
         for pod in ["meshed-client", "meshed-server"] {
             mesh.node("woven").wait_enrolled(mesh.pod(pod), START_TIMEOUT).with_context(|| agent.tail())?;
         }
@@ -167,6 +179,7 @@ impl Arena {
             Contestant::HeddleOutbound => ("meshed-client", "plain-server"),
             Contestant::HeddleBoth => ("meshed-client", "meshed-server"),
             Contestant::Bystander => ("plain-client", "plain-server"),
+            secured => bail!("{secured:?} is of other nodes"),
         };
         let (offset, watch) = match contestant {
             Contestant::Direct | Contestant::Bystander => (0, Vec::new()),
@@ -177,6 +190,7 @@ impl Arena {
             Contestant::HeddleInbound | Contestant::HeddleOutbound | Contestant::HeddleBoth => {
                 (0, vec![self.agent.pid(), self.mesh.node("woven").keeper_pid()?])
             }
+            secured => bail!("{secured:?} is of other nodes"),
         };
         let address = match (load, contestant) {
             // Applications call Services; a proxy in the server's pod knows none.
@@ -186,34 +200,56 @@ impl Arena {
             _ => self.mesh.pod(server).v4(),
         };
         let to = SocketAddr::new(address, load.port() + offset);
-        let words = load.arguments();
-        let mut command = Command::new(&self.bench);
-        command.args(&words).args(["--to", &to.to_string()]);
+        let run =
+            LoadRun::start(&self.bench, self.mesh.pod(client), &load.arguments(), to, connections, seconds, &watch)?;
+        run.finish().with_context(|| format!("through {}", contestant.name(load)))
+    }
+}
+
+/// A load under way in a pod.
+pub struct LoadRun {
+    process: Process,
+    words: String,
+    limit: Duration,
+}
+
+impl LoadRun {
+    /// Starts it; `watch` are the processes whose cost it reads.
+    pub fn start(
+        bench: &Path,
+        from: &Place,
+        words: &[String],
+        to: SocketAddr,
+        connections: usize,
+        seconds: f64,
+        watch: &[u32],
+    ) -> Result<LoadRun> {
+        let mut command = Command::new(bench);
+        command.args(words).args(["--to", &to.to_string()]);
         command.args(["--connections", &connections.to_string(), "--seconds", &seconds.to_string()]);
         command.args(["--core", &LOAD_CORE.to_string()]);
         if !watch.is_empty() {
             let watch: Vec<String> = watch.iter().map(u32::to_string).collect();
             command.args(["--watch", &watch.join(",")]);
         }
-        let what = || format!("{} through {}", words.join(" "), contestant.name(load));
-        let process = self.mesh.pod(client).spawn("load", command)?;
-        let status = process.wait(Duration::from_secs_f64(seconds) + 2 * START_TIMEOUT).with_context(what)?;
-        ensure!(status.success(), "{}: {status}\n{}", what(), process.tail());
-        let seen: Seen = serde_json::from_str(process.stdout().trim()).with_context(what)?;
-        ensure!(
-            seen.failed == 0,
-            "{}: {} of {} failed, first: {:?}",
-            what(),
-            seen.failed,
-            seen.count + seen.failed,
-            seen.failure
-        );
+        let limit = Duration::from_secs_f64(seconds) + 2 * START_TIMEOUT;
+        Ok(LoadRun { process: from.spawn("load", command)?, words: words.join(" "), limit })
+    }
+
+    /// What it saw; an error if anything failed.
+    pub fn finish(self) -> Result<Seen> {
+        let LoadRun { process, words, limit } = self;
+        let status = process.wait(limit).with_context(|| words.clone())?;
+        ensure!(status.success(), "{words}: {status}\n{}", process.tail());
+        let seen: Seen = serde_json::from_str(process.stdout().trim()).with_context(|| words.clone())?;
+        let all = seen.count + seen.failed;
+        ensure!(seen.failed == 0, "{words}: {} of {all} failed, first: {:?}", seen.failed, seen.failure);
         Ok(seen)
     }
 }
 
-/// Starts an agent (and with it a keeper) on a node that has none.
-pub fn start_agent(node: &Node, workers: usize) -> Result<Process> {
+/// Starts an agent (and with it a keeper) on a node that has none, with more arguments than those all have.
+pub fn start_agent(node: &Node, workers: usize, more: &[String]) -> Result<Process> {
     let paths = node.paths();
     let mut command = Command::new(&paths.heddle);
     command.args(["agent", "--node", node.name(), "--source", &format!("files:{}", paths.source.display())]);
@@ -226,6 +262,7 @@ pub fn start_agent(node: &Node, workers: usize) -> Result<Process> {
         .arg(node.node_cgroup().path());
     command.args(["--workers", &workers.to_string(), "--access-log", "none"]);
     command.args(["--metrics-address", "0.0.0.0:15020", "--health-address", "0.0.0.0:15021"]);
+    command.args(more);
     let agent = node.heddle_place().spawn("agent", command)?;
     wait_until("the agent is ready", START_TIMEOUT, || !agent.is_running() || node.is_ready())
         .with_context(|| agent.tail())?;

@@ -3,6 +3,7 @@
 //! request was sent, so a stall of the server would hide itself). New connections and idle ones are our own as well.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cpu;
 use crate::http_client::{Connection, Version};
-use crate::load::{Meter, Seen, Tally, nanoseconds};
+use crate::load::{Meter, Seen, Tally, nanoseconds, percentile};
 
 /// Before a fixed rate is measured, and before the memory of idle connections is read.
 const WARM_UP: Duration = Duration::from_millis(500);
@@ -23,6 +24,8 @@ const SETTLE: Duration = Duration::from_secs(3);
 pub enum Loop {
     /// As fast as responses come, by h2load
     Closed,
+    /// The same, with the time of every request, which h2load writes to a file
+    Timed,
     /// At a fixed rate
     Paced,
     /// Each on a connection of its own
@@ -68,7 +71,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         cpu::pin(std::process::id(), core)?;
     }
     let seen = match arguments.kind {
-        Loop::Closed => closed(arguments)?,
+        Loop::Closed => closed(arguments, None)?,
+        Loop::Timed => timed(arguments)?,
         Loop::Paced => paced(arguments)?,
         Loop::Connect => connect(arguments)?,
         Loop::Idle => idle(arguments)?,
@@ -79,7 +83,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// The whole life of an h2load: what it counts, over what its run cost. The few requests under way when its time is up are
 /// paid for and not counted.
-fn closed(arguments: &Arguments) -> Result<Seen> {
+fn closed(arguments: &Arguments, log: Option<&Path>) -> Result<Seen> {
     let mut h2load = Command::new("h2load");
     h2load.args(["--threads=1", &format!("--clients={}", arguments.connections)]);
     h2load.args([
@@ -91,6 +95,9 @@ fn closed(arguments: &Arguments) -> Result<Seen> {
         Version::H2 => "--no-tls-proto=h2c",
     });
     h2load.arg(format!("http://{}{}", arguments.to, arguments.path));
+    if let Some(log) = log {
+        h2load.arg("--log-file").arg(log);
+    }
     let before = Meter::read(&arguments.watch)?;
     let output = h2load.output().context("h2load is missing: apt-get install nghttp2-client")?;
     let after = Meter::read(&arguments.watch)?;
@@ -103,6 +110,25 @@ fn closed(arguments: &Arguments) -> Result<Seen> {
     (seen.count, seen.failed, seen.seconds) = (succeeded, failed, arguments.seconds);
     seen.failure = (failed > 0).then(what);
     Ok(seen)
+}
+
+/// A closed loop with percentiles: those of requests that waited for each other as well as for the server.
+fn timed(arguments: &Arguments) -> Result<Seen> {
+    let log = std::env::temp_dir().join(format!("heddle-bench-{}.tsv", std::process::id()));
+    let seen = closed(arguments, Some(&log));
+    let text = std::fs::read_to_string(&log);
+    let _ = std::fs::remove_file(&log);
+    let (mut seen, text) = (seen?, text.with_context(|| format!("read {}", log.display()))?);
+    let mut times = times_ns(&text).context("h2load's log is not `start, status, µs`")?;
+    ensure!(!times.is_empty(), "h2load logged no request");
+    times.sort_unstable();
+    (seen.p50_ns, seen.p99_ns) = (percentile(&times, 50), percentile(&times, 99));
+    Ok(seen)
+}
+
+/// Lines of start, status and duration, both in microseconds.
+fn times_ns(log: &str) -> Option<Vec<u64>> {
+    log.lines().map(|line| line.split('\t').nth(2)?.parse::<u64>().ok()?.checked_mul(1000)).collect()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -245,6 +271,8 @@ mod tests {
                     status codes: 62660 2xx, 0 3xx, 0 4xx, 8 5xx\n";
         assert_eq!(counted(text), Some(Counted { succeeded: 62660, failed: 15 }));
         assert_eq!(counted("requests: many"), None);
+        assert_eq!(times_ns("1700000000\t200\t150\n1700000001\t200\t90\n"), Some(vec![150_000, 90_000]));
+        assert_eq!(times_ns("1700000000 200 150\n"), None);
     }
 
     #[test]

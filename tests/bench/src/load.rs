@@ -167,7 +167,7 @@ pub fn nanoseconds(duration: Duration) -> u64 {
 }
 
 /// Nearest rank of a sorted list.
-fn percentile(sorted: &[u64], percent: usize) -> u64 {
+pub fn percentile(sorted: &[u64], percent: usize) -> u64 {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }

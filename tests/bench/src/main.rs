@@ -6,9 +6,13 @@
 
 mod contestants;
 mod cpu;
+mod handshakes;
 mod http_client;
 mod http_load;
 mod load;
+mod mtls;
+mod mtls_peers;
+mod mtls_scenarios;
 mod origin;
 mod peers;
 mod rows;
@@ -35,6 +39,8 @@ enum Part {
     Load(load::Arguments),
     /// Put HTTP load on an address and print one JSON object
     HttpLoad(http_load::Arguments),
+    /// Shake hands and print one JSON object
+    Handshakes(handshakes::Arguments),
     /// Answer the load
     Origin(origin::Arguments),
 }
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
         Part::Run(arguments) => run::run(&arguments),
         Part::Load(arguments) => load::run(&arguments).map(|()| ExitCode::SUCCESS),
         Part::HttpLoad(arguments) => http_load::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Part::Handshakes(arguments) => handshakes::run(&arguments).map(|()| ExitCode::SUCCESS),
         Part::Origin(arguments) => origin::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -22,6 +22,9 @@ pub const H1_PORT: u16 = 9002;
 /// The origin's port for HTTP/2 with prior knowledge.
 pub const H2_PORT: u16 = 9003;
 
+/// The origin's port for HTTP/1.1 that a mesh is told to carry as bytes.
+pub const OPAQUE_PORT: u16 = 9004;
+
 /// Each proxy listens on the origin's port plus this.
 pub const ENVOY_OFFSET: u16 = 100;
 pub const HAPROXY_OFFSET: u16 = 200;
@@ -52,13 +55,14 @@ pub fn start_origin(place: &Place, directory: &Path) -> Result<Process> {
         "open_file_cache max=16; sendfile off; output_buffers 1 64k;
         server {{
             listen {H1_PORT} backlog=4096;
+            listen {OPAQUE_PORT} backlog=4096;
             listen {H2_PORT} http2 backlog=4096;
             root {};
             location = {PATH_1_KIB} {{ return 200 \"{body}\"; }}
         }}",
         directory.display()
     );
-    start_nginx_with(&server, "http-origin", place, directory, &[H1_PORT, H2_PORT])
+    start_nginx_with(&server, "http-origin", place, directory, &[H1_PORT, OPAQUE_PORT, H2_PORT])
 }
 
 /// nginx as a proxy. To its upstream it speaks HTTP/1.1, whatever its client speaks: it knows nothing else.

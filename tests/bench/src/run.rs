@@ -13,6 +13,8 @@ use serde::Deserialize;
 use crate::contestants::{Arena, Binaries, Contestant, start_agent};
 use crate::cpu::{self, PROXY_CORE};
 use crate::load::Seen;
+use crate::mtls::{self, SecuredArena};
+use crate::mtls_scenarios;
 use crate::peers::PATH_1_KIB;
 use crate::rows::{self, Row};
 use crate::scenarios::{self, HttpVersion, Load, Scenario};
@@ -79,7 +81,19 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if !wanted.is_empty() {
         let arena = Arena::build(&binaries)?;
         for scenario in wanted {
-            rows.extend(compare(&arena, scenario, arguments)?);
+            rows.extend(compare(scenario, arguments, |contestant| {
+                arena.measure(contestant, &scenario.load, scenario.connections, arguments.seconds)
+            })?);
+        }
+    }
+    let wanted: Vec<Scenario> = mtls_scenarios::all(mtls::ztunnel().is_some());
+    let wanted: Vec<&Scenario> = wanted.iter().filter(|scenario| is_wanted(scenario.name)).collect();
+    if !wanted.is_empty() {
+        let arena = SecuredArena::build(&binaries)?;
+        for scenario in wanted {
+            rows.extend(compare(scenario, arguments, |contestant| {
+                arena.measure(contestant, &scenario.load, scenario.connections, scenario.sources, arguments.seconds)
+            })?);
         }
     }
     for (version, name) in [(HttpVersion::H1, "http1-idle"), (HttpVersion::H2, "http2-idle")] {
@@ -125,15 +139,18 @@ fn busy_share(window: Duration) -> Result<f64> {
 }
 
 /// One scenario: in every round each contestant has its turn, in an order that changes with the round.
-fn compare(arena: &Arena, scenario: &Scenario, arguments: &Arguments) -> Result<Vec<Row>> {
+fn compare(
+    scenario: &Scenario,
+    arguments: &Arguments,
+    measure: impl Fn(Contestant) -> Result<Seen>,
+) -> Result<Vec<Row>> {
     let contestants: Vec<_> = scenario.contestants().collect();
     let mut seen: Vec<Vec<Seen>> = vec![Vec::new(); contestants.len()];
     for round in 0..arguments.rounds.max(1) {
         eprintln!("{}: round {} of {}", scenario.name, round + 1, arguments.rounds.max(1));
         for turn in 0..contestants.len() {
             let index = (turn + round as usize) % contestants.len();
-            let result = arena.measure(contestants[index], &scenario.load, scenario.connections, arguments.seconds)?;
-            seen[index].push(result);
+            seen[index].push(measure(contestants[index])?);
         }
     }
     Ok(scenario.rows(&seen))
@@ -174,7 +191,7 @@ fn idle_memory() -> Result<Vec<Row>> {
     }
     let mesh = words.start()?.quietly();
     let node = mesh.node("idle");
-    let agent = start_agent(node, IDLE_WORKERS)?;
+    let agent = start_agent(node, IDLE_WORKERS, &[])?;
     for pod in node.pods() {
         node.wait_enrolled(pod, Duration::from_secs(20))?;
     }

@@ -2,8 +2,9 @@
 
 use crate::contestants::Contestant;
 use crate::load::Seen;
+use crate::mtls_peers::HBONE_PORT;
 use crate::origin::{ECHO_PORT, SINK_PORT};
-use crate::peers::{H1_PORT, H2_PORT, PATH_1_KIB, PATH_64_KIB};
+use crate::peers::{H1_PORT, H2_PORT, OPAQUE_PORT, PATH_1_KIB, PATH_64_KIB};
 use crate::rows::{Measured, Row};
 
 /// What is put on an address.
@@ -18,6 +19,10 @@ pub enum Load {
         /// Requests at a time on each connection.
         streams: usize,
     },
+    /// A loop of `http-load` over HTTP/1.1, to the port that is carried as bytes.
+    Opaque { requests: &'static str },
+    /// Full handshakes of mutual TLS, on HBONE's port.
+    Handshakes,
 }
 
 /// Which HTTP, on both sides of a proxy that can.
@@ -37,6 +42,8 @@ impl Load {
             Load::Tcp { port, .. } => *port,
             Load::Http { version: HttpVersion::H1, .. } => H1_PORT,
             Load::Http { version: HttpVersion::H2, .. } => H2_PORT,
+            Load::Opaque { .. } => OPAQUE_PORT,
+            Load::Handshakes => HBONE_PORT,
         }
     }
 
@@ -51,6 +58,10 @@ impl Load {
                 let first = ["http-load", "--loop", requests, "--version", version, "--path", path];
                 words(&[&first[..], &["--streams", &streams, "--rate", &rate]].concat())
             }
+            Load::Opaque { requests } => {
+                words(&["http-load", "--loop", requests, "--version", "h1", "--path", PATH_1_KIB])
+            }
+            Load::Handshakes => words(&["handshakes"]),
         }
     }
 }
@@ -60,6 +71,8 @@ pub struct Scenario {
     pub name: &'static str,
     pub load: Load,
     pub connections: usize,
+    /// Pods the load comes from, which share the connections.
+    pub sources: usize,
     pub metrics: &'static [Metric],
     pub ours: &'static [Contestant],
     pub baselines: &'static [Contestant],
@@ -76,11 +89,11 @@ pub struct Metric {
     pub is_proxy_cost: bool,
 }
 
-const fn metric(name: &'static str, unit: &'static str, of: fn(&Seen) -> f64) -> Metric {
+pub const fn metric(name: &'static str, unit: &'static str, of: fn(&Seen) -> f64) -> Metric {
     Metric { name, unit, of, bar: None, is_proxy_cost: false }
 }
 
-const fn proxy_cost(
+pub const fn proxy_cost(
     name: &'static str,
     unit: &'static str,
     of: fn(&Seen) -> f64,
@@ -89,11 +102,11 @@ const fn proxy_cost(
     Metric { name, unit, of, bar, is_proxy_cost: true }
 }
 
-fn microseconds_each(total_ns: u64, count: u64) -> f64 {
+pub fn microseconds_each(total_ns: u64, count: u64) -> f64 {
     total_ns as f64 / 1000.0 / count.max(1) as f64
 }
 
-fn seconds_per_gigabyte(total_ns: u64, bytes: u64) -> f64 {
+pub fn seconds_per_gigabyte(total_ns: u64, bytes: u64) -> f64 {
     total_ns as f64 / bytes.max(1) as f64
 }
 
@@ -164,7 +177,7 @@ const HTTP_PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Conte
 const SINGLE_HTTP_PEERS: &[Contestant] = &[Contestant::Direct, Contestant::Envoy, Contestant::Nginx];
 
 /// Requests one after the other on each connection, or as many at a time as there are streams.
-const fn closed(version: HttpVersion, path: &'static str, streams: usize) -> Load {
+pub const fn closed(version: HttpVersion, path: &'static str, streams: usize) -> Load {
     Load::Http { requests: "closed", version, path, streams }
 }
 
@@ -174,6 +187,7 @@ pub const ALL: &[Scenario] = &[
         name: "tcp-connection-rate",
         load: Load::Tcp { pattern: "connect", port: ECHO_PORT },
         connections: 16,
+        sources: 1,
         metrics: PER_CONNECTION,
         ours: ALL_PASSES,
         baselines: PEERS,
@@ -182,6 +196,7 @@ pub const ALL: &[Scenario] = &[
         name: "tcp-round-trip",
         load: Load::Tcp { pattern: "ping-pong", port: ECHO_PORT },
         connections: 1,
+        sources: 1,
         metrics: PER_ROUND_TRIP,
         ours: ALL_PASSES,
         baselines: PEERS,
@@ -190,6 +205,7 @@ pub const ALL: &[Scenario] = &[
         name: "tcp-round-trip-64",
         load: Load::Tcp { pattern: "ping-pong", port: ECHO_PORT },
         connections: 64,
+        sources: 1,
         metrics: PER_ROUND_TRIP,
         ours: ONE_PASS,
         baselines: SINGLE_PEERS,
@@ -198,6 +214,7 @@ pub const ALL: &[Scenario] = &[
         name: "tcp-bulk",
         load: Load::Tcp { pattern: "bulk", port: SINK_PORT },
         connections: 1,
+        sources: 1,
         metrics: BULK,
         ours: ALL_PASSES,
         baselines: PEERS,
@@ -206,6 +223,7 @@ pub const ALL: &[Scenario] = &[
         name: "connect-call",
         load: Load::Tcp { pattern: "connect-call", port: ECHO_PORT },
         connections: 1,
+        sources: 1,
         metrics: CONNECT_CALL,
         ours: &[Contestant::HeddleOutbound, Contestant::Bystander],
         baselines: &[Contestant::Direct],
@@ -214,6 +232,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-1k-1",
         load: closed(HttpVersion::H1, PATH_1_KIB, 1),
         connections: 1,
+        sources: 1,
         metrics: PER_REQUEST,
         ours: ONE_PASS,
         baselines: SINGLE_HTTP_PEERS,
@@ -222,6 +241,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-1k-16",
         load: closed(HttpVersion::H1, PATH_1_KIB, 1),
         connections: 16,
+        sources: 1,
         metrics: PER_REQUEST,
         ours: ONE_PASS,
         baselines: SINGLE_HTTP_PEERS,
@@ -230,6 +250,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-1k-64",
         load: closed(HttpVersion::H1, PATH_1_KIB, 1),
         connections: 64,
+        sources: 1,
         metrics: PER_H1_REQUEST_AT_64,
         ours: ALL_PASSES,
         baselines: HTTP_PEERS,
@@ -238,6 +259,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-1k-256",
         load: closed(HttpVersion::H1, PATH_1_KIB, 1),
         connections: 256,
+        sources: 1,
         metrics: PER_REQUEST,
         ours: ONE_PASS,
         baselines: SINGLE_HTTP_PEERS,
@@ -246,6 +268,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-64k-64",
         load: closed(HttpVersion::H1, PATH_64_KIB, 1),
         connections: 64,
+        sources: 1,
         metrics: PER_REQUEST,
         ours: ONE_PASS,
         baselines: SINGLE_HTTP_PEERS,
@@ -254,6 +277,7 @@ pub const ALL: &[Scenario] = &[
         name: "http2-1k-8x16",
         load: closed(HttpVersion::H2, PATH_1_KIB, 16),
         connections: 8,
+        sources: 1,
         metrics: PER_REQUEST,
         ours: ONE_PASS,
         baselines: SINGLE_HTTP_PEERS,
@@ -262,6 +286,7 @@ pub const ALL: &[Scenario] = &[
         name: "http2-1k-64x1",
         load: closed(HttpVersion::H2, PATH_1_KIB, 1),
         connections: 64,
+        sources: 1,
         metrics: PER_H2_REQUEST_AT_64,
         ours: ALL_PASSES,
         baselines: HTTP_PEERS,
@@ -270,6 +295,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-new-connections",
         load: Load::Http { requests: "connect", version: HttpVersion::H1, path: PATH_1_KIB, streams: 1 },
         connections: 16,
+        sources: 1,
         metrics: REQUEST_ON_NEW_CONNECTION,
         ours: ONE_PASS,
         baselines: SINGLE_HTTP_PEERS,
@@ -278,6 +304,7 @@ pub const ALL: &[Scenario] = &[
         name: "http1-fixed-rate",
         load: Load::Http { requests: "paced", version: HttpVersion::H1, path: PATH_1_KIB, streams: 1 },
         connections: 64,
+        sources: 1,
         metrics: AT_FIXED_RATE,
         ours: ALL_PASSES,
         baselines: HTTP_PEERS,
@@ -286,6 +313,7 @@ pub const ALL: &[Scenario] = &[
         name: "http2-fixed-rate",
         load: Load::Http { requests: "paced", version: HttpVersion::H2, path: PATH_1_KIB, streams: 1 },
         connections: 64,
+        sources: 1,
         metrics: AT_FIXED_RATE,
         ours: ALL_PASSES,
         baselines: HTTP_PEERS,
@@ -310,10 +338,10 @@ impl Scenario {
             let name = format!("{} / {}", self.name, ours.name(&self.load));
             for metric in self.metrics {
                 for baseline in self.baselines.iter().filter(|baseline| is_comparable(*ours, **baseline, metric)) {
-                    // The bars are for one pass.
+                    // Of the plain contestants the bars are for one pass.
                     let bar = metric
                         .bar
-                        .filter(|(against, _)| against == baseline && ONE_PASS.contains(ours))
+                        .filter(|(against, _)| against == baseline && *ours != Contestant::HeddleBoth)
                         .map(|(_, bar)| bar);
                     let theirs = measured(*baseline, metric);
                     rows.push(Row::against(

@@ -43,6 +43,7 @@ parser.add_argument("--ping", action="store_true", help="before the streams, and
 parser.add_argument("--truncate", action="store_true", help="when something has come: end TCP, tell TLS nothing")
 parser.add_argument("--silent", action="store_true", help="after the handshake: say nothing and listen")
 parser.add_argument("--raw", help="instead of HTTP/2, these bytes (text) in TLS, and what comes is `raw`")
+parser.add_argument("--raw-back", type=int, default=0, help="end in order when so many bytes have come back")
 parser.add_argument("--plain", action="store_true", help="no TLS: HTTP/2 at once")
 parser.add_argument("--slow-ms", type=float, default=0, help="pause before every byte of the ClientHello")
 parser.add_argument("--hello-only", type=int, help="send so many bytes of the ClientHello, then only listen")
@@ -330,8 +331,10 @@ def connect():
             wire.send((arguments.raw or "").encode())
             heard = b""
             try:
-                while True:
+                while not arguments.raw_back or len(heard) < arguments.raw_back:
                     heard += wire.receive()
+                result["end"] = "ours"
+                return result
             finally:
                 result["raw"] = heard.decode("latin1")
         exchange = Exchange(wire)

@@ -8,11 +8,12 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use heddle_testkit::pki::Credential;
+use heddle_testkit::pki::{Credential, spiffe_id};
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
 use serde_json::Value;
 
+use crate::exposition::{scrape, sum};
 use crate::peers::{PATIENCE, script, serve, start_envoy};
 use crate::{HBONE_PORT, SOON};
 
@@ -282,4 +283,76 @@ fn envoy(
     let files = [("CHAIN", file(&credential.chain)), ("KEY", file(&credential.key)), ("ROOTS", file(&credential.root))];
     let all: Vec<(&str, &str)> = words.iter().chain(&files).map(|(word, value)| (*word, value.as_str())).collect();
     start_envoy(place, directory, template, &all, ports)
+}
+
+/// Waits until the agents have certificates for all pods they have enrolled.
+///
+/// # Errors
+/// One is missing in time; the error shows what the agent says.
+pub fn wait_certified(mesh: &Mesh) -> Result<()> {
+    for node in mesh.nodes() {
+        for pod in node.pods() {
+            if node.workload(pod)?.is_some_and(|w| w["capture"] == "enrolled") {
+                wait_certificate(node, &id_of(pod))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the node's agent has a certificate for this identity.
+///
+/// # Errors
+/// It has none in time; the error shows what it says.
+pub fn wait_certificate(node: &Node, id: &str) -> Result<()> {
+    let has = || {
+        let samples = scrape(node).unwrap_or_default();
+        sum(&samples, "heddle_certificate_not_after_timestamp_seconds", &[("identity", id)]) > 0.0
+    };
+    wait_until(&format!("node {} has a certificate for {id}", node.name()), PATIENCE, has)
+        .with_context(|| node.agent_tail())
+}
+
+/// The identity of a pod: of the account named as the pod is.
+#[must_use]
+pub fn id_of(pod: &Pod) -> String {
+    spiffe_id(&pod.namespace(), pod.name())
+}
+
+/// Handshakes a node's agent has completed so far, as `client` or as `server`.
+///
+/// # Errors
+/// The agent does not answer.
+pub fn handshakes(node: &Node, side: &str) -> Result<u64> {
+    Ok(sum(&scrape(node)?, "heddle_tls_handshakes_total", &[("side", side)]) as u64)
+}
+
+/// Handshakes that failed for this reason.
+///
+/// # Errors
+/// The agent does not answer.
+pub fn failed_handshakes(node: &Node, side: &str, reason: &str) -> Result<u64> {
+    Ok(sum(&scrape(node)?, "heddle_tls_handshake_failures_total", &[("side", side), ("reason", reason)]) as u64)
+}
+
+/// Waits for a record of both agents that names both identities and the transport, and satisfies `wanted`.
+///
+/// # Errors
+/// One is missing in time; the error shows the log.
+pub fn wait_identified(
+    mesh: &Mesh,
+    [client, server]: [&Pod; 2],
+    transport: &str,
+    what: &str,
+    wanted: impl Fn(&Value) -> bool,
+) -> Result<()> {
+    for node in [mesh.node_of(client), mesh.node_of(server)] {
+        crate::wait_logged(node, &format!("{what} by {transport} with both identities"), |record| {
+            record["transport"] == transport
+                && record["source_principal"] == id_of(client)
+                && record["destination_principal"] == id_of(server)
+                && wanted(record)
+        })?;
+    }
+    Ok(())
 }

@@ -31,7 +31,6 @@ pub struct Ca {
     directory: PathBuf,
     credentials: PathBuf,
     source: PathBuf,
-    serve_arguments: Vec<String>,
     authority: Authority,
     server: Mutex<Option<Process>>,
 }
@@ -43,7 +42,7 @@ impl Ca {
         heddle: &Path,
         directory: &Path,
         source: &Path,
-        serve_arguments: &[String],
+        init_arguments: &[String],
     ) -> anyhow::Result<Self> {
         let (own, given) = (directory.join("ca"), directory.join("ca-root"));
         let credentials = directory.join("credentials");
@@ -60,12 +59,13 @@ impl Ca {
             directory: own,
             credentials,
             source: source.to_owned(),
-            serve_arguments: serve_arguments.to_vec(),
             authority,
             server: Mutex::new(None),
         };
         let (root, key) = (root.display().to_string(), key.display().to_string());
-        ca.run(&["init", "--from-root-cert", &root, "--from-root-key", &key])?;
+        let own = ["init", "--from-root-cert", &root, "--from-root-key", &key];
+        let more: Vec<&str> = init_arguments.iter().map(String::as_str).collect();
+        ca.run(&[&own, &more[..]].concat())?;
         Ok(ca)
     }
 
@@ -114,7 +114,7 @@ impl Ca {
     pub fn start(&self) -> anyhow::Result<()> {
         let mut command = self.command(&["serve"]);
         command.arg("--source").arg(format!("files:{}", self.source.display()));
-        command.arg("--listen").arg(self.address().to_string()).args(&self.serve_arguments);
+        command.arg("--listen").arg(self.address().to_string());
         let server = self.place.spawn("ca", command)?;
         let up = wait_for("the certificate authority accepts", TIMEOUT, || {
             if let Some(status) = server.status() {

@@ -278,10 +278,10 @@ impl Builder {
         Ok(made)
     }
 
-    fn ca(&mut self, serve_arguments: &[String]) -> anyhow::Result<Ca> {
+    fn ca(&mut self, init_arguments: &[String]) -> anyhow::Result<Ca> {
         let heddle = self.heddle.clone().context("a certificate authority needs the heddle binary: say start()")?;
         let place = self.outside("ca", ca::addresses())?;
-        Ca::create(place, &heddle, &self.directory, self.source.directory(), serve_arguments)
+        Ca::create(place, &heddle, &self.directory, self.source.directory(), init_arguments)
     }
 
     /// A host on the fabric.

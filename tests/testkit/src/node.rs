@@ -108,6 +108,12 @@ impl Node {
         &self.cgroup
     }
 
+    /// What its agent is started with besides what all have: the test's own arguments, and those of its identity.
+    #[must_use]
+    pub fn agent_arguments(&self) -> &[String] {
+        &self.agent_arguments
+    }
+
     fn heddle_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.paths.heddle);
         command.args(arguments).env("HEDDLE_RUN_DIR", &self.paths.run).env("HEDDLE_PIN_DIR", &self.paths.pins);

@@ -177,11 +177,11 @@ pub trait Declare: Sized {
 
     /// Has a certificate authority, and agents that get identities from it.
     fn with_ca(self) -> Topology {
-        self.with_ca_serving(&[])
+        self.with_ca_made(&[])
     }
 
-    /// The same, with more arguments for `heddle ca serve`.
-    fn with_ca_serving(self, arguments: &[&str]) -> Topology {
+    /// The same, with more arguments for `heddle ca init`.
+    fn with_ca_made(self, arguments: &[&str]) -> Topology {
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
         Topology { ca: Some(arguments), ..self.topology() }
     }

@@ -6,16 +6,16 @@ use heddle_model::workload::FailurePolicy;
 use heddle_model::{MtlsMode, Snapshot, Workload};
 use heddle_proto::keeper::v1::PodSpec;
 
-/// The desired pods, ordered by uid so that the same set is the same list.
+/// The desired pods, ordered by uid so that the same set is the same list. With `hbone` the agent serves HBONE for them.
 #[must_use]
-pub fn desired(snapshot: &Snapshot) -> Vec<PodSpec> {
-    let mut pods: Vec<PodSpec> = snapshot.workloads().filter_map(|pod| spec(pod, snapshot)).collect();
+pub fn desired(snapshot: &Snapshot, hbone: bool) -> Vec<PodSpec> {
+    let mut pods: Vec<PodSpec> = snapshot.workloads().filter_map(|pod| spec(pod, snapshot, hbone)).collect();
     pods.sort_by(|a, b| a.uid.cmp(&b.uid));
     pods
 }
 
 /// A pod of this node that wants capture and whose namespace is known.
-fn spec(pod: &Workload, snapshot: &Snapshot) -> Option<PodSpec> {
+fn spec(pod: &Workload, snapshot: &Snapshot, hbone: bool) -> Option<PodSpec> {
     if *pod.node != *snapshot.node || !pod.wants_capture() {
         return None;
     }
@@ -33,7 +33,7 @@ fn spec(pod: &Workload, snapshot: &Snapshot) -> Option<PodSpec> {
         exclude_outbound_cidrs: pod.capture.exclude_outbound_cidrs.iter().map(ToString::to_string).collect(),
         exclude_outbound_ports: ports(&pod.capture.exclude_outbound_ports),
         exclude_inbound_ports: ports(&pod.capture.exclude_inbound_ports),
-        hbone: false,
+        hbone,
         strict,
         strict_except: contrary.map(|(&port, _)| u32::from(port)).collect(),
     })

@@ -1,7 +1,7 @@
 //! The agent's tie to its keeper: attach, tell it which pods are wanted, take their listeners, and do it all again when
 //! the keeper restarts. One thread owns the connection; the data plane never waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -64,6 +64,8 @@ pub struct LinkView {
 struct Wishes {
     desired: Option<Vec<PodSpec>>,
     changed: bool,
+    /// Pods whose listeners are to be handed to the data plane once more.
+    anew: BTreeSet<String>,
     /// The connection that was lost last, by its number.
     lost: u64,
     stop: bool,
@@ -118,6 +120,14 @@ impl Link {
             wishes.changed = true;
             self.wishes.1.notify_all();
         }
+    }
+
+    /// Accepts for a pod anew, if it is accepted for: in place of what was, which goes on with the connections it has.
+    pub fn accept_anew(&self, pod: &PodUid) {
+        let mut wishes = lock(&self.wishes.0);
+        wishes.anew.insert(pod.to_string());
+        wishes.changed = true;
+        self.wishes.1.notify_all();
     }
 
     /// Ends the thread at its next step.
@@ -267,14 +277,19 @@ impl Worker {
         keeper.ready()?;
         let mut inspected: Option<Instant> = None;
         loop {
-            let desired = {
+            let (desired, anew) = {
                 let mut wishes = lock(&self.wishes.0);
                 wishes.changed = false;
-                wishes.desired.clone()
+                (wishes.desired.clone(), std::mem::take(&mut wishes.anew))
             };
             if let Some(desired) = desired {
                 self.reconcile(&keeper, &desired)?;
                 lock(&self.view).settled = true;
+            }
+            for uid in anew {
+                if let Some((_, held)) = self.held.get(&uid) {
+                    self.hand_over(&PodUid::new(&uid), held);
+                }
             }
             if inspected.is_none_or(|at| at.elapsed() > INSPECT) {
                 inspected = Some(Instant::now());
@@ -355,20 +370,27 @@ impl Worker {
             }
         };
         let uid = PodUid::new(&pod.uid);
-        let copies = match duplicate(&uid, &listeners) {
+        self.sockets.admit(&uid);
+        if self.hand_over(&uid, &listeners) {
+            self.held.insert(pod.uid.clone(), (pod.netns_cookie, listeners));
+        }
+        Ok(())
+    }
+
+    /// Gives the data plane copies of a pod's listeners, and returns when it accepts.
+    fn hand_over(&self, uid: &PodUid, listeners: &PodListeners) -> bool {
+        let copies = match duplicate(uid, listeners) {
             Ok(copies) => copies,
             Err(error) => {
-                tracing::error!(pod = pod.uid, %error, "no descriptors for the listeners");
-                return Ok(());
+                tracing::error!(pod = %uid, %error, "no descriptors for the listeners");
+                return false;
             }
         };
-        self.sockets.admit(&uid);
-        self.held.insert(pod.uid.clone(), (pod.netns_cookie, listeners));
         let (accepting, accepts) = oneshot::channel();
-        self.send(LinkEvent::Enrolled(uid, copies, accepting));
+        self.send(LinkEvent::Enrolled(uid.clone(), copies, accepting));
         // Ready means that every listener is served. An agent that ends meanwhile drops the sender.
         let _ = accepts.blocking_recv();
-        Ok(())
+        true
     }
 
     /// A thread that waits for events of this keeper; it ends with the connection.

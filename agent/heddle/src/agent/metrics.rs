@@ -9,6 +9,7 @@ use heddle_telemetry::Registry;
 use heddle_telemetry::collect::{FamilyDesc, FnCollector};
 use tokio::sync::watch;
 
+use super::identity::Identities;
 use super::link::Link;
 
 const CONNECTIONS: FamilyDesc = FamilyDesc::counter(
@@ -77,6 +78,18 @@ pub fn register(
         invalid.push(&[], snapshot.invalid.len() as f64);
         vec![connections, records, entries, max, pods, keeper, generation, invalid]
     }))
+}
+
+/// Registers the families of an agent that has identities.
+///
+/// # Errors
+/// A name is used twice.
+pub fn register_identities(registry: &Registry, identities: &Identities) -> Result<()> {
+    let shared = identities.shared();
+    for collector in [heddle_identity::metrics::store_collector(&shared.store), shared.handshakes.collector()] {
+        registry.register(collector).context("register metrics")?;
+    }
+    Ok(())
 }
 
 /// `outbound_refused_agent_port` → its three words; `None` for records.

@@ -2,6 +2,7 @@
 //! replaced, told to stop, or loses a worker.
 
 mod enrol;
+mod identity;
 mod keeper;
 mod link;
 mod metrics;
@@ -37,6 +38,7 @@ pub fn run(options: AgentOptions) -> Result<ExitCode> {
         }
         AccessLogTarget::None | AccessLogTarget::Stdout => None,
     };
+    let authority = identity::Authority::open(&options.identity)?;
     privileges::give_up(options.user)?;
     let access = match (log_file, &options.access_log) {
         (Some(file), _) => AccessLog::to(file, QUEUE_MAX).context("access log")?,
@@ -48,5 +50,5 @@ pub fn run(options: AgentOptions) -> Result<ExitCode> {
         .thread_name("control")
         .build()
         .context("control runtime")?;
-    runtime.block_on(serve::serve(options, access))
+    runtime.block_on(serve::serve(options, access, authority))
 }

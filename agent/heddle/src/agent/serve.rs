@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::identity::{self, Authority, Identities};
 use super::link::{Link, LinkEvent};
 use super::sockets::NetnsSockets;
 use super::views::AgentViews;
@@ -45,13 +46,22 @@ enum End {
 }
 
 /// Runs everything on the control runtime.
-pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode> {
+pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<Authority>) -> Result<ExitCode> {
     let started = Instant::now();
     let workers = options.workers.map_or_else(default_workers, usize::from);
     let Source::Files(dir) = &options.source;
     let source = FilesSource::open(dir, &options.node)?;
     let source_status = source.status();
     let (publish, mut snapshots) = watch::channel(Arc::new(Snapshot::new(&options.node)));
+    let mut tasks = Vec::new();
+    let identities = authority.as_ref().map(|authority| Arc::new(Identities::new(authority, workers)));
+    if let Some(identities) = &identities {
+        let (pinned, task) = identity::in_own_domain(Arc::clone(identities), snapshots);
+        snapshots = pinned;
+        tasks.push(task);
+        // Before the first lease: what is taken over is used at once.
+        identities.restore(&options.paths.run_dir).await;
+    }
     let (stop_source, source_stopped) = tokio::sync::oneshot::channel::<()>();
     let mut source_task = tokio::spawn(source.run(publish, async move {
         let _ = source_stopped.await;
@@ -73,23 +83,34 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         ..Config::default()
     };
     let shared: Arc<dyn heddle_proxy::SocketSource> = sockets.clone();
+    let own = identities.as_deref().map(Identities::shared);
     let proxy =
-        Arc::new(Proxy::start(config, snapshots.clone(), shared, None, telemetry.clone()).context("data plane")?);
+        Arc::new(Proxy::start(config, snapshots.clone(), shared, own, telemetry.clone()).context("data plane")?);
 
     // What is wanted must be known before the keeper is told: wait for the first load, or say why there is none.
     tokio::select! {
         loaded = snapshots.wait_for(|snapshot| snapshot.generation > 0) => drop(loaded.context("source")?),
         ended = &mut source_task => return Err(source_error(ended)),
     }
+    if let (Some(identities), Some(authority)) = (&identities, authority) {
+        let issuer = identities.begin(authority, &snapshots.borrow())?;
+        let store = identities.store().clone();
+        tasks.push(tokio::spawn(async move { store.run(issuer, std::future::pending()).await }));
+        tasks.push(tokio::spawn(Arc::clone(identities).keep(options.paths.run_dir.clone())));
+    }
+    let hbone = identities.is_some();
     // Taken before the keeper is: an agent that cannot have its addresses must not have replaced the former one.
     let metrics_listener = bind(options.metrics_address, "--metrics-address: metrics")?;
     let health_listener = bind(options.health_address, "--health-address: health")?;
     let (event_sender, mut events) = mpsc::channel(EVENTS_MAX);
     let link = Arc::new(Link::start(options.paths.run_dir.clone(), Arc::clone(&sockets), event_sender)?);
-    link.desire(enrol::desired(&snapshots.borrow_and_update()));
+    link.desire(enrol::desired(&snapshots.borrow_and_update(), hbone));
 
     let registry = Registry::new();
     metrics::register(&registry, &telemetry, &proxy, &link, snapshots.clone())?;
+    if let Some(identities) = &identities {
+        metrics::register_identities(&registry, identities)?;
+    }
     let draining = Arc::new(AtomicBool::new(false));
     let views = Arc::new(AgentViews {
         options: Arc::new(options.shown()),
@@ -100,9 +121,10 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
         source: source_status,
         draining: Arc::clone(&draining),
         workers,
+        identities: identities.clone(),
     });
     let limits = Limits::default();
-    let mut tasks = vec![
+    tasks.extend([
         tokio::spawn(heddle_admin::metrics::run(metrics_listener, registry, limits)),
         tokio::spawn(heddle_admin::health::run(
             health_listener,
@@ -110,7 +132,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
             limits,
         )),
         tokio::spawn(beat(Arc::clone(&link))),
-    ];
+    ]);
     let mut debug: Option<JoinHandle<()>> = None;
     tracing::info!(node = options.node, workers, version = crate::VERSION, "agent started");
 
@@ -121,12 +143,21 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
     let end = loop {
         tokio::select! {
             changed = snapshots.changed() => match changed {
-                Ok(()) => link.desire(enrol::desired(&snapshots.borrow_and_update())),
+                Ok(()) => {
+                    let snapshot = Arc::clone(&snapshots.borrow_and_update());
+                    for uid in identities.iter().flat_map(|identities| identities.follow(&snapshot)) {
+                        link.accept_anew(&uid);
+                    }
+                    link.desire(enrol::desired(&snapshot, hbone));
+                }
                 Err(_) => break End::SourceEnded,
             },
             event = events.recv() => match event {
                 Some(LinkEvent::Attached(listener)) => {
                     link.beat();
+                    if let Some(identities) = &identities {
+                        identities.keeper_attached();
+                    }
                     if let Some(old) = debug.take() {
                         old.abort();
                     }
@@ -136,6 +167,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
                     if let Some(pod) = snapshots.borrow().workload(&uid) {
                         listeners.addresses.clone_from(&pod.addresses);
                     }
+                    listeners.identity = identities.as_ref().and_then(|all| all.accept(&snapshots.borrow(), &uid));
                     let families: BTreeSet<Family> = listeners.addresses.iter().map(|&ip| Family::of(ip)).collect();
                     sockets.prefill(&uid, families.into_iter());
                     if let Err(error) = proxy.attach(listeners).await {
@@ -143,7 +175,12 @@ pub async fn serve(options: AgentOptions, access: AccessLog) -> Result<ExitCode>
                     }
                     let _ = accepting.send(());
                 }
-                Some(LinkEvent::Released(uid)) => release(&proxy, &snapshots, &uid).await,
+                Some(LinkEvent::Released(uid)) => {
+                    if let Some(identities) = &identities {
+                        identities.release(&uid);
+                    }
+                    release(&proxy, &snapshots, &uid).await;
+                }
                 Some(LinkEvent::Drain(why)) => break End::Replaced(why),
                 None => break End::Replaced("the keeper's thread has ended"),
             },

@@ -13,6 +13,7 @@ use heddle_proxy::{ConnectionView, Proxy};
 use heddle_telemetry::time::rfc3339;
 use tokio::sync::watch;
 
+use super::identity::{self, Identities};
 use super::link::Link;
 use super::metrics;
 use crate::cli::{AgentOptions, Source};
@@ -55,6 +56,8 @@ pub struct AgentViews {
     pub draining: Arc<AtomicBool>,
     /// Data-plane threads.
     pub workers: usize,
+    /// Identities, where there are any.
+    pub identities: Option<Arc<Identities>>,
 }
 
 impl AgentViews {
@@ -152,6 +155,7 @@ impl Views for AgentViews {
                 workers_dead: u32::from(self.proxy.health().is_err()),
                 keeper_version,
                 keeper_error,
+                identity: self.identities.as_deref().map_or_else(|| identity::off().detail, Identities::summary),
             })
         })
     }
@@ -190,6 +194,10 @@ impl Views for AgentViews {
             let connections = list.connections.iter().map(connection).collect();
             Ok(v1::Connections { total: list.total as u64, connections })
         })
+    }
+
+    fn certs(&self) -> ViewFuture<'_, v1::Certificates> {
+        Box::pin(async move { Ok(self.identities.as_deref().map(Identities::certificates).unwrap_or_default()) })
     }
 
     fn bpf(&self) -> ViewFuture<'_, v1::BpfView> {
@@ -300,6 +308,10 @@ impl Views for AgentViews {
                     format!("make {} readable again; the last state stays in force", self.options.source)
                 },
             });
+            match &self.identities {
+                Some(identities) => items.extend(identities.check()),
+                None => items.push(identity::off()),
+            }
             for pod in snapshot.workloads() {
                 let (state, error) = self.capture(pod);
                 if state == "failed" {
@@ -363,5 +375,8 @@ fn connection(c: &ConnectionView) -> v1::Connection {
         worker: u32::try_from(c.worker).unwrap_or(u32::MAX),
         requests: c.requests,
         sni: c.sni.as_deref().unwrap_or_default().to_owned(),
+        transport: c.transport.as_str().into(),
+        source_principal: c.source_principal.to_string(),
+        destination_principal: c.destination_principal.to_string(),
     }
 }

@@ -1,16 +1,18 @@
 //! The command line: what can be asked, parsed into values that cannot be wrong.
 
 mod query;
-mod table;
+pub mod table;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use crate::ca::CaCommand;
 pub use crate::node::NodePaths;
 pub use query::query;
 
+use crate::issuer::CaProtocol;
 use crate::privileges::User;
 
 /// A service mesh without sidecars: one agent per node.
@@ -33,6 +35,9 @@ pub enum Command {
     Release(ReleaseOptions),
     /// Remove Heddle from this node: programs, links, maps, pins, listeners; the keeper ends.
     Uninstall(UninstallOptions),
+    /// The stand-alone certificate authority.
+    #[command(subcommand)]
+    Ca(Box<CaCommand>),
     /// Questions to the running agent.
     #[command(flatten)]
     Debug(Query),
@@ -77,12 +82,35 @@ pub struct AgentOptions {
     /// How long a request's body may stand still while nothing else happens; beyond: 408.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub request_body_idle_timeout_seconds: u64,
+    /// Where identities come from.
+    #[command(flatten)]
+    pub identity: IdentityOptions,
     /// `spawn` a keeper if none answers, or only `connect` to one.
     #[arg(long, value_enum, default_value = "spawn")]
     pub keeper: KeeperMode,
     /// `[TARGET=]LEVEL[,…]`
     #[arg(long, default_value = "info")]
     pub log_level: String,
+}
+
+/// Where an agent's identities come from.
+#[derive(Clone, Debug, Args)]
+pub struct IdentityOptions {
+    /// Certificate authority, `https://HOST:PORT`. Without one pods have no identities, and everything is plain text.
+    #[arg(long, value_name = "URL", requires_all = ["ca_root", "ca_token_file"])]
+    pub ca: Option<String>,
+    /// PEM file: the roots by which the authority is known at first contact.
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    pub ca_root: Option<PathBuf>,
+    /// The token of this node, from `heddle ca token`; nobody but its owner may read the file.
+    #[arg(long, value_name = "FILE", requires = "ca")]
+    pub ca_token_file: Option<PathBuf>,
+    /// What the authority speaks.
+    #[arg(long, value_enum, default_value = "heddle", requires = "ca")]
+    pub ca_protocol: CaProtocol,
+    /// Lifetime of certificates to ask for; they are renewed at about half of it. The authority may give less.
+    #[arg(long, default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(60..=31_536_000))]
+    pub certificate_lifetime_seconds: u64,
 }
 
 /// `heddle keeper`
@@ -152,6 +180,8 @@ pub enum Query {
     Services(QueryOptions),
     /// Open connections.
     Connections(QueryOptions),
+    /// Certificates of this node's service accounts: whose, until when, from whom, and what is wrong. Never keys.
+    Certs(QueryOptions),
     /// Programs, maps and their use, told versus in the kernel.
     Bpf(QueryOptions),
     /// What this node needs, what it has, and the fix for what is missing.
@@ -259,6 +289,8 @@ mod tests {
             (["--workers", "0"], "1..=32"),
             (["--access-log", "syslog"], "file:PATH"),
             (["--metrics-address", "here"], "--metrics-address"),
+            (["--ca", "https://192.0.2.1:15012"], "--ca-root"),
+            (["--ca-root", "/x"], "--ca <URL>"),
         ] {
             let mut arguments: Vec<&str> = base.to_vec();
             if extra[0] == "--source" {

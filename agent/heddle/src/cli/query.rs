@@ -26,6 +26,7 @@ pub fn query(query: &Query) -> Result<ExitCode> {
         Query::Workloads(options) => show(options, "workloads", workloads),
         Query::Services(options) => show(options, "services", services),
         Query::Connections(options) => show(options, "connections", connections),
+        Query::Certs(options) => show(options, "certs", certs),
         Query::Bpf(options) => show(options, "bpf", bpf),
         Query::Check(options) => check(options),
         Query::LogLevel { levels: None, options } => show(options, "log-level", log_levels),
@@ -141,6 +142,7 @@ fn status(s: &v1::Status) -> String {
             ),
         ],
         vec!["pods here".into(), format!("{} enrolled, {} failed", s.pods_enrolled, s.pods_failed)],
+        vec!["identity".into(), s.identity.clone()],
         vec!["connections".into(), s.connections_open.to_string()],
         vec!["workers".into(), format!("{} ({} dead)", s.workers, s.workers_dead)],
     ];
@@ -220,6 +222,9 @@ fn connections(c: &v1::Connections) -> String {
                 c.bytes_received.to_string(),
                 c.bytes_sent.to_string(),
                 c.sni.clone(),
+                c.transport.clone(),
+                c.source_principal.clone(),
+                c.destination_principal.clone(),
             ]
         })
         .collect();
@@ -237,11 +242,49 @@ fn connections(c: &v1::Connections) -> String {
             "BYTES UP",
             "BYTES DOWN",
             "SNI",
+            "TRANSPORT",
+            "SOURCE IDENTITY",
+            "DESTINATION IDENTITY",
         ],
         &rows,
     );
     if c.total > c.connections.len() as u64 {
         text.push_str(&format!("… {} of {} shown\n", c.connections.len(), c.total));
+    }
+    text
+}
+
+fn certs(c: &v1::Certificates) -> String {
+    if !c.enabled {
+        return "identities are off: this agent runs without --ca, and everything is plain text\n".into();
+    }
+    let certificates: Vec<_> = c
+        .certificates
+        .iter()
+        .map(|c| {
+            vec![
+                c.id.clone(),
+                c.state.clone(),
+                c.serial.clone(),
+                c.not_before.clone(),
+                c.not_after.clone(),
+                c.issuer.clone(),
+                c.due.clone(),
+                c.failures.to_string(),
+                c.last_error.clone(),
+            ]
+        })
+        .collect();
+    let bundles: Vec<_> =
+        c.bundles.iter().map(|b| vec![b.trust_domain.clone(), b.roots.to_string(), b.not_after.clone()]).collect();
+    let headings =
+        ["ID", "STATE", "SERIAL", "NOT BEFORE", "NOT AFTER", "ISSUER", "NEXT REQUEST", "FAILURES", "LAST ERROR"];
+    let mut text = format!("authority {}, trust domain {}\n\n", c.authority, c.trust_domain);
+    text.push_str(&render(&headings, &certificates));
+    text.push('\n');
+    text.push_str(&render(&["TRUST DOMAIN", "ROOTS", "LAST ENDS"], &bundles));
+    if !c.keys_error.is_empty() {
+        text.push_str(&format!("\nthe keeper does not hold the keys: {}\n", c.keys_error));
     }
     text
 }

@@ -1,5 +1,6 @@
 //! What is read from files: the roots of the first contact, and the node's token.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -15,15 +16,63 @@ use zeroize::Zeroizing;
 
 const TOKEN_BYTES_MAX: u64 = 64 * 1024;
 
-/// The roots in a file of PEM, and those in `more`.
-pub(super) fn roots(path: &Path, more: Option<&Roots>) -> Result<Arc<Roots>> {
-    let what = || format!("root file {}", path.display());
-    let pem = std::fs::read(path).with_context(what)?;
+/// What an authority's clients read from files, opened once: after that, what cannot be read any more, because privileges were given up,
+/// is still known. Cloning shares it.
+#[derive(Clone)]
+pub struct CaFiles {
+    pub(super) roots: Arc<RootFile>,
+    pub(super) token: Arc<Token>,
+}
+
+impl CaFiles {
+    /// Reads both.
+    ///
+    /// # Errors
+    /// One that cannot be read or used, by name.
+    pub fn open(root_file: &Path, token_file: &Path) -> Result<Self> {
+        Ok(Self { roots: Arc::new(RootFile::open(root_file)?), token: Arc::new(Token::open(token_file)?) })
+    }
+}
+
+impl fmt::Debug for CaFiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "roots of {}, token of {}", self.roots.path.display(), self.token.path.display())
+    }
+}
+
+/// The roots of the first contact, with the file they are from.
+pub(super) struct RootFile {
+    path: PathBuf,
+    certificates: Mutex<Vec<CertificateDer<'static>>>,
+}
+
+impl RootFile {
+    fn open(path: &Path) -> Result<Self> {
+        let what = || format!("root file {}", path.display());
+        let certificates = read_roots(path).with_context(what)?;
+        Roots::new(certificates.clone()).with_context(what)?;
+        Ok(Self { path: path.to_owned(), certificates: Mutex::new(certificates) })
+    }
+
+    /// The roots in it now, and those in `more`.
+    pub(super) fn roots(&self, more: Option<&Roots>) -> Result<Arc<Roots>> {
+        let fresh = read_roots(&self.path);
+        let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(fresh) = fresh {
+            *known = fresh;
+        }
+        let mut certificates = known.clone();
+        certificates.extend(more.iter().flat_map(|roots| roots.certificates().iter().cloned()));
+        Ok(Arc::new(Roots::new(certificates).with_context(|| format!("root file {}", self.path.display()))?))
+    }
+}
+
+fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let pem = std::fs::read(path)?;
     let certificates: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let mut certificates = certificates.map_err(|error| anyhow!("not PEM: {error}")).with_context(what)?;
-    ensure!(!certificates.is_empty(), "{}: no certificate in it", what());
-    certificates.extend(more.iter().flat_map(|roots| roots.certificates().iter().cloned()));
-    Ok(Arc::new(Roots::new(certificates).with_context(what)?))
+    let certificates = certificates.map_err(|error| anyhow!("not PEM: {error}"))?;
+    ensure!(!certificates.is_empty(), "no certificate in it");
+    Ok(certificates)
 }
 
 /// The node's token, with the file it is from: tokens are renewed there.

@@ -7,7 +7,6 @@
 //!      └────────────────────────────┘ expired, or refused by the authority
 //! ```
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,16 +26,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::channel::{ALPN, Address, handshake_failure, issue_error};
-use super::files::{self, Token};
-use super::{ANSWER_BYTES_MAX, CaOptions};
+use super::{ANSWER_BYTES_MAX, CaFiles, CaOptions};
 
 type Client = CertificateAuthorityClient<Channel>;
 
 /// Asks an authority that speaks `heddle.ca.v1`.
 pub struct HeddleIssuer {
     address: Address,
-    root_file: PathBuf,
-    token: Token,
+    files: CaFiles,
     node: String,
     trust_domain: TrustDomain,
     own_id: SpiffeId,
@@ -75,17 +72,15 @@ impl Session {
 }
 
 impl HeddleIssuer {
-    /// Reads the files; connects to nobody yet.
+    /// Connects to nobody yet.
     ///
     /// # Errors
-    /// A file that cannot be read or used, or a URL that is none, by name.
+    /// A URL that is none, by name.
     pub fn new(options: &CaOptions) -> Result<Self> {
         let address = Address::parse(&options.url)?;
-        files::roots(&options.root_file, None)?;
         Ok(Self {
             address,
-            root_file: options.root_file.clone(),
-            token: Token::open(&options.token_file)?,
+            files: options.files.clone(),
             node: options.node.clone(),
             own_id: names::agent_id(&options.trust_domain).context("trust domain")?,
             authority_id: names::authority_id(&options.trust_domain).context("trust domain")?,
@@ -128,7 +123,7 @@ impl HeddleIssuer {
         let csr = key.certificate_request(&self.own_id).map_err(local)?;
         let mut request = Request::new(SignNodeRequest { csr, lifetime_seconds: 0 });
         if by_token {
-            request.metadata_mut().insert("authorization", self.token.bearer());
+            request.metadata_mut().insert("authorization", self.files.token.bearer());
         }
         let answer = client.sign_node(request).await.map_err(|status| self.failed(state, &status))?.into_inner();
         if answer.node != self.node {
@@ -158,9 +153,7 @@ impl HeddleIssuer {
         let local = |message: String| IssueError::new(IssueErrorKind::Local, message);
         let roots = match &state.roots {
             Some(roots) if !state.is_lost => Arc::clone(roots),
-            learned => {
-                files::roots(&self.root_file, learned.as_deref()).map_err(|error| local(format!("{error:#}")))?
-            }
+            learned => self.files.roots.roots(learned.as_deref()).map_err(|error| local(format!("{error:#}")))?,
         };
         let bundles = TrustBundles::new(0, [(self.trust_domain.clone(), roots)]);
         let expected = ExpectedIds::from(self.authority_id.clone());

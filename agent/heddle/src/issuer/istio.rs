@@ -2,7 +2,6 @@
 //!
 //! It is known by its host name, as Istio's agents do it; the node by the token in every call. Roots come last in the answer.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -23,8 +22,7 @@ use tonic::Request;
 use tonic::transport::Channel;
 
 use super::channel::{ALPN, Address, issue_error};
-use super::files::{self, Token};
-use super::{ANSWER_BYTES_MAX, CaOptions};
+use super::{ANSWER_BYTES_MAX, CaFiles, CaOptions};
 
 type Client = IstioCertificateServiceClient<Channel>;
 
@@ -35,8 +33,7 @@ const IMPERSONATED_IDENTITY: &str = "ImpersonatedIdentity";
 pub struct IstioIssuer {
     address: Address,
     server_name: ServerName<'static>,
-    root_file: PathBuf,
-    token: Token,
+    files: CaFiles,
     connection: Mutex<Connection>,
 }
 
@@ -48,18 +45,16 @@ struct Connection {
 }
 
 impl IstioIssuer {
-    /// Reads the files; connects to nobody yet.
+    /// Connects to nobody yet.
     ///
     /// # Errors
-    /// A file that cannot be read or used, or a URL that is none, by name.
+    /// A URL that is none, by name.
     pub fn new(options: &CaOptions) -> Result<Self> {
         let address = Address::parse(&options.url)?;
-        files::roots(&options.root_file, None)?;
         Ok(Self {
             server_name: address.server_name()?,
             address,
-            root_file: options.root_file.clone(),
-            token: Token::open(&options.token_file)?,
+            files: options.files.clone(),
             connection: Mutex::default(),
         })
     }
@@ -70,7 +65,7 @@ impl IstioIssuer {
             return Ok(client.clone());
         }
         let mut store = RootCertStore::empty();
-        for certificate in files::roots(&self.root_file, connection.roots.as_deref())?.certificates() {
+        for certificate in self.files.roots.roots(connection.roots.as_deref())?.certificates() {
             store.add(certificate.clone()).context("root")?;
         }
         let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&version::TLS13])?;
@@ -100,7 +95,7 @@ impl IstioIssuer {
             validity_duration: i64::try_from(request.lifetime.as_secs()).unwrap_or(i64::MAX),
             metadata: Some(Struct { fields: [(IMPERSONATED_IDENTITY.to_owned(), identity)].into() }),
         });
-        call.metadata_mut().insert("authorization", self.token.bearer());
+        call.metadata_mut().insert("authorization", self.files.token.bearer());
         match client.create_certificate(call).await {
             Ok(answer) => {
                 let issued = read_chain(&answer.into_inner().cert_chain).map_err(|why| {

@@ -10,7 +10,6 @@ mod istio;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use heddle_identity::{CertificateIssuer, TrustDomain};
 
+pub use self::files::CaFiles;
 pub use self::heddle::HeddleIssuer;
 pub use self::istio::IstioIssuer;
 
@@ -43,10 +43,8 @@ pub enum CaProtocol {
 pub struct CaOptions {
     /// `https://HOST:PORT`.
     pub url: String,
-    /// PEM, the roots to trust at first contact.
-    pub root_file: PathBuf,
-    /// The node's token; nobody but its owner may read it.
-    pub token_file: PathBuf,
+    /// The roots of the first contact and the node's token.
+    pub files: CaFiles,
     /// What is spoken.
     pub protocol: CaProtocol,
     /// This node's name.
@@ -55,11 +53,11 @@ pub struct CaOptions {
     pub trust_domain: TrustDomain,
 }
 
-/// The issuer of this node's certificates. Call it while the token can still be read; nothing is connected before the first request, which
-/// must come from within a runtime.
+/// The issuer of this node's certificates. Nothing is connected before the first request,
+/// which must come from within a runtime.
 ///
 /// # Errors
-/// A file that cannot be read or used, or a URL that is none, by name.
+/// A URL that is none, by name.
 pub fn issuer(options: &CaOptions) -> Result<Arc<dyn CertificateIssuer>> {
     let issuer: Arc<dyn CertificateIssuer> = match options.protocol {
         CaProtocol::Heddle => Arc::new(HeddleIssuer::new(options).context("--ca")?),

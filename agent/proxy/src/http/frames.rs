@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use crate::mesh::STREAMS_MAX;
+
 /// The connection preface (RFC 9113 §3.4).
 const PREFACE_BYTES: u64 = 24;
 const HEADER_BYTES: usize = 9;
@@ -23,6 +25,8 @@ const CONTROL_RATIO: u64 = 10;
 const WINDOW_UPDATES_PER_CONTROL: u64 = 10;
 /// Streams a client may reset, or have refused unread, before the share of them counts; then at most every second.
 const RESET_GRACE: u64 = 500;
+/// The same of another agent: all clients of a pod may leave at once, and again.
+const RESET_GRACE_OF_PEER: u64 = 4 * STREAMS_MAX as u64;
 
 /// Splits one direction's bytes into frames.
 #[derive(Debug, Default)]
@@ -76,6 +80,7 @@ pub(crate) struct FrameMeter {
     incoming: Frames,
     outgoing: Frames,
     is_of_server: bool,
+    is_of_peer: bool,
     /// Frames of use that came, and that were sent.
     received: u64,
     sent: u64,
@@ -97,6 +102,11 @@ impl FrameMeter {
     /// Of a client, from the preface on.
     pub(crate) fn of_client() -> Self {
         Self { incoming: Frames { skip: PREFACE_BYTES, ..Frames::default() }, ..Self::default() }
+    }
+
+    /// Of another agent, from the preface on.
+    pub(crate) fn of_peer() -> Self {
+        Self { is_of_peer: true, ..Self::of_client() }
     }
 
     /// Of a server.
@@ -201,9 +211,10 @@ impl FrameMeter {
             if self.is_of_server { (0, self.control + self.resets) } else { (self.resets, self.control) };
         let control = control + self.window_updates / WINDOW_UPDATES_PER_CONTROL;
         let floods = control > CONTROL_GRACE + CONTROL_RATIO * (self.received + self.sent);
-        let resets = resets > RESET_GRACE && resets * 2 > self.requests;
+        let grace = if self.is_of_peer { RESET_GRACE_OF_PEER } else { RESET_GRACE };
+        let resets = resets > grace && resets * 2 > self.requests;
         // Only behind our GOAWAY, which it ignores, are there as many.
-        let ignored = self.opened.len() as u64 > RESET_GRACE;
+        let ignored = self.opened.len() as u64 > grace;
         !floods && !resets && !ignored
     }
 }

@@ -65,8 +65,10 @@ pub(crate) async fn run(
 pub(crate) enum Kind {
     /// One client.
     Client,
-    /// Another agent, for the clients of one pod, or a peer of HBONE.
-    Peer,
+    /// Another agent, for the clients of one pod.
+    Heddle,
+    /// A peer of HBONE.
+    Hbone,
 }
 
 /// Serves the streams of one connection to its end. `start` makes the future of one, or refuses it.
@@ -78,7 +80,10 @@ pub(crate) async fn serve<F: Future<Output = ()>>(
     start: impl Fn(&Rc<Flow>, Request<RecvStream>, SendResponse<Bytes>) -> Option<F>,
 ) -> Ended {
     let verdict = Rc::new(Verdict::default());
-    let io = Io::to_client(wire, verdict.clone());
+    let io = match kind {
+        Kind::Client => Io::to_client(wire, verdict.clone()),
+        Kind::Heddle | Kind::Hbone => Io::to_peer(wire, verdict.clone()),
+    };
     let (reason, held) = Box::pin(drive(conn, turns, io, &verdict, kind, start)).await;
     Ended { reason, downstream: None, upstream: None, held }
 }
@@ -193,13 +198,13 @@ async fn drive<F: Future<Output = ()>>(
 
 fn handshake(io: Io, kind: Kind) -> Handshake<Io, Bytes> {
     let mut builder = Builder::new();
-    if kind == Kind::Peer {
+    if kind == Kind::Hbone {
         builder.max_frame_size(mesh::FRAME_BYTES_MAX);
     }
     // The streams of a peer are those of many clients, who may all give up at once.
     let streams_max = match kind {
         Kind::Client => STREAMS_MAX,
-        Kind::Peer => mesh::STREAMS_MAX,
+        Kind::Heddle | Kind::Hbone => mesh::STREAMS_MAX,
     };
     let pending_resets_max = PENDING_RESETS_MAX.max(2 * streams_max as usize);
     builder

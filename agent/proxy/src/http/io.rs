@@ -81,6 +81,11 @@ impl Io {
         Self::new(wire.into(), verdict, FrameMeter::of_client())
     }
 
+    /// Of another agent.
+    pub(crate) fn to_peer(wire: Wire, verdict: Rc<Verdict>) -> Self {
+        Self::new(wire, verdict, FrameMeter::of_peer())
+    }
+
     /// Of a server.
     pub(crate) fn to_server(wire: impl Into<Wire>, verdict: Rc<Verdict>) -> Self {
         Self::new(wire.into(), verdict, FrameMeter::of_server())

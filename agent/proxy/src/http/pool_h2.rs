@@ -37,6 +37,8 @@ pub(crate) const CONNECTIONS_PER_ENDPOINT_MAX: usize = 8;
 /// Streams that were given up before a connection takes no more, if they are more than half of all. Servers end a connection on which most
 /// streams are reset, and with it the streams of clients that had no part in it: it has to retire before.
 const GIVEN_UP_MAX: u32 = 100;
+/// The same where another agent serves it, which knows that they are many clients'.
+const GIVEN_UP_OF_MESH_MAX: u32 = 2 * mesh::STREAMS_MAX;
 
 /// Connections without a stream that a worker keeps. Beyond it the pod that has most gives one up for each that is dialled.
 const IDLE_MAX: usize = 1024;
@@ -54,6 +56,7 @@ pub(crate) struct Shared {
     /// Tick since which it has no stream.
     idle_since: Cell<u64>,
     streams_max: usize,
+    given_up_max: u32,
     /// Tick behind which it takes no more streams.
     retires: u64,
 }
@@ -72,7 +75,7 @@ impl Shared {
     /// Whether it may take another stream, now or later.
     fn is_good(&self) -> bool {
         let given_up = self.given_up.get();
-        let is_worn = given_up >= GIVEN_UP_MAX && given_up > self.opened.get() / 2;
+        let is_worn = given_up >= self.given_up_max && given_up > self.opened.get() / 2;
         !self.link.is_over() && !is_worn && self.link.tick_now() < self.retires
     }
 }
@@ -301,9 +304,11 @@ impl PoolH2 {
         let sender = RefCell::new(sender);
         let (opened, given_up) = (Cell::new(0), Cell::new(0));
         let streams_max = if is_of_mesh { mesh::STREAMS_MAX } else { STREAMS_MAX } as usize;
+        let given_up_max = if is_of_mesh { GIVEN_UP_OF_MESH_MAX } else { GIVEN_UP_MAX };
         let age = fastrand::u64(mesh::AGE_TICKS_MAX / 2..mesh::AGE_TICKS_MAX);
         let retires = if is_of_mesh { conn.worker.tick() + age } else { u64::MAX };
-        let shared = Rc::new(Shared { sender, link, flow, opened, given_up, idle_since, retires, streams_max });
+        let shared =
+            Rc::new(Shared { sender, link, flow, opened, given_up, idle_since, retires, streams_max, given_up_max });
         let mut pool = self.0.borrow_mut();
         let addr = key.1;
         let entry = pool.entry(key).or_default();

@@ -47,9 +47,9 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
             return Ended::lost(failed.failure.reason());
         }
     };
-    let via = match alpn {
-        Alpn::Heddle => Via::Heddle,
-        Alpn::Hbone => Via::Hbone,
+    let (via, kind) = match alpn {
+        Alpn::Heddle => (Via::Heddle, http2::Kind::Heddle),
+        Alpn::Hbone => (Via::Hbone, http2::Kind::Hbone),
     };
     let own = conn.pod.identity.as_deref().map_or("", |lease| lease.id().as_str());
     conn.carries_http();
@@ -66,7 +66,7 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
     conn.worker.accepted.borrow_mut().push(Rc::downgrade(&accepted));
     let turns = accepted.turns.clone();
     let start = |flow: &Rc<Flow>, request, respond| Accepted::start(&accepted, flow, request, respond);
-    let ended = http2::serve(&conn, &turns, Wire::Tls(Box::new(wire)), http2::Kind::Peer, start).await;
+    let ended = http2::serve(&conn, &turns, Wire::Tls(Box::new(wire)), kind, start).await;
     accepted.end(ended.reason);
     ended
 }

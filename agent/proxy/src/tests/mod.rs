@@ -13,6 +13,7 @@ mod http1_ends;
 mod http2;
 mod inbound;
 mod life;
+mod mesh;
 mod patience;
 mod pool_h2;
 mod pools;

@@ -15,7 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use crate::{Config, PodListeners, Proxy, ShardListeners, SocketError, SocketFuture, SocketSource, Telemetry};
+use crate::{
+    Config, Identity, PodListeners, Proxy, ShardListeners, SocketError, SocketFuture, SocketSource, Telemetry,
+};
 
 /// Longer than anything here takes, shorter than a person's patience.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -107,6 +109,11 @@ impl Mesh {
     }
 
     pub fn with(config: Config) -> Self {
+        Self::identified(config, None)
+    }
+
+    /// With certificates of its own.
+    pub fn identified(config: Config, identity: Option<Identity>) -> Self {
         let config = Config { dial_loopback: true, node: "n1".into(), ..config };
         let (snapshot, receiver) = watch::channel(Arc::new(Snapshot::new("n1")));
         let (sockets, log) = (Arc::new(FakeSockets::default()), LogBuffer::default());
@@ -117,7 +124,7 @@ impl Mesh {
             access: AccessLog::to(log.clone(), 100_000).unwrap(),
         };
         let (metrics, tcp, http) = (telemetry.proxy.clone(), telemetry.tcp.clone(), telemetry.http.clone());
-        let proxy = Proxy::start(config, receiver, sockets.clone(), None, telemetry).unwrap();
+        let proxy = Proxy::start(config, receiver, sockets.clone(), identity, telemetry).unwrap();
         Self { proxy, sockets, metrics, tcp, http, snapshot, log }
     }
 
