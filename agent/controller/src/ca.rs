@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod directory;
 pub mod files;
+mod json;
 pub mod names;
 pub mod nodes;
 pub mod placement;

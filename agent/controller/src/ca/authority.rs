@@ -330,3 +330,6 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 fn time(at: Duration) -> SystemTime {
     UNIX_EPOCH + at
 }
+
+#[cfg(test)]
+mod tests;

@@ -470,3 +470,6 @@ fn check_signed_by(path: &Path, lower: &[u8], upper: &[u8]) -> Result<(), Direct
 pub fn pem_of(certificates: &[CertificateDer<'static>]) -> String {
     certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.to_vec()))).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::authority::{BACKDATED, SignError, hex, random};
+use super::json;
 
 const VERSION: u32 = 1;
 /// Most nodes.
@@ -77,7 +78,7 @@ impl Nodes {
     /// # Errors
     /// The field that is wrong.
     pub fn parse(text: &str) -> Result<Self, NodesError> {
-        let mut nodes: Self = serde_json::from_str(text).map_err(|error| NodesError::Text(error.to_string()))?;
+        let mut nodes: Self = json::parse(text).map_err(NodesError::Text)?;
         if nodes.version != VERSION {
             let version = nodes.version;
             return Err(NodesError::Text(format!("field `version`: {version} is not {VERSION}")));
@@ -229,7 +230,7 @@ mod tests {
             ("\"name\": \"b\"", "\"name\": \"B\"", "node `B`"),
             ("\"name\": \"b\"", "\"name\": \"a-1\"", "`a-1` is there twice"),
             ("\"token_sha256\": \"", "\"token_sha256\": \"x", "field `nodes[0].token_sha256`"),
-            ("\"created\": 1700000000", "\"created\": \"now\"", "invalid type: string \"now\""),
+            ("\"created\": 1700000000", "\"created\": \"now\"", "field `created`: invalid type: string \"now\""),
             ("\"created\"", "\"made\"", "unknown field `made`"),
         ] {
             let error = Nodes::parse(&text.replacen(from, to, 1)).unwrap_err().to_string();

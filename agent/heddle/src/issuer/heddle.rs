@@ -16,10 +16,10 @@ use heddle_controller::ca::names;
 use heddle_identity::tls::{client_config, no_server_name};
 use heddle_identity::{
     CertificateIssuer, CertificateRequest, Credential, ExpectedIds, HandshakeFailure, IssueError, IssueErrorKind,
-    IssuedCertificate, Issuing, Roots, SpiffeId, TrustBundles, TrustDomain, WorkloadKey,
+    IssuedCertificate, Issuing, Roots, SpiffeId, TellingRoots, TrustBundles, TrustDomain, WorkloadKey,
 };
 use heddle_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
-use heddle_proto::ca::v1::{SignNodeRequest, SignWorkloadRequest};
+use heddle_proto::ca::v1::{GetBundleRequest, SignNodeRequest, SignWorkloadRequest};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
@@ -48,6 +48,8 @@ struct State {
     roots: Option<Arc<Roots>>,
     /// The authority could not be verified: a rotation may have gone by while we were away, so the file is asked again as well.
     is_lost: bool,
+    /// Attempts with the token.
+    first_contacts: usize,
     session: Option<Arc<Session>>,
 }
 
@@ -123,6 +125,7 @@ impl HeddleIssuer {
         let csr = key.certificate_request(&self.own_id).map_err(local)?;
         let mut request = Request::new(SignNodeRequest { csr, lifetime_seconds: 0 });
         if by_token {
+            state.first_contacts += 1;
             request.metadata_mut().insert("authorization", self.files.token.bearer());
         }
         let answer = client.sign_node(request).await.map_err(|status| self.failed(state, &status))?.into_inner();
@@ -172,6 +175,11 @@ impl HeddleIssuer {
             state.session = None;
         }
         NodeFailure { error: issue_error(&self.name(), status), is_about_us }
+    }
+
+    #[cfg(test)]
+    pub(super) fn first_contacts(&self) -> usize {
+        self.state.try_lock().map_or(0, |state| state.first_contacts)
     }
 
     async fn ask(&self, request: &CertificateRequest) -> Result<IssuedCertificate, IssueError> {
@@ -236,6 +244,24 @@ impl From<IssueError> for NodeFailure {
 impl CertificateIssuer for HeddleIssuer {
     fn issue<'a>(&'a self, request: &'a CertificateRequest) -> Issuing<'a> {
         Box::pin(self.ask(request))
+    }
+
+    fn roots(&self) -> TellingRoots<'_> {
+        Box::pin(async {
+            let session = self.session().await?;
+            let answer = session.client.clone().get_bundle(GetBundleRequest {}).await;
+            let answer = answer.map_err(|status| issue_error(&self.name(), &status))?.into_inner();
+            let bad = |why: String| {
+                let message = format!("{}: bundle: {why}", self.name());
+                IssueError::new(IssueErrorKind::BadAnswer, message)
+            };
+            if answer.trust_domain != self.trust_domain.as_str() {
+                return Err(bad(format!("of trust domain {}, not {}", answer.trust_domain, self.trust_domain)));
+            }
+            let roots = Roots::new(certificates(answer.roots)).map_err(|error| bad(error.to_string()))?;
+            self.learned(&session, roots.clone()).await;
+            Ok(Some((self.trust_domain.clone(), roots)))
+        })
     }
 
     fn name(&self) -> String {

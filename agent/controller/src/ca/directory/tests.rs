@@ -1,0 +1,281 @@
+//! Files: who may read them, what broken ones say, and that a command killed anywhere leaves a usable authority.
+
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::Ordering::SeqCst;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::ca::rotation::Phase;
+
+const NOW: Duration = Duration::from_secs(1_800_000_000);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn made() -> (TempDir, Directory) {
+    let temporary = TempDir::new().unwrap();
+    let directory = Directory::new(temporary.path().join("ca"));
+    directory.init(&"td".parse().unwrap(), DAY, None, NOW).unwrap();
+    (temporary, directory)
+}
+
+fn roots_told(directory: &Directory) -> Vec<CertificateDer<'static>> {
+    let pem = fs::read(directory.path().join(BUNDLE)).unwrap();
+    CertificateDer::pem_slice_iter(&pem).map(Result::unwrap).collect()
+}
+
+fn error_of(directory: &Directory) -> String {
+    directory.load().err().map(|error| error.to_string()).unwrap_or_default()
+}
+
+#[test]
+fn a_rotation_changes_what_signs_and_what_is_trusted() {
+    let (_temporary, directory) = made();
+    let first = directory.load().unwrap().generations[0].clone();
+    assert!(directory.init(&"td".parse().unwrap(), DAY, None, NOW).unwrap_err().to_string().contains("already"));
+    let later = NOW + 2 * DAY;
+
+    directory.rotate(Step::Prepare, None, NOW, false).unwrap();
+    let prepared = directory.load().unwrap();
+    assert_eq!(prepared.generations[0].root, first.root, "the old one signs");
+    let second = prepared.generations[1].clone();
+    assert_eq!(prepared.authority.roots(), [first.root.clone(), second.root.clone()]);
+    assert_eq!(roots_told(&directory).len(), 2);
+    let early = directory.rotate(Step::Activate, None, NOW + DAY, false).unwrap_err();
+    assert!(early.to_string().contains("too early: `activate` must wait 5 s more"), "{early}");
+    assert_eq!(directory.load().unwrap().state.phase(), Phase::Prepared, "nothing changed");
+
+    directory.rotate(Step::Activate, None, later, false).unwrap();
+    let activated = directory.load().unwrap();
+    assert_eq!(activated.generations[0].intermediate, second.intermediate, "the new one signs");
+    assert_eq!(activated.authority.roots(), [second.root.clone(), first.root.clone()]);
+
+    directory.rotate(Step::Finish, None, later + 2 * DAY, false).unwrap();
+    assert_eq!(directory.load().unwrap().authority.roots(), [second.root.clone()]);
+    assert_eq!(roots_told(&directory), [second.root]);
+    assert!(!directory.path().join("g1").exists(), "the old key is gone");
+}
+
+#[test]
+fn a_new_intermediate_stands_under_the_same_root() {
+    let (_temporary, directory) = made();
+    let before = directory.load().unwrap();
+    directory.rotate(Step::Intermediate, None, NOW, false).unwrap();
+    let after = directory.load().unwrap();
+    assert_eq!(after.authority.roots(), before.authority.roots());
+    assert_ne!(after.generations[0].intermediate, before.generations[0].intermediate);
+}
+
+#[test]
+fn an_imported_root_is_taken_with_its_own_key_only() {
+    let temporary = TempDir::new().unwrap();
+    let (_other, source) = made();
+    let (certificate, key) = (source.path().join("g1/root.pem"), source.path().join("g1/root-key.pem"));
+    let imported = ImportedRoot::read(&certificate, &key).unwrap();
+    let directory = Directory::new(temporary.path().join("ca"));
+    directory.init(&"td".parse().unwrap(), DAY, Some(imported), NOW).unwrap();
+    assert_eq!(directory.load().unwrap().authority.roots(), source.load().unwrap().authority.roots());
+
+    let wrong_key = ImportedRoot::read(&certificate, &source.path().join("g1/intermediate-key.pem"));
+    let error = wrong_key.err().unwrap().to_string();
+    assert!(error.contains("intermediate-key.pem: the key is not that of"), "{error}");
+    let leaf = temporary.path().join("leaf.pem");
+    let pair = KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::default();
+    fs::write(&leaf, params.self_signed(&pair).unwrap().pem()).unwrap();
+    let leaf_key = temporary.path().join("leaf-key.pem");
+    fs::write(&leaf_key, pair.serialize_pem()).unwrap();
+    fs::set_permissions(&leaf_key, fs::Permissions::from_mode(0o600)).unwrap();
+    let error = ImportedRoot::read(&leaf, &leaf_key).err().unwrap().to_string();
+    assert!(error.contains("leaf.pem: not a CA certificate"), "{error}");
+}
+
+#[test]
+fn secrets_that_others_can_read_are_refused_by_name() {
+    let (_temporary, directory) = made();
+    for name in ["g1/root-key.pem", "g1/intermediate-key.pem", "nodes.json", "state.json"] {
+        let path = directory.path().join(name);
+        for mode in [0o644, 0o640, 0o604, 0o660, 0o601] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = error_of(&directory);
+            assert!(error.contains(name) && error.contains(&format!("mode {mode:04o}")), "{error}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        assert_eq!(error_of(&directory), "", "stricter is fine");
+    }
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(error_of(&directory).contains("mode 0777: others than its owner may change what is in it"));
+}
+
+#[test]
+fn secrets_of_another_user_are_refused_by_name() {
+    let (_temporary, directory) = made();
+    let path = directory.path().join("g1/intermediate-key.pem");
+    if std::os::unix::fs::chown(&path, Some(12345), None).is_err() {
+        panic!("this test gives a file away, which only root may");
+    }
+    let error = error_of(&directory);
+    assert!(error.contains("intermediate-key.pem belongs to user 12345"), "{error}");
+}
+
+#[test]
+fn broken_files_are_named_with_what_is_wrong() {
+    let (_temporary, directory) = made();
+    let path = |name: &str| directory.path().join(name);
+    let foreign = {
+        let root = CaCertificate::root(&"td".parse().unwrap(), NOW).unwrap();
+        root.intermediate(&"td".parse().unwrap(), NOW).unwrap()
+    };
+    let certificate = fs::read_to_string(path("g1/root.pem")).unwrap();
+    let state = fs::read_to_string(path("state.json")).unwrap();
+    for (name, text, word) in [
+        ("state.json", "", "EOF while parsing"),
+        ("state.json", "{", "EOF while parsing"),
+        ("state.json", "\u{0}\u{0}\u{0}\u{0}", "expected value"),
+        ("state.json", &state.replace("steady", "odd"), "unknown variant `odd`"),
+        ("state.json", &state.replace("\"active\": 1", "\"active\": 9"), "g9/root.pem"),
+        ("nodes.json", "[]", "nodes.json: "),
+        ("g1/root.pem", "", "no CERTIFICATE in PEM"),
+        ("g1/root.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not an X.509 certificate"),
+        ("g1/root.pem", "-----BEGIN CERTIFICATE-----\nAA", "PEM"),
+        ("g1/root.pem", &format!("{certificate}{certificate}"), "more than one certificate"),
+        ("g1/root-key.pem", "no key", "no private key"),
+        ("g1/intermediate-key.pem", &foreign.key.serialize_pem(), "the key is not that of"),
+        ("g1/intermediate.pem", &certificate, "the key is not that of"),
+    ] {
+        let path = path(name);
+        let good = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text).unwrap();
+        let error = error_of(&directory);
+        let file = name.rsplit('/').next().unwrap();
+        let is_named = error.contains(file) || error.contains(word);
+        assert!(is_named && error.contains(word), "{name}: {error}");
+        fs::write(&path, good).unwrap();
+        assert_eq!(error_of(&directory), "", "the control");
+    }
+    fs::write(path("nodes.json"), [0xff, 0xfe]).unwrap();
+    assert!(error_of(&directory).contains("nodes.json: not text"));
+    fs::remove_file(path("nodes.json")).unwrap();
+    assert!(error_of(&directory).contains("cannot read"), "{}", error_of(&directory));
+    // Both belong together, and the root beside them is another.
+    fs::write(path("g1/intermediate.pem"), pem_of(&[foreign.der])).unwrap();
+    fs::write(path("g1/intermediate-key.pem"), foreign.key.serialize_pem()).unwrap();
+    assert!(error_of(&directory).contains("intermediate.pem: not signed by the root.pem beside it"));
+}
+
+/// Ends `act` at its n-th checkpoint for every n, and looks at what is left.
+fn killed_anywhere(
+    prepare: impl Fn(&Directory),
+    act: impl Fn(&Directory) -> Result<(), DirectoryError>,
+    look: impl Fn(&Directory),
+) -> usize {
+    for n in 0.. {
+        let (_temporary, directory) = made();
+        prepare(&directory);
+        let secret = directory.load().unwrap().generations[0].root.clone();
+        directory.crash.store(n, SeqCst);
+        let outcome = act(&directory);
+        directory.crash.store(usize::MAX, SeqCst);
+        let contents = directory.load().unwrap_or_else(|error| panic!("killed at {n}: {error}"));
+        assert!(
+            contents.authority.roots().contains(&secret) || outcome.is_ok() || contents.state.phase() == Phase::Steady
+        );
+        look(&directory);
+        // The next start makes everything follow the state.
+        directory.repair().unwrap();
+        let told: BTreeSet<_> = roots_told(&directory).into_iter().map(|der| der.to_vec()).collect();
+        let trusted: BTreeSet<_> = contents.authority.roots().iter().map(|der| der.to_vec()).collect();
+        assert_eq!(told, trusted, "killed at {n}");
+        let left: Vec<_> = fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left.len(), 4 + contents.generations.len(), "killed at {n}: {left:?}");
+        if outcome.is_ok() {
+            return n;
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_command_killed_between_any_two_writes_leaves_the_former_state_or_the_next() {
+    let later = NOW + 3 * DAY;
+    let prepared = |directory: &Directory| drop(directory.rotate(Step::Prepare, None, NOW, false).unwrap());
+    let activated = |directory: &Directory| {
+        prepared(directory);
+        directory.rotate(Step::Activate, None, later, false).unwrap();
+    };
+    let step =
+        |step: Step, at: Duration| move |directory: &Directory| directory.rotate(step, None, at, false).map(drop);
+    let phases = |allowed: [Phase; 2]| {
+        move |directory: &Directory| {
+            let phase = directory.load().unwrap().state.phase();
+            assert!(allowed.contains(&phase), "{phase:?}");
+        }
+    };
+    let points = [
+        killed_anywhere(|_| {}, step(Step::Prepare, NOW), phases([Phase::Steady, Phase::Prepared])),
+        killed_anywhere(prepared, step(Step::Activate, later), phases([Phase::Prepared, Phase::Activated])),
+        killed_anywhere(prepared, step(Step::Cancel, later), phases([Phase::Prepared, Phase::Steady])),
+        killed_anywhere(activated, step(Step::Finish, later + 3 * DAY), phases([Phase::Activated, Phase::Steady])),
+        killed_anywhere(|_| {}, step(Step::Intermediate, NOW), phases([Phase::Steady, Phase::Steady])),
+        killed_anywhere(
+            |_| {},
+            |directory| directory.issue_token("node-a", NOW).map(drop),
+            phases([Phase::Steady, Phase::Steady]),
+        ),
+    ];
+    assert!(points[0] >= 12 && points.iter().all(|&n| n >= 2), "places where it was killed: {points:?}");
+}
+
+#[test]
+fn an_interrupted_step_is_simply_taken_again() {
+    for n in 0.. {
+        let (_temporary, directory) = made();
+        directory.crash.store(n, SeqCst);
+        let first = directory.rotate(Step::Prepare, None, NOW, false);
+        directory.crash.store(usize::MAX, SeqCst);
+        if directory.load().unwrap().state.phase() == Phase::Steady {
+            directory.rotate(Step::Prepare, None, NOW, false).unwrap();
+        }
+        assert_eq!(directory.load().unwrap().authority.roots().len(), 2);
+        assert_eq!(roots_told(&directory).len(), if first.is_ok() { 2 } else { roots_told(&directory).len() });
+        if first.is_ok() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_init_is_simply_made_again() {
+    for n in 0.. {
+        let temporary = TempDir::new().unwrap();
+        let directory = Directory::new(temporary.path().join("ca"));
+        let domain: TrustDomain = "td".parse().unwrap();
+        directory.crash.store(n, SeqCst);
+        let first = directory.init(&domain, DAY, None, NOW);
+        directory.crash.store(usize::MAX, SeqCst);
+        if first.is_ok() {
+            assert!(n > 8);
+            return;
+        }
+        let again = directory.init(&domain, DAY, None, NOW);
+        let is_there = matches!(again, Err(DirectoryError::Exists(_)));
+        assert!(again.is_ok() || is_there, "{again:?}");
+        directory.load().unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_done_where_no_authority_is() {
+    let temporary = TempDir::new().unwrap();
+    let directory = Directory::new(temporary.path());
+    let words = [
+        directory.load().err(),
+        directory.repair().err(),
+        directory.issue_token("a", NOW).err(),
+        directory.revoke_token("a").err(),
+        directory.rotate(Step::Prepare, None, NOW, false).err(),
+    ];
+    for error in words {
+        assert!(error.unwrap().to_string().contains("holds no authority: `heddle ca init` makes one"));
+    }
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0, "and nothing is left behind");
+}
