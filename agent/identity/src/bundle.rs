@@ -37,6 +37,7 @@ pub enum BundleError {
 }
 
 /// The roots of one trust domain, parsed.
+#[derive(Clone)]
 pub struct Roots {
     certificates: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::spiffe::SpiffeId;
+use crate::bundle::Roots;
+use crate::spiffe::{SpiffeId, TrustDomain};
 
 /// What the issuer is asked.
 #[derive(Clone, Debug)]
@@ -29,6 +30,9 @@ pub struct IssuedCertificate {
     pub roots: Vec<CertificateDer<'static>>,
 }
 
+/// The roots of a trust domain, to come; `None` from an issuer that tells them with certificates only.
+pub type TellingRoots<'a> = Pin<Box<dyn Future<Output = Result<Option<(TrustDomain, Roots)>, IssueError>> + Send + 'a>>;
+
 /// An answer to come.
 pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<IssuedCertificate, IssueError>> + Send + 'a>>;
 
@@ -36,6 +40,12 @@ pub type Issuing<'a> = Pin<Box<dyn Future<Output = Result<IssuedCertificate, Iss
 pub trait CertificateIssuer: Send + Sync {
     /// Asks for a certificate. Dropping the future abandons the request.
     fn issue<'a>(&'a self, request: &'a CertificateRequest) -> Issuing<'a>;
+
+    /// The roots that count now. They change long before any certificate has to: peers whose roots are replaced must be trusted before they
+    /// show a certificate of the new one, and not be trusted behind the end of the old one.
+    fn roots(&self) -> TellingRoots<'_> {
+        Box::pin(async { Ok(None) })
+    }
 
     /// Its name for people: an address, a file.
     fn name(&self) -> String;

@@ -28,7 +28,7 @@ pub use clock::{Clock, SystemClock};
 pub use credential::Credential;
 pub use failure::{HandshakeFailure, Refusal};
 pub use issuer::{
-    CertificateIssuer, CertificateRequest, IssueError, IssueErrorKind, IssuedCertificate, Issuing, Retry,
+    CertificateIssuer, CertificateRequest, IssueError, IssueErrorKind, IssuedCertificate, Issuing, Retry, TellingRoots,
 };
 pub use key::WorkloadKey;
 pub use metrics::{HandshakeMetrics, Side};

@@ -33,6 +33,8 @@ pub struct StoreConfig {
     pub rotation: Settings,
     /// Lifetime to ask for.
     pub lifetime: Duration,
+    /// How often the issuer is asked for its roots, about.
+    pub roots_interval: Duration,
     /// Longest wait for one answer of the issuer.
     pub request_timeout: Duration,
     /// Most handshakes that wait for one account's certificate at once.
@@ -48,6 +50,7 @@ impl Default for StoreConfig {
         Self {
             rotation: Settings::default(),
             lifetime: Duration::from_secs(24 * 3600),
+            roots_interval: Duration::from_secs(20),
             request_timeout: Duration::from_secs(15),
             waiters_max: 1024,
             accounts_max: 4096,

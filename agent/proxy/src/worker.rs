@@ -186,7 +186,11 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 let attached = Attached::new(&worker, Pod::new(budget, addresses, identity), shards);
                 let _ = reply.send(attached.map(|a| {
                     worker.pods.borrow_mut().insert(uid.clone(), a.pod.clone());
-                    pods.insert(uid, a);
+                    // Under another identity perhaps: what the former one has in stock is nobody's to use any more.
+                    if let Some(former) = pods.insert(uid, a) {
+                        worker.pool.purge(former.pod.serial);
+                        worker.pool_h2.purge(former.pod.serial);
+                    }
                 }));
             }
             Command::Detach { uid, reply } => {

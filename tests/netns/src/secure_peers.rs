@@ -327,12 +327,13 @@ pub fn handshakes(node: &Node, side: &str) -> Result<u64> {
     Ok(sum(&scrape(node)?, "heddle_tls_handshakes_total", &[("side", side)]) as u64)
 }
 
-/// Handshakes that failed for this reason.
+/// Handshakes that failed for this reason: `expired` for `tls_expired`.
 ///
 /// # Errors
 /// The agent does not answer.
 pub fn failed_handshakes(node: &Node, side: &str, reason: &str) -> Result<u64> {
-    Ok(sum(&scrape(node)?, "heddle_tls_handshake_failures_total", &[("side", side), ("reason", reason)]) as u64)
+    let labels = [("side", side), ("reason", &*format!("tls_{reason}"))];
+    Ok(sum(&scrape(node)?, "heddle_tls_handshake_failures_total", &labels) as u64)
 }
 
 /// Waits for a record of both agents that names both identities and the transport, and satisfies `wanted`.

@@ -57,7 +57,8 @@ fn transport(client: &Pod, server: &Pod, node: &Node) -> Result<(String, String,
     ensure!(held.ping()? == (1, 0), "it does not carry\n{}", held.tail());
     let connections = node.connections()?;
     let outbound = |c: &&Value| c["direction"] == "outbound" && c["source"] == format!("shop/{}", client.name());
-    let found = connections.iter().find(outbound).with_context(|| format!("{connections:?}"))?;
+    let newest = connections.iter().filter(outbound).max_by_key(|c| c["started"].as_str());
+    let found = newest.with_context(|| format!("{connections:?}"))?;
     let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
     Ok((text("transport"), text("source_principal"), text("destination_principal")))
 }
@@ -239,13 +240,20 @@ fn a_new_agent_takes_over_identities_under_load() -> Result<()> {
     mesh.ca().kill()?;
     let load = client.start_client(&dial(web.v4(), 8080).rate(100, Duration::from_secs(4)))?;
     wait_until("the load runs", SOON, || web.server(0).stats().is_ok_and(|s| s.accepted > 50))?;
+    let mut said = Vec::new();
     for node in mesh.nodes() {
         let old = node.replace_agent()?;
         let status = old.wait(Duration::from_secs(10))?;
         ensure!(status.success(), "the old agent ended with {status}\n{}", old.tail());
+        said.push(old.stdout() + &old.stderr());
     }
     ensure!(load.is_running(), "positive control: replaced while the load ran");
-    load.finish()?.assert_succeeded()?;
+    load.finish()?.assert_succeeded().with_context(|| {
+        let now = mesh.nodes().iter().flat_map(Node::access_log).map(|record| record.to_string());
+        let unusual = |line: &String| !line.contains("\"reason\":\"completed\"");
+        let lines = said.iter().flat_map(|text| text.lines().map(ToOwned::to_owned)).chain(now);
+        lines.filter(unusual).collect::<Vec<_>>().join("\n")
+    })?;
     secured(&mesh)
 }
 
@@ -272,4 +280,51 @@ fn another_trust_domain_is_refused_while_the_agent_runs() -> Result<()> {
     secured(&mesh)?;
     mesh.source().write("mesh.yaml", &[object("cluster.local")])?;
     wait_until("all is well again", SOON, || failed_checks(node).is_ok_and(|f| f.is_empty()))
+}
+
+/// Writes another service account into a pod's object, as it stands.
+fn set_account(mesh: &Mesh, pod: &str, account: &str) -> Result<()> {
+    let file = files_below(mesh.source().directory())?.into_iter().find_map(|path| {
+        let text = fs::read_to_string(&path).ok()?;
+        let is_it = text.contains("serviceAccountName") && text.contains(&format!("pod-{pod}"));
+        is_it.then_some((path, text))
+    });
+    let (path, text) = file.with_context(|| format!("no file of pod {pod}"))?;
+    let line = text.lines().find(|line| line.contains("serviceAccountName")).context("the field")?;
+    let indent = &line[..line.len() - line.trim_start().len()];
+    let text = text.replace(line, &format!("{indent}serviceAccountName: {account}"));
+    let name = path.file_name().and_then(|name| name.to_str()).context("its name")?;
+    mesh.source().write_text(name, &text)
+}
+
+#[test]
+fn a_certificate_is_kept_until_the_last_pod_of_its_account_leaves() -> Result<()> {
+    let mesh = Mesh::declare("accounts")
+        .with_ca()
+        .node("a")
+        .pod("client")
+        .pod("second")
+        .node("b")
+        .pod("web")
+        .serves(tcp(8080))
+        .start()?;
+    let (node, client, second) = (mesh.node("a"), mesh.pod("client"), mesh.pod("second"));
+    wait_certified(node, &["client", "second"])?;
+    secured(&mesh)?;
+    // The same pod under another account: accepted for anew, with connections from before going on.
+    let held = client.hold(&dial(mesh.pod("web").v4(), 8080), 1)?;
+    set_account(&mesh, "client", "second")?;
+    wait_until("its connections are the other account's", SOON, || {
+        transport(client, mesh.pod("web"), node)
+            .is_ok_and(|(way, source, _)| way == "heddle" && source == spiffe_id("shop", "second"))
+    })?;
+    ensure!(held.ping()? == (1, 0), "a connection from before has ended\n{}", held.tail());
+    wait_certified(node, &["client", "second"]).context("what a connection from before needs")?;
+    held.close()?;
+    let shared = wait_certified(node, &["second"])?;
+    second.leave_mesh()?;
+    node.wait_state(second, "not_in_mesh", SOON)?;
+    assert_eq!(wait_certified(node, &["second"])?, shared, "one pod has it still");
+    client.leave_mesh()?;
+    wait_certified(node, &[]).map(drop)
 }

@@ -384,6 +384,9 @@ fn start_agents(nodes: &[Node], topology: &Topology) -> anyhow::Result<()> {
         node.start_agent()?;
         for pod in node.pods().iter().filter(|p| expects_enrolment(&p.plan(), topology)) {
             node.wait_enrolled(pod, ENROL_TIMEOUT)?;
+            if topology.ca.is_some() {
+                node.wait_certified(pod, ENROL_TIMEOUT)?;
+            }
         }
     }
     Ok(())

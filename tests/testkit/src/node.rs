@@ -287,6 +287,21 @@ impl Node {
         .with_context(|| format!("heddle workloads says {last:?}\n{}", self.agent_tail()))
     }
 
+    /// Waits until a pod's account has a valid certificate.
+    ///
+    /// # Errors
+    /// It has none in time; the error shows what the agent says about it.
+    pub fn wait_certified(&self, pod: &Pod, timeout: Duration) -> anyhow::Result<()> {
+        let id = crate::pki::spiffe_id(&pod.namespace(), pod.name());
+        let mut last = None;
+        wait_until(&format!("{id} has a certificate"), timeout, || {
+            last = self.json(&["certs"]).ok();
+            let rows = last.as_ref().and_then(|answer| answer["certificates"].as_array());
+            rows.is_some_and(|rows| rows.iter().any(|row| row["id"] == id && row["state"] == "valid"))
+        })
+        .with_context(|| format!("heddle certs says {last:?}\n{}", self.agent_tail()))
+    }
+
     /// What `heddle workloads` says about a pod.
     ///
     /// # Errors

@@ -137,8 +137,21 @@ impl Place {
     /// # Errors
     /// It cannot be started, or does not come to an end.
     pub fn hold(&self, dial: &Dial, count: u64) -> anyhow::Result<Held> {
+        self.open(dial, count, &["--verify"])
+    }
+
+    /// Opens connections over which nothing is said; returns when all are up or have failed.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not come to an end.
+    pub fn hold_silently(&self, dial: &Dial, count: u64) -> anyhow::Result<Held> {
+        self.open(dial, count, &[])
+    }
+
+    fn open(&self, dial: &Dial, count: u64, more: &[&str]) -> anyhow::Result<Held> {
         let mut arguments = dial.socket_arguments();
-        arguments.extend(["--count".to_owned(), count.to_string(), "--verify".to_owned()]);
+        arguments.extend(["--count".to_owned(), count.to_string()]);
+        arguments.extend(more.iter().map(|word| (*word).to_owned()));
         let held = Held { process: self.podapp("hold", &arguments)? };
         let limit = EVENT_TIMEOUT + Duration::from_millis(count * 2) + dial.timeout;
         wait_for("held connections are open", limit, || held.state()).with_context(|| held.process.tail())?;

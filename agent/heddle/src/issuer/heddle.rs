@@ -16,10 +16,10 @@ use heddle_controller::ca::names;
 use heddle_identity::tls::{client_config, no_server_name};
 use heddle_identity::{
     CertificateIssuer, CertificateRequest, Credential, ExpectedIds, HandshakeFailure, IssueError, IssueErrorKind,
-    IssuedCertificate, Issuing, Roots, SpiffeId, TrustBundles, TrustDomain, WorkloadKey,
+    IssuedCertificate, Issuing, Roots, SpiffeId, TellingRoots, TrustBundles, TrustDomain, WorkloadKey,
 };
 use heddle_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
-use heddle_proto::ca::v1::{SignNodeRequest, SignWorkloadRequest};
+use heddle_proto::ca::v1::{GetBundleRequest, SignNodeRequest, SignWorkloadRequest};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Mutex;
 use tonic::transport::Channel;
@@ -244,6 +244,24 @@ impl From<IssueError> for NodeFailure {
 impl CertificateIssuer for HeddleIssuer {
     fn issue<'a>(&'a self, request: &'a CertificateRequest) -> Issuing<'a> {
         Box::pin(self.ask(request))
+    }
+
+    fn roots(&self) -> TellingRoots<'_> {
+        Box::pin(async {
+            let session = self.session().await?;
+            let answer = session.client.clone().get_bundle(GetBundleRequest {}).await;
+            let answer = answer.map_err(|status| issue_error(&self.name(), &status))?.into_inner();
+            let bad = |why: String| {
+                let message = format!("{}: bundle: {why}", self.name());
+                IssueError::new(IssueErrorKind::BadAnswer, message)
+            };
+            if answer.trust_domain != self.trust_domain.as_str() {
+                return Err(bad(format!("of trust domain {}, not {}", answer.trust_domain, self.trust_domain)));
+            }
+            let roots = Roots::new(certificates(answer.roots)).map_err(|error| bad(error.to_string()))?;
+            self.learned(&session, roots.clone()).await;
+            Ok(Some((self.trust_domain.clone(), roots)))
+        })
     }
 
     fn name(&self) -> String {

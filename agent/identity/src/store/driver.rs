@@ -1,6 +1,7 @@
 //! The task that does what rotation says: asks the issuer, checks what comes, tells the state machine.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ impl CertificateStore {
     pub async fn run(&self, issuer: Arc<dyn CertificateIssuer>, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         let mut requests = Requests::default();
+        let mut following = std::pin::pin!(follow_roots(&self.0, &*issuer));
         loop {
             let (actions, wait) = self.0.turn();
             for action in actions {
@@ -50,6 +52,7 @@ impl CertificateStore {
             tokio::select! {
                 biased;
                 () = &mut stop => break,
+                never = &mut following => match never {},
                 Some(done) = requests.tasks.join_next_with_id() => {
                     if let Some((id, request, result)) = requests.closed(done) {
                         self.0.finished(&id, request, result);
@@ -116,6 +119,26 @@ impl Shared {
                 account.slot.fail(error);
                 self.apply(&mut inner, now, Event::Failed(id, request, kind, retry));
             }
+        }
+    }
+}
+
+/// Asks for the roots again and again, for as long as it is polled. Those of before count as long as nobody says others.
+async fn follow_roots(shared: &Shared, issuer: &dyn CertificateIssuer) -> Infallible {
+    loop {
+        // Not all nodes at once.
+        tokio::time::sleep(shared.config.roots_interval.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        match tokio::time::timeout(shared.config.request_timeout, issuer.roots()).await {
+            Ok(Ok(Some((trust_domain, roots)))) => {
+                let before = shared.bundles.generation();
+                shared.bundles.set(&trust_domain, Some(Arc::new(roots)));
+                if shared.bundles.generation() != before {
+                    tracing::info!(%trust_domain, "the roots that are trusted have changed");
+                }
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "{} does not tell its roots", issuer.name()),
+            Err(_) => tracing::warn!("{} does not tell its roots in time", issuer.name()),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! Which roots count when they come from several sides.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use heddle_identity::bundle::{BundleError, ROOTS_MAX};
-use heddle_identity::{BundleStore, Roots, TrustDomain};
+use heddle_identity::{BundleStore, IssueError, IssueErrorKind, Roots, TrustDomain};
 use rustls::pki_types::CertificateDer;
 
 use crate::pki::{Ca, HOUR, LeafSpec, Node, id};
@@ -67,4 +68,32 @@ fn roots_that_cannot_be_used_are_named() {
     assert_eq!(error(vec![longer.into()]).to_string(), "root certificate 0: bytes follow the certificate");
     let twice = Roots::new(vec![b.root.clone(), a.root.clone(), b.root.clone()]).unwrap();
     assert_eq!(twice.certificates(), sorted([a.root, b.root]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn roots_are_followed_long_before_a_certificate_is_renewed() {
+    let ca = Ca::root("first");
+    let (first, second) = (ca.root.clone(), Ca::root("second").root);
+    let node = Node::start(ca);
+    let _lease = node.lease(&id("web")).await;
+    let trusted = || node.store.bundles().current().roots("cluster.local").unwrap().certificates().to_vec();
+    let within = Duration::from_secs(60);
+    // An issuer that does not tell them changes nothing.
+    node.issuer.set(|issuer| issuer.roots = vec![first.clone(), second.clone()]);
+    tokio::time::sleep(within).await;
+    assert_eq!(trusted(), [first.clone()].to_vec());
+    node.issuer.set(|issuer| issuer.tells_roots = true);
+    tokio::time::sleep(within).await;
+    assert_eq!(trusted().len(), 2);
+    // One that cannot be reached takes none away.
+    node.issuer.set(|issuer| {
+        issuer.roots = vec![second.clone()];
+        issuer.error = Some(IssueError::new(IssueErrorKind::Unavailable, "down"));
+    });
+    tokio::time::sleep(within).await;
+    assert_eq!(trusted().len(), 2);
+    node.issuer.set(|issuer| issuer.error = None);
+    tokio::time::sleep(within).await;
+    assert_eq!(trusted(), [second].to_vec());
+    assert_eq!(node.store.metrics().issued_total(), 1, "and no certificate was asked for");
 }

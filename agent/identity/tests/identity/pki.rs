@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use heddle_identity::rotation::{Now, Settings};
 use heddle_identity::{
     BundleStore, CertificateIssuer, CertificateRequest, CertificateStore, Clock, IssueError, IssuedCertificate,
-    Issuing, SpiffeId, StoreConfig,
+    Issuing, Roots, SpiffeId, StoreConfig, TellingRoots,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -187,6 +187,8 @@ pub struct Behaviour {
     pub latency: Duration,
     pub error: Option<IssueError>,
     pub never_answers: bool,
+    /// Tells its roots without a certificate too.
+    pub tells_roots: bool,
     pub change: Option<Change>,
     pub spoil: Option<Spoil>,
 }
@@ -209,6 +211,7 @@ impl TestIssuer {
             latency: Duration::ZERO,
             error: None,
             never_answers: false,
+            tells_roots: false,
             change: None,
             spoil: None,
         };
@@ -271,6 +274,16 @@ impl CertificateIssuer for TestIssuer {
             tokio::time::sleep(latency).await;
             self.sign(request)
         })
+    }
+
+    fn roots(&self) -> TellingRoots<'_> {
+        let behaviour = self.behaviour.lock().unwrap();
+        let roots = behaviour.tells_roots.then(|| Roots::new(behaviour.roots.clone()).unwrap());
+        let answer = match &behaviour.error {
+            Some(error) => Err(error.clone()),
+            None => Ok(roots.map(|roots| ("cluster.local".parse().unwrap(), roots))),
+        };
+        Box::pin(async { answer })
     }
 
     fn name(&self) -> String {

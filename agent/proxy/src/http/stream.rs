@@ -44,7 +44,10 @@ pub(crate) async fn serve(
     record.describe(|| {
         let value = |name: &str| parts.headers.get(name).map_or(&b""[..], |v| v.as_bytes());
         Told {
-            protocol: "HTTP/2",
+            protocol: match spoken {
+                HttpVersion::Http1 => "HTTP/1.1",
+                HttpVersion::Http2 => "HTTP/2",
+            },
             method: parts.method.as_str(),
             authority: parts.uri.authority().map_or("", |a| a.as_str()),
             path: parts.uri.path_and_query().map_or("", |p| p.as_str()),
