@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heddle_controller::ca::request::SigningRequest;
 use heddle_controller::ca::{ServerOptions, names};
@@ -237,23 +237,26 @@ async fn assert_ended(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
 
 #[tokio::test]
 async fn slow_handshakes_and_too_many_connections_are_bounded() {
-    let options = ServerOptions {
-        connections_per_address_max: 3,
-        handshake_timeout: Duration::from_millis(300),
-        ..ServerOptions::default()
-    };
-    let running = Running::with(options).await;
-    let mut silent = Vec::new();
-    for _ in 0..3 {
-        silent.push(TcpStream::connect(running.address).await.unwrap());
+    let handshake_timeout = Duration::from_secs(3);
+    let per_address = ServerOptions { connections_per_address_max: 3, handshake_timeout, ..ServerOptions::default() };
+    let in_all = ServerOptions { connections_max: 3, handshake_timeout, ..ServerOptions::default() };
+    for options in [per_address, in_all] {
+        let running = Running::with(options).await;
+        let begin = Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(TcpStream::connect(running.address).await.unwrap());
+        }
+        let mut fourth = TcpStream::connect(running.address).await.unwrap();
+        assert_ended(&mut fourth).await;
+        assert!(begin.elapsed() < handshake_timeout, "turned away, not waited for");
+        for mut stream in silent {
+            assert_ended(&mut stream).await;
+        }
+        assert!(begin.elapsed() >= handshake_timeout, "the others had their time");
+        // Their places were given back.
+        sign(&mut running.client(None), &id("web"), Some(&running.token_a)).await.expect("the control");
     }
-    let mut fourth = TcpStream::connect(running.address).await.unwrap();
-    assert_ended(&mut fourth).await;
-    for mut stream in silent {
-        assert_ended(&mut stream).await;
-    }
-    // Their places were given back.
-    sign(&mut running.client(None), &id("web"), Some(&running.token_a)).await.expect("the control");
 }
 
 #[tokio::test]
