@@ -240,13 +240,20 @@ fn a_new_agent_takes_over_identities_under_load() -> Result<()> {
     mesh.ca().kill()?;
     let load = client.start_client(&dial(web.v4(), 8080).rate(100, Duration::from_secs(4)))?;
     wait_until("the load runs", SOON, || web.server(0).stats().is_ok_and(|s| s.accepted > 50))?;
+    let mut said = Vec::new();
     for node in mesh.nodes() {
         let old = node.replace_agent()?;
         let status = old.wait(Duration::from_secs(10))?;
         ensure!(status.success(), "the old agent ended with {status}\n{}", old.tail());
+        said.push(old.stdout() + &old.stderr());
     }
     ensure!(load.is_running(), "positive control: replaced while the load ran");
-    load.finish()?.assert_succeeded()?;
+    load.finish()?.assert_succeeded().with_context(|| {
+        let now = mesh.nodes().iter().flat_map(Node::access_log).map(|record| record.to_string());
+        let unusual = |line: &String| !line.contains("\"reason\":\"completed\"");
+        let lines = said.iter().flat_map(|text| text.lines().map(ToOwned::to_owned)).chain(now);
+        lines.filter(unusual).collect::<Vec<_>>().join("\n")
+    })?;
     secured(&mesh)
 }
 
