@@ -10,6 +10,7 @@ mod interrupt;
 mod page;
 mod story;
 mod traffic;
+mod wire;
 
 use std::process::ExitCode;
 

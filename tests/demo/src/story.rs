@@ -20,8 +20,9 @@ use crate::interrupt;
 use crate::page::Page;
 use crate::row;
 use crate::traffic::Traffic;
+use crate::wire;
 
-const NAMESPACE: &str = "boutique";
+pub const NAMESPACE: &str = "boutique";
 const NODES: [&str; 2] = ["a", "b"];
 const PODS: [&str; 7] = ["frontend", "web-1", "prices-1", "db", "web-2", "prices-2", "reports"];
 /// A host that is no pod.
@@ -30,7 +31,7 @@ pub const OUTSIDER: &str = "laptop";
 const ECHO_PORT: u16 = 7000;
 /// Connections that the end of an agent may catch open: they come every 10 ms and last about one.
 const OPEN_AT_KILL_MAX: u64 = 3;
-const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
+pub const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Tells it all; whatever happens, nothing stays behind.
 pub fn tell(keep: bool) -> Result<()> {
@@ -99,6 +100,7 @@ fn build() -> Result<Mesh> {
         .in_namespace(NAMESPACE)
         .with("ports", json!([{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"}]))
         .external(OUTSIDER)
+        .with_ca()
         .start()
 }
 
@@ -130,6 +132,8 @@ impl Demo {
             chapter(&self, page)?;
         }
         Traffic::make(&self)?.tell(&self, page)?;
+        interrupt::check()?;
+        wire::after(&self, page)?;
         interrupt::check()?;
         self.kill(page)?;
         if keep {
@@ -196,7 +200,7 @@ impl Demo {
             "frontend → service web {}: nobody answers, these nodes have no kube-proxy",
             self.service("web", 80)
         ));
-        Ok(())
+        wire::before(self, page)
     }
 
     fn label(&self, page: &mut Page) -> Result<()> {
@@ -208,15 +212,22 @@ impl Demo {
         for pod in PODS.map(|name| self.mesh.pod(name)) {
             self.mesh.node_of(pod).wait_enrolled(pod, ENROL_TIMEOUT)?;
         }
+        let captured = started.elapsed();
+        wire::wait_certified(self, &PODS)?;
         let restarted = self.programs.iter().filter(|program| !program.is_running()).count();
         page.verdict(
             restarted == 0,
             format!(
                 "{} running pods captured in {} ms; no restart, no sidecar, no packet rule",
                 PODS.len(),
-                started.elapsed().as_millis()
+                captured.as_millis()
             ),
         );
+        page.say(format!(
+            "each has a certificate for its service account {} ms later, from the CA on {}",
+            (started.elapsed() - captured).as_millis(),
+            self.mesh.ca().place().v4(),
+        ));
         Ok(())
     }
 

@@ -203,8 +203,8 @@ impl Directory {
     /// # Errors
     /// What is wrong with which file, and in it with which field.
     pub fn load(&self) -> Result<Contents, DirectoryError> {
-        files::check_directory(&self.path)?;
         let state = self.state()?;
+        files::check_directory(&self.path)?;
         let trust_domain = state.trust_domain().map_err(|why| FileError::content(&self.path.join(STATE), why))?;
         let (active, intermediate) = self.read_generation(state.active())?;
         let mut generations = vec![active];
