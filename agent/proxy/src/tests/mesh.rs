@@ -385,3 +385,23 @@ async fn a_pod_of_the_same_node_is_handed_the_request_with_both_sides_told() {
     drop((client, server));
     node.mesh.is_empty().await;
 }
+
+#[tokio::test]
+async fn a_connection_handed_over_leaves_nothing_behind() {
+    let node = Node::new(&Ca::new());
+    let application = TcpListener::bind((CALLED.as_str(), 0)).await.unwrap();
+    let called = application.local_addr().unwrap();
+    node.attach("server", &CALLED, ShardListeners::default()).await;
+    let vip = node.caller(called, |s| s.ports[0].name = "tcp-db".into()).await;
+    let mut client = connect(vip).await;
+    let (mut server, _) = soon(application.accept()).await.unwrap();
+    passes(&mut client, &mut server, b"bytes").await;
+    assert_eq!(node.store.status().len(), 2);
+    drop((client, server));
+    node.mesh.is_empty().await;
+    for uid in ["client", "server"] {
+        node.mesh.proxy.detach(&PodUid::new(uid)).await;
+    }
+    // Whoever still held a pod would hold its key.
+    until("both keys to be forgotten", || node.store.status().is_empty()).await;
+}
