@@ -275,9 +275,19 @@ impl Conn {
             if self.via.get() == Via::Handover
                 && let Some(carrier) = &self.carrier
             {
-                carrier.cut(reason);
+                // A client that asks nothing of this side has no part in its end.
+                if self.is_http.get() && self.requests_under_way.get() == 0 {
+                    self.end(reason);
+                } else {
+                    carrier.cut(reason);
+                }
             }
         }
+    }
+
+    /// Whether it ended, or is about to.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.ended.get().is_some() || self.cut.get().is_some()
     }
 
     /// Waits until a connection that is carried by another is cut.
