@@ -12,6 +12,7 @@ use heddle_identity::{
     IssuedCertificate, Issuing, Lease, SpiffeId, StoreConfig, SystemClock,
 };
 use heddle_model::{Delta, Endpoint, MeshConfig, MtlsMode, PodUid, Service, Transport, Workload};
+use heddle_telemetry::Reason;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose,
@@ -384,4 +385,47 @@ async fn a_pod_of_the_same_node_is_handed_the_request_with_both_sides_told() {
     assert_eq!(node.handshakes.completed(Side::Client), 0);
     drop((client, server));
     node.mesh.is_empty().await;
+}
+
+#[tokio::test]
+async fn a_connection_handed_over_leaves_nothing_behind() {
+    let node = Node::new(&Ca::new());
+    let application = TcpListener::bind((CALLED.as_str(), 0)).await.unwrap();
+    let called = application.local_addr().unwrap();
+    node.attach("server", &CALLED, ShardListeners::default()).await;
+    let vip = node.caller(called, |s| s.ports[0].name = "tcp-db".into()).await;
+    let mut client = connect(vip).await;
+    let (mut server, _) = soon(application.accept()).await.unwrap();
+    passes(&mut client, &mut server, b"bytes").await;
+    assert_eq!(node.store.status().len(), 2);
+    drop((client, server));
+    node.mesh.is_empty().await;
+    for uid in ["client", "server"] {
+        node.mesh.proxy.detach(&PodUid::new(uid)).await;
+    }
+    // Whoever still held a pod would hold its key.
+    until("both keys to be forgotten", || node.store.status().is_empty()).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_called_pod_leaves_its_idle_clients_alone() {
+    let node = Node::new(&Ca::new());
+    let application = TcpListener::bind((CALLED.as_str(), 0)).await.unwrap();
+    let called = application.local_addr().unwrap();
+    node.attach("server", &CALLED, ShardListeners::default()).await;
+    let vip = node.caller(called, |s| s.ports[0].name = "http".into()).await;
+    let mut client = connect(vip).await;
+    for round in 0..2 {
+        client.write_all(REQUEST).await.unwrap();
+        let (mut server, _) = soon(application.accept()).await.unwrap();
+        read_until(&mut server, b"\r\n\r\n").await;
+        server.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+        read_until(&mut client, b"hi").await;
+        if round == 0 {
+            node.mesh.records(2).await;
+            let server = |connection: &crate::ConnectionView| connection.pod == PodUid::new("server");
+            assert_eq!(node.mesh.proxy.registry().close(Reason::PodReleased, server).await, 1);
+            assert_eq!(node.mesh.proxy.registry().list(9, server).await.total, 0);
+        }
+    }
 }
