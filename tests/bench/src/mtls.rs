@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use heddle_testkit::pki::{Authority, Credential, claims, spiffe_id};
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
-use heddle_testkit::topology::ServiceWords;
+use heddle_testkit::topology::{DEFAULT_NAMESPACE, ServiceWords};
 use heddle_testkit::ztunnel;
 
 use crate::contestants::{Binaries, Contestant, LoadRun, start_agent, wait_for_ports};
@@ -72,6 +72,10 @@ impl SecuredArena {
         let words = service(words.service("far"), "woven-server");
         let words = service(words.service("near"), "woven-near");
         let mesh = words.with_ca().start()?.quietly();
+        // Or the annotation of opaque ports has no effect.
+        mesh.edit_namespace(DEFAULT_NAMESPACE, |namespace| {
+            namespace.annotations.insert("heddle.dev/allow-exclusions".to_owned(), "true".to_owned());
+        })?;
         let bench = std::env::current_exe().context("where heddle-bench is")?;
         let directory = mesh.id().directory().join("bench");
         fs::create_dir(&directory).and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)))?;
