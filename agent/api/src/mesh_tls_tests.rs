@@ -253,6 +253,20 @@ fn whose_word_counts_table() {
     assert_eq!(shown(&modes), "S", "it might have been meant for this very pod");
 }
 
+/// What users copy must be right.
+#[test]
+fn the_examples_in_the_documentation_are_accepted() {
+    let text = include_str!("../../../docs/mtls.md");
+    let examples: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let mut kinds = Vec::new();
+    for example in &examples {
+        let reading = read("mtls.md", example.as_bytes());
+        assert_eq!((reading.invalid, reading.warnings), (vec![], vec![]), "{example}");
+        kinds.extend(reading.items.iter().map(|item| item.object.key().kind.as_str()));
+    }
+    assert_eq!(kinds, ["Mesh", "MeshTLS", "MeshTLS"]);
+}
+
 fn any_mode() -> impl Strategy<Value = MtlsMode> {
     prop_oneof![Just(Strict), Just(Permissive), Just(Disabled)]
 }

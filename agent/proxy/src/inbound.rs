@@ -28,13 +28,12 @@ pub(crate) async fn run(conn: Rc<Conn>, original: OriginalDst, snapshot: Rc<Curr
     if AGENT_PORTS.contains(&original.port()) {
         return Ended::refused(Reason::AgentPort, downstream);
     }
-    if conn.worker.tls.is_none() {
-        return protocol::run(&conn, route, downstream).await;
-    }
     let mode = conn.mode(&snapshot);
     // A peer of the mesh greets at once. Where it is not known whether one comes, the application is called meanwhile.
     let is_peer = conn.source.as_ref().is_some_and(|source| source.transport == Transport::Heddle);
     let patience = match mode {
+        // Nobody can prove anything to an agent without identities: what is STRICT is closed.
+        _ if conn.worker.tls.is_none() => Duration::ZERO,
         MtlsMode::Strict => HANDSHAKE_TIMEOUT,
         _ if is_peer => GREETING_TIMEOUT,
         MtlsMode::Permissive | MtlsMode::Disabled => Duration::ZERO,

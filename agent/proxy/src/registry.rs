@@ -3,7 +3,7 @@
 //! Each worker keeps its own table, touched only by its own thread. Listing and closing go to the workers as commands over
 //! bounded channels; a busy worker answers when it next runs, and the asker bounds its patience.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -117,8 +117,8 @@ pub(crate) struct Conn {
     pub(crate) attempts: Cell<u32>,
     /// The connection of the mesh that carries it, or the client's that was handed over: it can end it, this one has no task.
     carrier: Option<Rc<Conn>>,
-    /// The called side, where its bytes are handed over on this node: counted there too.
-    called: OnceCell<Rc<Conn>>,
+    /// The called side, where its bytes are handed over on this node: counted there too. Let go of at the end, for it holds this one.
+    called: RefCell<Option<Rc<Conn>>>,
     /// It was taken as plain text, which its port may stop to allow.
     pub(crate) is_plaintext: Cell<bool>,
     /// Told when a carried connection is cut.
@@ -184,7 +184,7 @@ impl Conn {
             upstream: Cell::new(None),
             attempts: Cell::new(0),
             carrier,
-            called: OnceCell::new(),
+            called: RefCell::default(),
             is_plaintext: Cell::new(false),
             carried_cut: Notify::new(),
             via: Cell::new(Via::Plain),
@@ -239,7 +239,7 @@ impl Conn {
         if let Some(tcp) = &*self.tcp.borrow() {
             tcp.received(bytes);
         }
-        if let Some(called) = self.called.get() {
+        if let Some(called) = &*self.called.borrow() {
             called.add_received(bytes);
         }
     }
@@ -250,7 +250,7 @@ impl Conn {
         if let Some(tcp) = &*self.tcp.borrow() {
             tcp.sent(bytes);
         }
-        if let Some(called) = self.called.get() {
+        if let Some(called) = &*self.called.borrow() {
             called.add_sent(bytes);
         }
     }
@@ -275,9 +275,19 @@ impl Conn {
             if self.via.get() == Via::Handover
                 && let Some(carrier) = &self.carrier
             {
-                carrier.cut(reason);
+                // A client that asks nothing of this side has no part in its end.
+                if self.is_http.get() && self.requests_under_way.get() == 0 {
+                    self.end(reason);
+                } else {
+                    carrier.cut(reason);
+                }
             }
         }
+    }
+
+    /// Whether it ended, or is about to.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.ended.get().is_some() || self.cut.get().is_some()
     }
 
     /// Waits until a connection that is carried by another is cut.
@@ -313,8 +323,7 @@ impl Conn {
 
     /// Its bytes are handed over to `called`, which ends with it.
     pub(crate) fn hands_over_to(&self, called: &Rc<Self>) {
-        // Once: a connection of bytes has one endpoint.
-        let _ = self.called.set(called.clone());
+        *self.called.borrow_mut() = Some(called.clone());
     }
 
     /// Has the connection's task look around.
@@ -405,7 +414,7 @@ impl Conn {
             return;
         }
         self.ended.set(Some(reason));
-        if let Some(called) = self.called.get() {
+        if let Some(called) = self.called.take() {
             called.end(reason);
         }
         self.worker.table.remove(self.id);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::prelude::*;
-use heddle_tests_netns::{SOON, both_families, captured_inbound};
+use heddle_tests_netns::{SOON, both_families, captured_inbound, wait_reason};
 
 /// FEATURES A2.
 const LIVE_MAX: Duration = Duration::from_secs(1);
@@ -114,4 +114,42 @@ fn what_passed_while_excluded_or_without_an_agent_ends_too() -> Result<()> {
     let of_web = node.workload(web)?.context("the pod")?;
     ensure!(of_web["mtls"] == "Permissive, 8080 Strict, 9100 Strict", "{of_web}");
     Ok(())
+}
+
+#[test]
+fn an_agent_without_identities_closes_strict_ports() -> Result<()> {
+    let mesh = Mesh::declare("strict-no-ca")
+        .namespace("shop")
+        .meshed()
+        .node("a")
+        .pod("client")
+        .in_namespace("shop")
+        .pod("web")
+        .in_namespace("shop")
+        .serves(tcp(8080))
+        .serves(tcp(9090))
+        .start()?;
+    let (client, web, node) = (mesh.pod("client"), mesh.pod("web"), mesh.node("a"));
+    let held: Vec<Held> =
+        both_families(web).into_iter().map(|ip| client.hold(&dial(ip, 8080), 2)).collect::<Result<_>>()?;
+    let elsewhere = client.hold(&dial(web.v4(), 9090), 2)?;
+    for held in held.iter().chain([&elsewhere]) {
+        ensure!(held.ping()? == (2, 0), "positive control\n{}", held.tail());
+    }
+    mesh.source().write_text("modes.yaml", &modes("ports: [{port: 8080, mode: Strict}]"))?;
+    for held in &held {
+        held.wait_ended(2, SOON)?;
+    }
+    for ip in both_families(web) {
+        let outcome = client.connect(&dial(ip, 8080))?;
+        ensure!(outcome.summary.succeeded == 0, "{outcome:?}");
+        client.connect(&dial(ip, 9090))?.assert_succeeded()?;
+        web.connect(&dial(ip, 8080))?.assert_succeeded()?;
+    }
+    wait_reason(node, "plaintext_refused")?;
+    ensure!(elsewhere.ping()? == (2, 0), "what goes to another port goes on");
+    mesh.source().remove("modes.yaml")?;
+    wait_until("the port is open again", SOON, || {
+        client.connect(&dial(web.v4(), 8080)).is_ok_and(|o| o.assert_succeeded().is_ok())
+    })
 }

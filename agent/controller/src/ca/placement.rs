@@ -11,7 +11,10 @@ use super::names;
 
 /// Accounts by node, of one snapshot.
 #[derive(Debug, Default)]
-pub struct Placement(HashMap<Arc<str>, HashMap<Arc<str>, HashSet<Arc<str>>>>);
+pub struct Placement(HashMap<Arc<str>, Accounts>);
+
+/// By namespace.
+type Accounts = HashMap<Arc<str>, HashSet<Arc<str>>>;
 
 /// Why a node may not have a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +44,7 @@ impl Placement {
     /// What a snapshot says. Finished pods need no certificate, and objects that were rejected prove nothing.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
-        let mut nodes: HashMap<_, HashMap<_, HashSet<_>>> = HashMap::new();
+        let mut nodes: HashMap<_, Accounts> = HashMap::new();
         for pod in snapshot.workloads() {
             let is_rejected = pod.membership == Membership::Disabled(NotInMesh::InvalidObject);
             if pod.node.is_empty() || pod.finished || is_rejected {

@@ -241,7 +241,7 @@ impl Client {
     /// Where the endpoint is a pod of this node, its side of the request begins here: its budget, its record.
     pub(crate) fn hand_over(&self, endpoint: &EndpointRef, record: &mut Record) -> Result<(), Reason> {
         let Way::Handover(pod) = &endpoint.way else { return Ok(()) };
-        let called = self.handed.borrow().get(&endpoint.addr).filter(|called| called.ended().is_none()).cloned();
+        let called = self.handed.borrow().get(&endpoint.addr).filter(|called| !called.is_leaving()).cloned();
         let called = match called {
             Some(called) => called,
             None => {

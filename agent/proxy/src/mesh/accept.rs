@@ -164,14 +164,16 @@ impl Accepted {
         };
         let source = Incoming::new(request.into_body(), flow.clone());
         let flow = flow.clone();
+        // Made here: the stream may be gone before it has its first turn.
+        let carried = EndsWith(conn);
         Some(Box::pin(async move {
-            let guard = EndsWith(&conn);
+            let conn = &carried.0;
             let reason = tokio::select! {
                 biased;
                 reason = conn.cut_while_carried() => reason,
-                reason = carry(&conn, flow, source, respond) => reason,
+                reason = carry(conn, flow, source, respond) => reason,
             };
-            guard.0.end(reason);
+            conn.end(reason);
         }))
     }
 
@@ -180,7 +182,7 @@ impl Accepted {
         let tick = self.conn.worker.tick();
         let mut clients = self.clients.borrow_mut();
         if let Some(entry) = clients.get_mut(&address)
-            && entry.client.conn.ended().is_none()
+            && !entry.client.conn.is_leaving()
         {
             entry.tick = tick;
             return Ok(entry.client.clone());
@@ -230,7 +232,8 @@ impl Accepted {
     /// A second passed: clients that ask nothing let go of their connections.
     pub(crate) fn sweep(&self, tick: u64) {
         self.clients.borrow_mut().retain(|_, entry| {
-            let stays = !entry.is_idle() || entry.tick + IDLE_CLIENT_TICKS > tick;
+            let is_wanted = entry.tick + IDLE_CLIENT_TICKS > tick && !entry.client.conn.is_leaving();
+            let stays = !entry.is_idle() || is_wanted;
             if !stays {
                 entry.client.conn.end(Reason::Completed);
             }
@@ -258,9 +261,9 @@ impl Entry {
 }
 
 /// A carried connection whose stream was dropped ended with its carrier.
-struct EndsWith<'a>(&'a Rc<Conn>);
+struct EndsWith(Rc<Conn>);
 
-impl Drop for EndsWith<'_> {
+impl Drop for EndsWith {
     fn drop(&mut self) {
         self.0.end(Reason::DownstreamReset);
     }
