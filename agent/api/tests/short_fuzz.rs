@@ -112,7 +112,10 @@ fn the_seeds_reach_every_kind() {
     let all: Vec<Reading> = SEEDS.iter().map(|seed| between(seed.as_bytes())).collect();
     let kinds: std::collections::BTreeSet<&str> =
         all.iter().flat_map(|r| &r.items).map(|item| item.object.key().kind.as_str()).collect();
-    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["EndpointSlice", "Mesh", "MeshTLS", "Namespace", "Pod", "Service"]);
+    assert_eq!(
+        kinds.into_iter().collect::<Vec<_>>(),
+        ["EndpointSlice", "Mesh", "MeshTLS", "Namespace", "Pod", "Service"]
+    );
     assert_eq!(all[0].invalid, [], "the first seed is all right, so that an edit has something to break");
     assert!(!all[2].invalid.is_empty() && !all[2].warnings.is_empty() && all[2].ignored == 2);
 }

@@ -1,4 +1,6 @@
 //! `heddle ca` as a program: what it prints, what it refuses, and that it can be killed at any moment.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 use std::fs::{self, Permissions};
 use std::io::Write;

@@ -328,3 +328,35 @@ fn a_certificate_is_kept_until_the_last_pod_of_its_account_leaves() -> Result<()
     client.leave_mesh()?;
     wait_certified(node, &[]).map(drop)
 }
+
+/// How many roots of the mesh's trust domain an agent trusts.
+fn roots(node: &Node) -> Result<u64> {
+    let answer = node.json(&["certs"])?;
+    answer["bundles"][0]["roots"].as_u64().with_context(|| answer.to_string())
+}
+
+#[test]
+fn roots_told_in_a_rotation_outlive_the_agent() -> Result<()> {
+    let mesh = mesh("roots")?;
+    let (a, b) = (mesh.node("a"), mesh.node("b"));
+    secured(&mesh)?;
+    assert_eq!((roots(a)?, roots(b)?), (1, 1), "positive control");
+    mesh.ca().rotate(&["prepare"])?;
+    // The authority is asked every 20 s or so; no certificate is due.
+    for node in [a, b] {
+        wait_until("the new root is trusted", SOON * 8, || roots(node).is_ok_and(|count| count == 2))?;
+    }
+    // Long enough for the keeper to be given them.
+    let told = |bytes: &[u8]| bytes.windows(8).any(|window| window == b"HEDDLEID");
+    wait_for("the keeper holds them", SOON, || {
+        let bytes = kept(a)?;
+        // Two roots before the export, of which each is some hundred bytes: the count is after the domain's name.
+        let at = bytes.windows(13).position(|window| window == b"cluster.local").map(|at| at + 13);
+        Ok((told(&bytes) && at.is_some_and(|at| bytes[at..at + 2] == [0, 2])).then_some(()))
+    })?;
+    mesh.ca().kill()?;
+    a.kill_agent()?;
+    a.start_agent()?;
+    assert_eq!(roots(a)?, 2, "forgotten with the agent");
+    secured(&mesh)
+}

@@ -2,6 +2,7 @@
 //! there are, nothing else is left; the pods that are wanted are as wanted, whatever was made of their entries.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::Pod as Plain;
@@ -147,4 +148,59 @@ fn a_keeper_copes_with_anything_in_its_maps() -> Result<()> {
         ensure!(inspected.discrepancies.is_empty(), "seed {seed}: {:?}", inspected.discrepancies);
     }
     Ok(())
+}
+
+#[test]
+fn strict_ports_that_do_not_fit_close_their_pod() -> Result<()> {
+    let mesh = Mesh::declare("planted-full")
+        .namespace("free")
+        .meshed()
+        .annotated("heddle.dev/failure-policy", "Open")
+        .external("internet")
+        .node("a")
+        .pod("web")
+        .in_namespace("free")
+        .labelled("app", "web")
+        .serves(tcp(8080))
+        .serves(tcp(9090))
+        .pod("other")
+        .in_namespace("free")
+        .serves(tcp(8080))
+        .start()?;
+    let (node, web, other, internet) = (mesh.node("a"), mesh.pod("web"), mesh.pod("other"), mesh.external("internet"));
+    let mut modes = table::<[u8; 16], u32>(node, names::PORT_MODES)?;
+    let mut noise = Noise(7);
+    let planted = (0..2 * heddle_abi::PORT_MODES_MAX)
+        .take_while(|_| modes.insert(noise.bytes::<16>(), heddle_abi::port_mode::LENIENT, 0).is_ok())
+        .count();
+    ensure!(planted >= heddle_abi::PORT_MODES_MAX, "positive control: the map is full after {planted}");
+    let object = "apiVersion: heddle.dev/v1alpha1\nkind: MeshTLS\nmetadata: {name: web, namespace: free}\n\
+                  spec: {selector: {matchLabels: {app: web}}, ports: [{port: 8080, mode: Strict}]}\n";
+    mesh.source().write_text("modes.yaml", object)?;
+    // The keeper sweeps what nobody asked for, once it has done what was.
+    wait_until("the pod was told", SOON, || {
+        contents::<[u8; 16], u32>(node, names::PORT_MODES).is_ok_and(|m| m.is_empty())
+    })?;
+    node.kill_agent()?;
+    wait_until("a pod without STRICT ports is open", Duration::from_secs(9), || {
+        let dial = dial(other.v4(), 8080).within(Duration::from_millis(500));
+        internet.connect(&dial).is_ok_and(|o| o.assert_succeeded().is_ok())
+    })?;
+    for ip in both_families(web) {
+        for port in [8080, 9090] {
+            internet.connect(&dial(ip, port))?.assert_refused()?;
+        }
+    }
+    // Told again, it fits.
+    mesh.source().write_text("modes.yaml", &object.replace("8080", "9090"))?;
+    node.start_agent()?;
+    wait_until("the port is in the map", SOON, || {
+        contents::<[u8; 16], u32>(node, names::PORT_MODES).is_ok_and(|m| m.len() == 1)
+    })?;
+    node.kill_agent()?;
+    wait_until("the other port is open", Duration::from_secs(9), || {
+        let dial = dial(web.v4(), 8080).within(Duration::from_millis(500));
+        internet.connect(&dial).is_ok_and(|o| o.assert_succeeded().is_ok())
+    })?;
+    internet.connect(&dial(web.v4(), 9090))?.assert_refused()
 }

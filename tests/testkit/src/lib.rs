@@ -28,6 +28,7 @@ pub mod server;
 pub mod sweep;
 pub mod topology;
 pub mod wait;
+pub mod ztunnel;
 
 /// What a suite needs.
 pub mod prelude {

@@ -81,6 +81,11 @@ const BUILD: &[Need] = &[
     },
     Need { evidence: Evidence::Program("nginx"), why: "a real HTTP server in the tests", packages: &["nginx"] },
     Need {
+        evidence: Evidence::Program("openssl"),
+        why: "judges the authority's certificates in the tests",
+        packages: &["openssl"],
+    },
+    Need {
         evidence: Evidence::Program("h2load"),
         why: "thousands of requests over many streams in the tests",
         packages: &["nghttp2-client"],

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heddle_identity::TrustDomain;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -465,10 +466,12 @@ fn check_signed_by(path: &Path, lower: &[u8], upper: &[u8]) -> Result<(), Direct
     if is_signed { Ok(()) } else { Err(FileError::content(path, "not signed by the root.pem beside it").into()) }
 }
 
-/// Certificates as PEM.
+/// Certificates as PEM, in lines as OpenSSL writes them.
 #[must_use]
 pub fn pem_of(certificates: &[CertificateDer<'static>]) -> String {
-    certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.to_vec()))).collect()
+    let config = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    let encode = |der: &CertificateDer<'_>| pem::encode_config(&Pem::new("CERTIFICATE", der.to_vec()), config);
+    certificates.iter().map(encode).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heddle_controller::ca::request::SigningRequest;
 use heddle_controller::ca::{ServerOptions, names};
@@ -20,7 +20,8 @@ use crate::client::{Running, call, certified, domain, id, sign, sign_csr, sign_n
 async fn without_credentials_of_a_node_nothing_is_signed() {
     let running = Running::start().await;
     let mut client = running.client(None);
-    let wrong_end = format!("{}0", &running.token_a[..running.token_a.len() - 1]);
+    let (begin, end) = running.token_a.split_at(running.token_a.len() - 1);
+    let wrong_end = format!("{begin}{}", if end == "0" { "1" } else { "0" });
     for token in [None, Some(""), Some("x"), Some(&*wrong_end), Some(&*running.token_a.to_uppercase())] {
         let error = sign(&mut client, &id("web"), token).await.unwrap_err();
         assert_eq!(error.code(), Code::Unauthenticated, "{token:?}: {error:?}");
@@ -237,23 +238,26 @@ async fn assert_ended(stream: &mut (impl tokio::io::AsyncRead + Unpin)) {
 
 #[tokio::test]
 async fn slow_handshakes_and_too_many_connections_are_bounded() {
-    let options = ServerOptions {
-        connections_per_address_max: 3,
-        handshake_timeout: Duration::from_millis(300),
-        ..ServerOptions::default()
-    };
-    let running = Running::with(options).await;
-    let mut silent = Vec::new();
-    for _ in 0..3 {
-        silent.push(TcpStream::connect(running.address).await.unwrap());
+    let handshake_timeout = Duration::from_secs(3);
+    let per_address = ServerOptions { connections_per_address_max: 3, handshake_timeout, ..ServerOptions::default() };
+    let in_all = ServerOptions { connections_max: 3, handshake_timeout, ..ServerOptions::default() };
+    for options in [per_address, in_all] {
+        let running = Running::with(options).await;
+        let begin = Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..3 {
+            silent.push(TcpStream::connect(running.address).await.unwrap());
+        }
+        let mut fourth = TcpStream::connect(running.address).await.unwrap();
+        assert_ended(&mut fourth).await;
+        assert!(begin.elapsed() < handshake_timeout, "turned away, not waited for");
+        for mut stream in silent {
+            assert_ended(&mut stream).await;
+        }
+        assert!(begin.elapsed() >= handshake_timeout, "the others had their time");
+        // Their places were given back.
+        sign(&mut running.client(None), &id("web"), Some(&running.token_a)).await.expect("the control");
     }
-    let mut fourth = TcpStream::connect(running.address).await.unwrap();
-    assert_ended(&mut fourth).await;
-    for mut stream in silent {
-        assert_ended(&mut stream).await;
-    }
-    // Their places were given back.
-    sign(&mut running.client(None), &id("web"), Some(&running.token_a)).await.expect("the control");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 
 mod check;
 mod keys;
+mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
@@ -24,7 +25,7 @@ use heddle_telemetry::time::rfc3339;
 use tokio::sync::{Notify, watch};
 
 use crate::cli::IdentityOptions;
-use crate::issuer::{self, CaFiles, CaOptions};
+use crate::issuer::{self, CaFiles, CaOptions, CaProtocol};
 
 /// What an agent with `--ca` read while it could.
 pub struct Authority {
@@ -63,6 +64,8 @@ pub struct Identities {
     store: CertificateStore,
     handshakes: HandshakeMetrics,
     authority: String,
+    /// The authority tells its roots without being asked for a certificate: those it told last are kept with the keys.
+    tells_roots: bool,
     state: Mutex<State>,
     /// The keeper has to be given the keys again: it is another one.
     keys_wanted: Notify,
@@ -97,6 +100,7 @@ impl Identities {
             store: CertificateStore::new(config, Arc::new(SystemClock::default()), BundleStore::default(), seed),
             handshakes: HandshakeMetrics::new(workers),
             authority: authority.url.clone(),
+            tells_roots: authority.options.ca_protocol == CaProtocol::Heddle,
             state: Mutex::default(),
             keys_wanted: Notify::new(),
         }

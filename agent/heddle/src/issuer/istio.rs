@@ -11,7 +11,7 @@ use heddle_identity::{
 };
 use heddle_proto::istio::auth::IstioCertificateRequest;
 use heddle_proto::istio::auth::istio_certificate_service_client::IstioCertificateServiceClient;
-use pem::Pem;
+use pem::{EncodeConfig, LineEnding, Pem};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use rustls::client::Resumption;
@@ -91,7 +91,10 @@ impl IstioIssuer {
         let mut client = self.client().map_err(|error| IssueError::new(IssueErrorKind::Local, format!("{error:#}")))?;
         let identity = Value { kind: Some(Kind::StringValue(request.id.as_str().to_owned())) };
         let mut call = Request::new(IstioCertificateRequest {
-            csr: pem::encode(&Pem::new("CERTIFICATE REQUEST", &request.csr[..])),
+            csr: pem::encode_config(
+                &Pem::new("CERTIFICATE REQUEST", &request.csr[..]),
+                EncodeConfig::new().set_line_ending(LineEnding::LF),
+            ),
             validity_duration: i64::try_from(request.lifetime.as_secs()).unwrap_or(i64::MAX),
             metadata: Some(Struct { fields: [(IMPERSONATED_IDENTITY.to_owned(), identity)].into() }),
         });

@@ -314,7 +314,8 @@ impl PoolH2 {
         let (opened, given_up) = (Cell::new(0), Cell::new(0));
         let streams_max = if is_of_mesh { mesh::STREAMS_MAX } else { STREAMS_MAX } as usize;
         let given_up_max = if is_of_mesh { GIVEN_UP_OF_MESH_MAX } else { GIVEN_UP_MAX };
-        let age = fastrand::u64(mesh::AGE_TICKS_MAX / 2..mesh::AGE_TICKS_MAX);
+        let age_max = conn.worker.config.mesh_connection_age_max.as_secs();
+        let age = fastrand::u64(age_max / 2..=age_max);
         let retires = if is_of_mesh { conn.worker.tick() + age } else { u64::MAX };
         let shared =
             Rc::new(Shared { sender, link, flow, opened, given_up, idle_since, retires, streams_max, given_up_max });

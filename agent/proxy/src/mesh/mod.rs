@@ -22,8 +22,6 @@ pub(crate) const CONNECT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const GOODBYE: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 /// Handshakes of one pod under way on one worker; more wait for their turn, as long as a handshake may take.
 pub(crate) const HANDSHAKES_MAX: usize = 1024;
-/// How long a connection of the mesh is used for new streams, in ticks, before another takes its place. Half of it at least: not all at once.
-pub(crate) const AGE_TICKS_MAX: u64 = 3600;
 /// Streams on one connection of the mesh: a burst of clients costs one handshake.
 pub(crate) const STREAMS_MAX: u32 = 1024;
 /// The largest frame that is taken from a peer: ztunnel sends this much at once.

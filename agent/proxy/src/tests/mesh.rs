@@ -26,17 +26,17 @@ use super::support::*;
 use crate::{Config, Identity, PodListeners, ShardListeners};
 
 /// Where the calling pods are, and the called ones.
-const CALLERS: &str = "127.0.0.1";
+pub(super) const CALLERS: &str = "127.0.0.1";
 /// An address of this process alone: between the listener and the application its port is nobody's.
-static CALLED: LazyLock<String> = LazyLock::new(|| {
+pub(super) static CALLED: LazyLock<String> = LazyLock::new(|| {
     let [_, _, a, b] = std::process::id().to_be_bytes();
     format!("127.{}.{a}.{b}", 128 + (std::process::id() >> 16))
 });
 /// Of the Service, which is nobody's own.
-const SERVICE: &str = "127.0.3.1";
+pub(super) const SERVICE: &str = "127.0.3.1";
 
 /// A root that signs whatever it is asked.
-struct Ca {
+pub(super) struct Ca {
     params: CertificateParams,
     key: KeyPair,
     root: CertificateDer<'static>,
@@ -45,7 +45,7 @@ struct Ca {
 }
 
 impl Ca {
-    fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "test root");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -83,10 +83,10 @@ impl CertificateIssuer for Ca {
 }
 
 /// A node: a proxy with identities.
-struct Node {
-    mesh: Mesh,
-    store: CertificateStore,
-    handshakes: HandshakeMetrics,
+pub(super) struct Node {
+    pub mesh: Mesh,
+    pub store: CertificateStore,
+    pub handshakes: HandshakeMetrics,
     issuing: tokio::task::JoinHandle<()>,
 }
 
@@ -97,32 +97,36 @@ impl Drop for Node {
 }
 
 impl Node {
-    fn new(ca: &Arc<Ca>) -> Self {
+    pub fn new(ca: &Arc<Ca>) -> Self {
+        Self::with(ca, Config { socket_wait: PATIENCE, ..Config::default() })
+    }
+
+    pub fn with(ca: &Arc<Ca>, config: Config) -> Self {
         let store =
             CertificateStore::new(StoreConfig::default(), Arc::new(SystemClock::default()), BundleStore::default(), 3);
         let (driven, ca) = (store.clone(), Arc::clone(ca));
         let issuing = tokio::spawn(async move { driven.run(ca, std::future::pending()).await });
         let handshakes = HandshakeMetrics::new(1);
         let identity = Identity { store: store.clone(), handshakes: handshakes.clone() };
-        let mesh = Mesh::identified(Config { socket_wait: PATIENCE, ..Config::default() }, Some(identity));
+        let mesh = Mesh::identified(config, Some(identity));
         Self { mesh, store, handshakes, issuing }
     }
 
-    async fn lease(&self, account: &str) -> Lease {
+    pub async fn lease(&self, account: &str) -> Lease {
         let id: SpiffeId = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
         let lease = self.store.lease(&id).unwrap();
         lease.ready(PATIENCE).await.unwrap();
         lease
     }
 
-    async fn attach(&self, name: &str, address: &str, shard: ShardListeners) {
+    pub async fn attach(&self, name: &str, address: &str, shard: ShardListeners) {
         let identity = Some(self.lease(name).await);
         let (uid, addresses) = (PodUid::new(name), vec![address.parse().unwrap()]);
         self.mesh.proxy.attach(PodListeners { uid, addresses, identity, shards: vec![shard] }).await.unwrap();
     }
 
     /// A pod that calls Service `shop/web`, whose only endpoint is `called`; returns the Service's address.
-    async fn caller(&self, called: SocketAddr, change: impl Fn(&mut Service)) -> SocketAddr {
+    pub async fn caller(&self, called: SocketAddr, change: impl Fn(&mut Service)) -> SocketAddr {
         let listener = StdListener::bind((SERVICE, 0)).unwrap();
         let vip = listener.local_addr().unwrap();
         let mut service = service("web", vip, &[]);
@@ -136,7 +140,7 @@ impl Node {
     }
 
     /// The called pod, and the address of its port.
-    async fn called(&self) -> SocketAddr {
+    pub async fn called(&self) -> SocketAddr {
         let listener = StdListener::bind((CALLED.as_str(), 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         self.knows(vec![pod("client", CALLERS), pod("server", &CALLED)]);
@@ -144,7 +148,7 @@ impl Node {
         addr
     }
 
-    fn knows(&self, workloads: Vec<Workload>) {
+    pub fn knows(&self, workloads: Vec<Workload>) {
         let workloads = workloads.into_iter().map(|w| (w.uid.clone(), Some(w))).collect();
         self.mesh.apply(Delta { workloads, ..Delta::default() });
     }
@@ -168,7 +172,7 @@ impl Node {
     }
 }
 
-fn pod(name: &str, address: &str) -> Workload {
+pub(super) fn pod(name: &str, address: &str) -> Workload {
     let mut workload = Workload::new(name, "shop", name);
     workload.addresses = vec![address.parse().unwrap()];
     workload.service_account = name.into();
@@ -193,7 +197,7 @@ async fn connected(change: impl Fn(&mut Service), first: &[u8]) -> (Node, Node, 
     (here, there, vip, client, application)
 }
 
-async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
+pub(super) async fn read_until(stream: &mut TcpStream, end: &[u8]) -> String {
     let mut got = Vec::new();
     while !got.ends_with(end) {
         let mut byte = [0];
@@ -210,7 +214,7 @@ fn is_mutual(record: &Value) {
     assert_eq!((&record["source_pod"], &record["destination_pod"]), (&"client".into(), &"server".into()), "{record}");
 }
 
-const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nhost: web\r\nx-heddle-client: 9.9.9.9:9\r\n\r\n";
+pub(super) const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\nhost: web\r\nx-heddle-client: 9.9.9.9:9\r\n\r\n";
 
 #[tokio::test]
 async fn a_request_goes_by_mutual_tls_and_comes_out_as_it_was() {

@@ -14,6 +14,7 @@ mod http2;
 mod inbound;
 mod life;
 mod mesh;
+mod mesh_limits;
 mod patience;
 mod pool_h2;
 mod pools;

@@ -8,13 +8,19 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use heddle_datapath::client::KeeperClient;
 use heddle_datapath::keys;
+use heddle_identity::TrustDomain;
+use heddle_identity::store::Restored;
 use heddle_proto::keeper::v1::Role;
 
-use super::Identities;
+use tokio::time::Instant;
+
+use super::{Identities, memory};
 use crate::VERSION;
 
 /// Certificates of many accounts come together: they are given at once.
 const SETTLE: Duration = Duration::from_millis(100);
+/// How often the roots are looked at: they change without any certificate doing so.
+const LOOK: Duration = Duration::from_secs(2);
 /// Pause after a failure, at most: the keeper restarts.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -29,7 +35,7 @@ impl Identities {
         });
         let restored = match held.await.context("key memory").flatten() {
             Ok(None) => return,
-            Ok(Some(bytes)) => self.store.restore(&bytes).context("what the keeper holds"),
+            Ok(Some(bytes)) => self.take_over(&bytes).context("what the keeper holds"),
             Err(error) => Err(error),
         };
         match restored {
@@ -47,6 +53,19 @@ impl Identities {
         }
     }
 
+    fn take_over(&self, bytes: &[u8]) -> Result<Restored> {
+        let contents = memory::decode(bytes).map_err(anyhow::Error::msg)?;
+        let restored = self.store.restore(contents.export)?;
+        // A root is rotated in no less than two lifetimes of certificates: while one of before is good, so are the roots. Older ones would
+        // be in the way of what the authority says first.
+        if restored.certificates > 0 && self.tells_roots {
+            for (domain, roots) in contents.roots {
+                self.store.bundles().set(&domain, Some(Arc::new(roots)));
+            }
+        }
+        Ok(restored)
+    }
+
     /// The keeper may be another one: it is given the keys again.
     pub fn keeper_attached(&self) {
         self.keys_wanted.notify_one();
@@ -55,20 +74,26 @@ impl Identities {
     /// Gives the keeper the keys whenever they change, until dropped.
     pub async fn keep(self: Arc<Self>, run_dir: PathBuf) {
         let mut changes = self.store.changes();
-        let mut retry = None;
+        let mut retry: Option<(Instant, Duration)> = None;
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut generation = 0;
         loop {
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.keys_wanted.notified() => {}
-                () = tokio::time::sleep(retry.unwrap_or_default()), if retry.is_some() => {}
+                _ = look.tick() => if self.store.bundles().generation() == generation { continue },
+                () = tokio::time::sleep_until(retry.map_or_else(Instant::now, |(at, _)| at)), if retry.is_some() => {}
             }
             tokio::time::sleep(SETTLE).await;
             changes.borrow_and_update();
+            let now = self.store.bundles().generation();
             let given = self.give(run_dir.clone()).await;
             let mut state = self.lock();
             match given {
                 Ok(()) => {
                     retry = None;
+                    generation = now;
                     state.keys_error = None;
                 }
                 Err(error) => {
@@ -76,7 +101,8 @@ impl Identities {
                     if state.keys_error.as_ref() != Some(&error) {
                         tracing::warn!(target: "identity", error, "the keeper was not given the keys; trying again");
                     }
-                    retry = Some(retry.map_or(SETTLE, |pause: Duration| pause * 2).min(RETRY_MAX));
+                    let pause = retry.map_or(SETTLE, |(_, pause)| pause * 2).min(RETRY_MAX);
+                    retry = Some((Instant::now() + pause, pause));
                     state.keys_error = Some(error);
                 }
             }
@@ -84,7 +110,12 @@ impl Identities {
     }
 
     async fn give(&self, run_dir: PathBuf) -> Result<()> {
-        let bytes = self.store.export()?;
+        let bundles = self.store.bundles();
+        let current = bundles.current();
+        let told = |(domain, _): (&TrustDomain, _)| Some((domain.clone(), bundles.authoritative(domain.as_str())?));
+        let told: Vec<_> = current.iter().filter_map(told).collect();
+        let roots: Vec<_> = told.iter().map(|(domain, roots)| (domain.clone(), &**roots)).collect();
+        let bytes = memory::encode(&roots, &self.store.export()?).context("too large for key memory")?;
         let given = tokio::task::spawn_blocking(move || -> Result<()> {
             let memory = keys::seal(&bytes)?;
             drop(bytes);
