@@ -46,24 +46,35 @@ pub(crate) struct Failure {
     pub(crate) reason: Reason,
     /// Whether the same address might answer the next time (no answer, as opposed to a refusal).
     pub(crate) retryable: bool,
+    /// The agent of the called side said so, of its own side.
+    pub(crate) told: bool,
 }
 
 impl Failure {
     pub(crate) const fn last(reason: Reason) -> Self {
-        Self { reason, retryable: false }
+        Self { reason, retryable: false, told: false }
+    }
+
+    pub(crate) const fn retryable(reason: Reason) -> Self {
+        Self { reason, retryable: true, told: false }
+    }
+
+    pub(crate) const fn told(reason: Reason) -> Self {
+        Self { reason, retryable: false, told: true }
     }
 
     /// Whether the trouble is on this side, so that another endpoint would not help.
     pub(crate) const fn is_ours(self) -> bool {
-        matches!(
-            self.reason,
-            Reason::DownstreamReset
-                | Reason::SocketUnavailable
-                | Reason::ClientNotPublished
-                | Reason::TlsNoOwnCertificate
-                | Reason::PodConnectionsMax
-                | Reason::PodBufferedBytesMax
-        )
+        !self.told
+            && matches!(
+                self.reason,
+                Reason::DownstreamReset
+                    | Reason::SocketUnavailable
+                    | Reason::ClientNotPublished
+                    | Reason::TlsNoOwnCertificate
+                    | Reason::PodConnectionsMax
+                    | Reason::PodBufferedBytesMax
+            )
     }
 }
 
@@ -122,7 +133,7 @@ async fn connect(conn: &Rc<Conn>, hop: &Hop) -> Result<TcpStream, Failure> {
     let stream = match connected {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(failure(&error)),
-        Err(_) => return Err(Failure { reason: Reason::UpstreamConnectTimeout, retryable: true }),
+        Err(_) => return Err(Failure::retryable(Reason::UpstreamConnectTimeout)),
     };
     let local = stream.local_addr().map_err(unset)?;
     // The kernel's word for "the true client did not reach the accepting side": give up rather than show a wrong address.
@@ -179,7 +190,7 @@ fn failure(error: &io::Error) -> Failure {
         ConnectionRefused => Failure::last(Reason::UpstreamConnectRefused),
         // A SYN is never answered so (that is ECONNREFUSED): it connected, and was reset before we looked.
         ConnectionReset => Failure::last(Reason::UpstreamReset),
-        TimedOut => Failure { reason: Reason::UpstreamConnectTimeout, retryable: true },
+        TimedOut => Failure::retryable(Reason::UpstreamConnectTimeout),
         _ => Failure::last(Reason::UpstreamUnreachable),
     }
 }
@@ -212,6 +223,13 @@ mod tests {
     }
 
     #[test]
+    fn what_the_called_side_lacks_another_may_have() {
+        for reason in [Reason::PodConnectionsMax, Reason::SocketUnavailable, Reason::TlsNoOwnCertificate] {
+            assert!(Failure::last(reason).is_ours() && !Failure::told(reason).is_ours(), "{reason:?}");
+        }
+    }
+
+    #[test]
     fn only_silence_is_tried_again_at_the_same_address() {
         for (errno, reason, retryable) in [
             (111, Reason::UpstreamConnectRefused, false),
@@ -220,7 +238,11 @@ mod tests {
             (113, Reason::UpstreamUnreachable, false),
             (101, Reason::UpstreamUnreachable, false),
         ] {
-            assert_eq!(failure(&io::Error::from_raw_os_error(errno)), Failure { reason, retryable }, "errno {errno}");
+            assert_eq!(
+                failure(&io::Error::from_raw_os_error(errno)),
+                Failure { reason, retryable, told: false },
+                "errno {errno}"
+            );
         }
     }
 }

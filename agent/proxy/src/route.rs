@@ -333,7 +333,7 @@ impl Picking {
             let port = service.ports.get(port_index).map_or(0, |p| p.port);
             (Key { service: service.key(), port, client: conn.client.get().ip() }, timeout)
         });
-        let last = Failure { reason: Reason::NoReadyEndpoint, retryable: false };
+        let last = Failure::last(Reason::NoReadyEndpoint);
         Self { affinity, tried: Vec::new(), last, attempts: 0 }
     }
 

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +40,9 @@ pub struct Arguments {
     pattern: Pattern,
     #[arg(long)]
     to: SocketAddr,
+    /// Go there by this proxy of SOCKS5
+    #[arg(long)]
+    socks5: Option<SocketAddr>,
     /// Connections at a time
     #[arg(long, default_value_t = 1)]
     connections: usize,
@@ -172,6 +175,13 @@ pub fn percentile(sorted: &[u64], percent: usize) -> u64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
+/// Where connections go, and by which proxy.
+#[derive(Clone, Copy)]
+struct Way {
+    to: SocketAddr,
+    socks5: Option<SocketAddr>,
+}
+
 /// The measured window; connections run a little before and after it.
 #[derive(Clone, Copy)]
 struct Window {
@@ -191,12 +201,13 @@ impl Window {
 
 fn streams(arguments: &Arguments) -> Result<Seen> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let way = Way { to: arguments.to, socks5: arguments.socks5 };
     runtime.block_on(async {
         let from = Instant::now() + WARM_UP;
         let window = Window { from, until: from + Duration::from_secs_f64(arguments.seconds) };
         let mut connections = JoinSet::new();
         for _ in 0..arguments.connections {
-            connections.spawn(one(arguments.pattern, arguments.to, window));
+            connections.spawn(one(arguments.pattern, way, window));
         }
         tokio::time::sleep_until(window.from.into()).await;
         let before = Meter::read(&arguments.watch)?;
@@ -211,13 +222,13 @@ fn streams(arguments: &Arguments) -> Result<Seen> {
     })
 }
 
-async fn one(pattern: Pattern, to: SocketAddr, window: Window) -> Tally {
+async fn one(pattern: Pattern, way: Way, window: Window) -> Tally {
     let mut tally = Tally::default();
     let outcome = match pattern {
         Pattern::Connect => {
             while !window.is_over() {
                 let started = Instant::now();
-                match patiently(exchange_on_new_connection(to)).await {
+                match patiently(exchange_on_new_connection(way)).await {
                     Ok(()) if window.contains(Instant::now()) => tally.times_ns.push(nanoseconds(started.elapsed())),
                     Ok(()) => {}
                     Err(error) => {
@@ -229,8 +240,8 @@ async fn one(pattern: Pattern, to: SocketAddr, window: Window) -> Tally {
             }
             Ok(())
         }
-        Pattern::PingPong => ping_pong(to, window, &mut tally).await,
-        Pattern::Bulk => bulk(to, window, &mut tally).await,
+        Pattern::PingPong => ping_pong(way, window, &mut tally).await,
+        Pattern::Bulk => bulk(way, window, &mut tally).await,
         Pattern::ConnectCall => Ok(()),
     };
     if let Err(error) = outcome {
@@ -243,10 +254,38 @@ async fn patiently<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::time::timeout(PATIENCE, work).await.context("no answer in time")?
 }
 
-async fn open(to: SocketAddr) -> Result<TcpStream> {
-    let stream = TcpStream::connect(to).await.with_context(|| format!("connect to {to}"))?;
+async fn open(way: Way) -> Result<TcpStream> {
+    let first = way.socks5.unwrap_or(way.to);
+    let mut stream = TcpStream::connect(first).await.with_context(|| format!("connect to {first}"))?;
     stream.set_nodelay(true)?;
+    if way.socks5.is_some() {
+        ask_socks5(&mut stream, way.to).await.with_context(|| format!("ask {first} for {}", way.to))?;
+    }
     Ok(stream)
+}
+
+/// RFC 1928 without authentication, for an address.
+async fn ask_socks5(stream: &mut TcpStream, to: SocketAddr) -> Result<()> {
+    stream.write_all(&[5, 1, 0]).await?;
+    let mut method = [0; 2];
+    stream.read_exact(&mut method).await?;
+    ensure!(method == [5, 0], "it wants method {}", method[1]);
+    let SocketAddr::V4(to) = to else { bail!("only IPv4 is asked for") };
+    let mut request = vec![5, 1, 0, 1];
+    request.extend(to.ip().octets());
+    request.extend(to.port().to_be_bytes());
+    stream.write_all(&request).await?;
+    // Code, and an address that means nothing here.
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await?;
+    ensure!(answer[..2] == [5, 0], "it answers {}", answer[1]);
+    let address = match answer[3] {
+        1 => 6,
+        4 => 18,
+        kind => bail!("its address is of kind {kind}"),
+    };
+    stream.read_exact(&mut [0; 18][..address]).await?;
+    Ok(())
 }
 
 async fn exchange(stream: &mut TcpStream) -> Result<()> {
@@ -257,8 +296,8 @@ async fn exchange(stream: &mut TcpStream) -> Result<()> {
 }
 
 /// Ends with our FIN and the other side's, so that every contestant pays for a whole life.
-async fn exchange_on_new_connection(to: SocketAddr) -> Result<()> {
-    let mut stream = open(to).await?;
+async fn exchange_on_new_connection(way: Way) -> Result<()> {
+    let mut stream = open(way).await?;
     exchange(&mut stream).await?;
     stream.shutdown().await.context("shutdown")?;
     if stream.read(&mut [0]).await.context("end of stream")? != 0 {
@@ -267,8 +306,8 @@ async fn exchange_on_new_connection(to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-async fn ping_pong(to: SocketAddr, window: Window, tally: &mut Tally) -> Result<()> {
-    let mut stream = patiently(open(to)).await?;
+async fn ping_pong(way: Way, window: Window, tally: &mut Tally) -> Result<()> {
+    let mut stream = patiently(open(way)).await?;
     while !window.is_over() {
         let started = Instant::now();
         patiently(exchange(&mut stream)).await?;
@@ -279,8 +318,8 @@ async fn ping_pong(to: SocketAddr, window: Window, tally: &mut Tally) -> Result<
     Ok(())
 }
 
-async fn bulk(to: SocketAddr, window: Window, tally: &mut Tally) -> Result<()> {
-    let mut stream = patiently(open(to)).await?;
+async fn bulk(way: Way, window: Window, tally: &mut Tally) -> Result<()> {
+    let mut stream = patiently(open(way)).await?;
     let chunk = vec![0u8; BULK_WRITE_BYTES];
     while !window.is_over() {
         let count = patiently(async { stream.write(&chunk).await.context("write") }).await?;
@@ -339,11 +378,45 @@ mod tests {
             }
         });
         for (pattern, connections) in [(Pattern::Connect, 2), (Pattern::PingPong, 2)] {
-            let arguments =
-                Arguments { pattern, to, connections, seconds: 0.2, watch: vec![std::process::id()], core: None };
+            let arguments = Arguments {
+                pattern,
+                to,
+                socks5: None,
+                connections,
+                seconds: 0.2,
+                watch: vec![std::process::id()],
+                core: None,
+            };
             let seen = streams(&arguments).unwrap();
             assert_eq!((seen.failed, seen.failure.clone()), (0, None));
             assert!(seen.count > 10 && seen.p99_ns >= seen.p50_ns && seen.watched_cpu_ns > 0, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_of_socks5_is_asked_and_a_refusal_is_an_error() {
+        use std::io::{Read, Write};
+        for (code, succeeds) in [(0, true), (5, false)] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let proxy = listener.local_addr().unwrap();
+            let asked = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let (mut hello, mut request) = ([0; 3], [0; 10]);
+                stream.read_exact(&mut hello).unwrap();
+                stream.write_all(&[5, 0]).unwrap();
+                stream.read_exact(&mut request).unwrap();
+                stream.write_all(&[5, code, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+                let mut byte = [0];
+                if stream.read_exact(&mut byte).is_ok() {
+                    stream.write_all(&byte).unwrap();
+                }
+                request
+            });
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let way = Way { to: "10.1.2.3:9000".parse().unwrap(), socks5: Some(proxy) };
+            let exchanged = runtime.block_on(async { exchange(&mut open(way).await?).await });
+            assert_eq!(exchanged.is_ok(), succeeds, "{exchanged:?}");
+            assert_eq!(asked.join().unwrap(), [5, 1, 0, 1, 10, 1, 2, 3, 0x23, 0x28]);
         }
     }
 }

@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail};
 use heddle_testkit::pki::{Authority, Credential, claims, spiffe_id};
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
-use heddle_testkit::topology::ServiceWords;
+use heddle_testkit::topology::{DEFAULT_NAMESPACE, ServiceWords};
+use heddle_testkit::ztunnel;
 
 use crate::contestants::{Binaries, Contestant, LoadRun, start_agent, wait_for_ports};
 use crate::cpu::{self, LOAD_CORE, PROXY_CORE};
@@ -25,17 +26,14 @@ use crate::scenarios::Load;
 /// Pods a load may come from.
 const SOURCES: usize = 10;
 
-/// The ztunnel binary, where one is given.
-pub fn ztunnel() -> Option<PathBuf> {
-    std::env::var_os("ZTUNNEL_BIN").map(PathBuf::from)
-}
-
 /// The four nodes.
 pub struct SecuredArena {
     // Programs end before the mesh does.
     _origins: Vec<Process>,
     envoys: [Process; 2],
     agents: [Process; 2],
+    /// Of the client's pod and the server's, where a ztunnel is given.
+    ztunnels: Option<[Process; 2]>,
     credential: Credential,
     /// Signed by the root of Heddle's mesh, for handshakes with its agents.
     woven_credential: Credential,
@@ -65,19 +63,26 @@ impl SecuredArena {
         }
         let words = words.node("woven-b").without_agent();
         let words = words.pod("woven-server").annotated("heddle.dev/opaque-ports", &opaque);
+        // Nodes of their own: a ztunnel binds the ports that Envoy's HBONE has on the bare ones.
+        let words = words.node("tunnel-a").without_agent().pod(&source("tunnel", 0)).unmeshed();
+        let words = words.node("tunnel-b").without_agent().pod("tunnel-server").unmeshed();
         let service = |words: ServiceWords, pod: &str| {
             words.port(H1_PORT, H1_PORT).port(H2_PORT, H2_PORT).with("ports", peers::service_ports()).backed_by(pod)
         };
         let words = service(words.service("far"), "woven-server");
         let words = service(words.service("near"), "woven-near");
         let mesh = words.with_ca().start()?.quietly();
+        // Or the annotation of opaque ports has no effect.
+        mesh.edit_namespace(DEFAULT_NAMESPACE, |namespace| {
+            namespace.annotations.insert("heddle.dev/allow-exclusions".to_owned(), "true".to_owned());
+        })?;
         let bench = std::env::current_exe().context("where heddle-bench is")?;
         let directory = mesh.id().directory().join("bench");
         fs::create_dir(&directory).and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)))?;
 
         peers::write_bodies(&directory)?;
         let mut origins = Vec::new();
-        for pod in ["bare-server", "woven-server", "woven-near"] {
+        for pod in ["bare-server", "woven-server", "woven-near", "tunnel-server"] {
             let place = mesh.pod(pod);
             let mut command = Command::new(&bench);
             command.args(["origin", "--core", &LOAD_CORE.to_string()]);
@@ -102,8 +107,9 @@ impl SecuredArena {
         }
         let agents = [start_secured(&mesh, "woven-a")?, start_secured(&mesh, "woven-b")?];
         let woven_credential = mesh.ca().issue("handshakes", &claims(&spiffe_id("shop", "handshakes")))?;
+        let ztunnels = ztunnel::binary().map(|binary| start_ztunnels(&mesh, &binary)).transpose()?;
         let envoys = [client_envoy, server_envoy];
-        Ok(SecuredArena { _origins: origins, envoys, agents, credential, woven_credential, mesh, bench })
+        Ok(SecuredArena { _origins: origins, envoys, agents, ztunnels, credential, woven_credential, mesh, bench })
     }
 
     /// Runs one load through a contestant, from as many pods as are wanted.
@@ -126,6 +132,11 @@ impl SecuredArena {
             (Contestant::EnvoyMtlsPair, Load::Handshakes) => {
                 words.extend(shown(&self.credential));
                 ("bare", to_pod("bare-server"), vec![self.envoys[1].pid()])
+            }
+            (Contestant::ZtunnelPair, _) => {
+                let pair = self.ztunnels.as_ref().context("no ztunnel is given")?;
+                words.extend(["--socks5".to_owned(), format!("127.0.0.1:{}", ztunnel::SOCKS5_PORT)]);
+                ("tunnel", to_pod("tunnel-server"), pair.iter().map(Process::pid).collect())
             }
             // From a pod outside the mesh: between the two is no other agent.
             (Contestant::HeddleMtlsPair, Load::Handshakes) => {
@@ -176,6 +187,16 @@ impl SecuredArena {
         }
         Ok(pids)
     }
+}
+
+/// A ztunnel in the client's pod and one in the server's.
+fn start_ztunnels(mesh: &Mesh, binary: &Path) -> Result<[Process; 2]> {
+    let (client, server) = (mesh.pod(&source("tunnel", 0)), mesh.pod("tunnel-server"));
+    let pair = [ztunnel::start(binary, mesh, client, &[server])?, ztunnel::start(binary, mesh, server, &[client])?];
+    for one in &pair {
+        cpu::pin(one.pid(), PROXY_CORE)?;
+    }
+    Ok(pair)
 }
 
 /// An agent with an identity, when its pods are enrolled and have certificates.

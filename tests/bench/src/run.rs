@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use heddle_testkit::prelude::*;
+use heddle_testkit::ztunnel;
 use serde::Deserialize;
 
 use crate::contestants::{Arena, Binaries, Contestant, start_agent};
 use crate::cpu::{self, PROXY_CORE};
 use crate::load::Seen;
-use crate::mtls::{self, SecuredArena};
+use crate::mtls::SecuredArena;
 use crate::mtls_scenarios;
 use crate::peers::PATH_1_KIB;
 use crate::rows::{self, Row};
@@ -86,7 +87,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             })?);
         }
     }
-    let wanted: Vec<Scenario> = mtls_scenarios::all(mtls::ztunnel().is_some());
+    let wanted: Vec<Scenario> = mtls_scenarios::all(ztunnel::binary().is_some());
     let wanted: Vec<&Scenario> = wanted.iter().filter(|scenario| is_wanted(scenario.name)).collect();
     if !wanted.is_empty() {
         let arena = SecuredArena::build(&binaries)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use heddle_testkit::prelude::*;
 
 #[test]
@@ -17,7 +17,10 @@ fn a_new_agent_takes_over_under_load_and_nothing_fails() -> Result<()> {
     ensure!(status.success(), "the old agent ended with {status}\n{}", old.tail());
     ensure!(node.agent_pid()? != first && load.is_running(), "positive control: replaced while the load ran");
     let outcome = load.finish()?;
-    outcome.assert_succeeded()?;
+    outcome.assert_succeeded().with_context(|| {
+        let unusual = |line: &&str| !line.contains("\"reason\":\"completed\"");
+        format!("the former agent said\n{}", old.stdout().lines().filter(unusual).collect::<Vec<_>>().join("\n"))
+    })?;
     assert_eq!(outcome.summary.attempted, 600);
     client.connect(&dial(web.v6(), 8080))?.assert_succeeded()
 }

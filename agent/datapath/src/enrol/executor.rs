@@ -111,17 +111,16 @@ pub trait Steps {
     /// # Errors
     /// The kernel refuses.
     fn set_exclusions(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError>;
-    /// Sets the STRICT ports of a pod whose others are not. Says whether they fit.
+    /// Says of one port whether it is STRICT ([`port_mode`]); false if there is no room for it.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn set_strict_ports(&mut self, netns_cookie: u64, spec: &PodSpec) -> Result<bool, DatapathError>;
-    /// Sets the ports that are not STRICT of a pod whose others are, as far as they fit, and forgets every port that
-    /// `spec` does not name; with `None`, all.
+    fn set_port_mode(&mut self, netns_cookie: u64, port: u16, mode: u32) -> Result<bool, DatapathError>;
+    /// Forgets what is said of a namespace's ports but those given.
     ///
     /// # Errors
     /// The kernel refuses.
-    fn set_lenient_ports(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError>;
+    fn retain_port_modes(&mut self, netns_cookie: u64, keep: impl Fn(u16) -> bool) -> Result<(), DatapathError>;
     /// Says whose an address is.
     ///
     /// # Errors
@@ -251,7 +250,7 @@ impl<K: Steps> Executor<'_, K> {
         let mut flags = flags(&pod.spec, pod.v6.is_some());
         self.kernel.set_exclusions(cookie, Some(&pod.spec))?;
         // What is STRICT before and after is so at every moment between: closed first, opened last.
-        if !self.kernel.set_strict_ports(cookie, &pod.spec)? {
+        if !self.close_ports(pod)? {
             flags |= pod_flags::STRICT;
         }
         for address in pod.addresses() {
@@ -268,9 +267,36 @@ impl<K: Steps> Executor<'_, K> {
             let shards = u32::try_from(inbound.len()).unwrap_or(1);
             self.kernel.set_address(address, PodAddress { netns_cookie: cookie, flags, shards })?;
         }
-        self.kernel.set_lenient_ports(cookie, Some(&pod.spec))?;
+        self.open_ports(pod)?;
         self.kernel.attach_lookup(&pod.netns)?;
         self.kernel.set_pod(cookie, pod_value(&pod.spec, flags))
+    }
+
+    /// Sets the STRICT ports of a pod whose others are not. Says whether they fit.
+    fn close_ports(&mut self, pod: &Enrolled<K::Netns, K::Listener>) -> Result<bool, DatapathError> {
+        let ports = if pod.spec.strict { &[][..] } else { &pod.spec.strict_except };
+        let mut fit = true;
+        for &port in ports {
+            // All of them, even after one that does not fit: the entry that another has may say that it is open.
+            fit &= self.kernel.set_port_mode(pod.netns_cookie, port, port_mode::STRICT)?;
+        }
+        if !fit {
+            tracing::warn!(pod = pod.spec.display(), "the map of port modes is full: all ports are STRICT");
+        }
+        Ok(fit)
+    }
+
+    /// Sets the ports that are not STRICT of a pod whose others are, as far as they fit, and forgets what is said of
+    /// any other.
+    fn open_ports(&mut self, pod: &Enrolled<K::Netns, K::Listener>) -> Result<(), DatapathError> {
+        self.kernel.retain_port_modes(pod.netns_cookie, |port| pod.spec.strict_except.contains(&port))?;
+        let ports = if pod.spec.strict { &pod.spec.strict_except[..] } else { &[] };
+        for &port in ports {
+            if !self.kernel.set_port_mode(pod.netns_cookie, port, port_mode::LENIENT)? {
+                tracing::warn!(pod = pod.spec.display(), port, "the map of port modes is full: this port is STRICT");
+            }
+        }
+        Ok(())
     }
 
     /// Takes a pod out: outbound capture first, then inbound, then the rest. Goes on after a failed step (there is
@@ -282,7 +308,7 @@ impl<K: Steps> Executor<'_, K> {
             results.push(self.kernel.remove_address(address, cookie));
         }
         results.push(self.kernel.set_exclusions(cookie, None));
-        results.push(self.kernel.set_lenient_ports(cookie, None));
+        results.push(self.kernel.retain_port_modes(cookie, |_| false));
         results.into_iter().filter_map(Result::err).collect()
     }
 }
@@ -389,27 +415,12 @@ impl Steps for Kernel {
         )
     }
 
-    fn set_strict_ports(&mut self, netns_cookie: u64, spec: &PodSpec) -> Result<bool, DatapathError> {
-        let ports = if spec.strict { &[][..] } else { &spec.strict_except };
-        for &port in ports {
-            if !self.maps.set_port_mode(netns_cookie, port, port_mode::STRICT)? {
-                tracing::warn!(pod = spec.display(), port, "the map of port modes is full: all ports are STRICT");
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    fn set_port_mode(&mut self, netns_cookie: u64, port: u16, mode: u32) -> Result<bool, DatapathError> {
+        self.maps.set_port_mode(netns_cookie, port, mode)
     }
 
-    fn set_lenient_ports(&mut self, netns_cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
-        let named = |port| spec.is_some_and(|s| s.strict_except.contains(&port));
-        self.maps.retain_port_modes(|cookie, port| cookie != netns_cookie || named(port))?;
-        let Some(spec) = spec.filter(|spec| spec.strict) else { return Ok(()) };
-        for &port in &spec.strict_except {
-            if !self.maps.set_port_mode(netns_cookie, port, port_mode::LENIENT)? {
-                tracing::warn!(pod = spec.display(), port, "the map of port modes is full: this port is STRICT");
-            }
-        }
-        Ok(())
+    fn retain_port_modes(&mut self, netns_cookie: u64, keep: impl Fn(u16) -> bool) -> Result<(), DatapathError> {
+        self.maps.retain_port_modes(|cookie, port| cookie != netns_cookie || keep(port))
     }
 
     fn set_address(&mut self, address: IpAddr, value: PodAddress) -> Result<(), DatapathError> {
@@ -440,7 +451,9 @@ impl Steps for Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
 
     /// A kernel on paper that fails at the n-th step. It cannot prove what the real one accepts.
     #[derive(Default)]
@@ -448,10 +461,13 @@ mod tests {
         state: BTreeSet<String>,
         steps: usize,
         fail_at: Option<usize>,
-        /// No room for a pod's STRICT ports.
-        modes_full: bool,
-        /// As the last address was told.
-        strict: bool,
+        /// No room for modes of ports beyond these many.
+        room: Option<usize>,
+        modes: BTreeMap<u16, u32>,
+        /// The STRICT flag of each address.
+        strict: BTreeMap<IpAddr, bool>,
+        /// Ports that no step may open.
+        closed: Vec<u16>,
     }
 
     impl FakeKernel {
@@ -461,7 +477,16 @@ mod tests {
                 return Err(DatapathError::Kernel { what, cause: "planted".into() });
             }
             self.state.insert(what);
+            let open = self.closed.iter().find(|port| !self.is_strict(**port));
+            assert_eq!(open, None, "open after step {}: {:?} {:?}", self.steps, self.modes, self.strict);
             Ok(())
+        }
+        /// As the program decides, at every address.
+        fn is_strict(&self, port: u16) -> bool {
+            match self.modes.get(&port) {
+                Some(mode) => *mode == port_mode::STRICT,
+                None => self.strict.values().all(|strict| *strict),
+            }
         }
         fn forget(&mut self, prefix: &str) {
             self.state.retain(|entry| !entry.starts_with(prefix));
@@ -506,20 +531,22 @@ mod tests {
                 }
             }
         }
-        fn set_strict_ports(&mut self, cookie: u64, _: &PodSpec) -> Result<bool, DatapathError> {
-            self.step(format!("modes {cookie} strict")).map(|()| !self.modes_full)
-        }
-        fn set_lenient_ports(&mut self, cookie: u64, spec: Option<&PodSpec>) -> Result<(), DatapathError> {
-            match spec {
-                Some(_) => self.step(format!("modes {cookie} lenient")),
-                None => {
-                    self.forget(&format!("modes {cookie}"));
-                    Ok(())
-                }
+        fn set_port_mode(&mut self, cookie: u64, port: u16, mode: u32) -> Result<bool, DatapathError> {
+            let fits = self.modes.contains_key(&port) || self.room.is_none_or(|room| self.modes.len() < room);
+            if fits {
+                self.modes.insert(port, mode);
             }
+            self.step(format!("modes {cookie}")).map(|()| fits)
+        }
+        fn retain_port_modes(&mut self, _: u64, keep: impl Fn(u16) -> bool) -> Result<(), DatapathError> {
+            self.modes.retain(|port, _| keep(*port));
+            if self.modes.is_empty() {
+                self.forget("modes");
+            }
+            Ok(())
         }
         fn set_address(&mut self, address: IpAddr, value: PodAddress) -> Result<(), DatapathError> {
-            self.strict = value.flags & pod_flags::STRICT != 0;
+            self.strict.insert(address, value.flags & pod_flags::STRICT != 0);
             self.step(format!("address {address} owner"))
         }
         fn remove_address(&mut self, address: IpAddr, _: u64) -> Result<(), DatapathError> {
@@ -618,18 +645,50 @@ mod tests {
         assert_eq!(flags(&pod.spec, false) & pod_flags::NO_IPV6_LISTENER, pod_flags::NO_IPV6_LISTENER);
     }
 
+    fn moded(strict: bool, strict_except: &[u16]) -> PodSpec {
+        PodSpec { strict, strict_except: strict_except.to_vec(), ..spec() }
+    }
+
     #[test]
     fn ports_that_cannot_be_told_strict_one_by_one_are_so_all_together() {
-        let some = PodSpec { strict_except: vec![8080], ..spec() };
-        for (modes_full, expected) in [(false, false), (true, true)] {
-            let mut kernel = FakeKernel { modes_full, ..FakeKernel::default() };
-            Executor { kernel: &mut kernel, shards: 1 }.enrol(some.clone(), 7, 7, 1, Probe::AnySocket).expect("enrols");
-            assert_eq!(kernel.strict, expected, "map full: {modes_full}");
+        let table = [
+            (moded(false, &[80, 90]), None, [true, true, false]),
+            (moded(false, &[80, 90]), Some(1), [true, true, true]),
+            (moded(true, &[80, 90]), None, [false, false, true]),
+            (moded(true, &[80, 90]), Some(1), [false, true, true]),
+            (moded(false, &[]), Some(0), [false, false, false]),
+        ];
+        for (spec, room, expected) in table {
+            let mut kernel = FakeKernel { room, ..FakeKernel::default() };
+            Executor { kernel: &mut kernel, shards: 1 }.enrol(spec.clone(), 7, 7, 1, Probe::AnySocket).expect("enrols");
+            assert_eq!([80, 90, 99].map(|port| kernel.is_strict(port)), expected, "{spec:?} {room:?}");
         }
-        let mut kernel = FakeKernel::default();
-        let all = PodSpec { strict: true, ..spec() };
-        Executor { kernel: &mut kernel, shards: 1 }.enrol(all, 7, 7, 1, Probe::AnySocket).expect("enrols");
-        assert!(kernel.strict);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_strict_before_and_after_is_so_at_every_step_between(
+            from in (any::<bool>(), proptest::collection::btree_set(1u16..6, 0..5)),
+            to in (any::<bool>(), proptest::collection::btree_set(1u16..6, 0..5)),
+            room in proptest::option::of(0usize..5),
+            fail_after in proptest::option::of(1usize..30),
+        ) {
+            let spec = |(strict, except): (bool, BTreeSet<u16>)| moded(strict, &Vec::from_iter(except));
+            let (from, to) = (spec(from), spec(to));
+            let mut kernel = FakeKernel { room, ..FakeKernel::default() };
+            let mut pod = Executor { kernel: &mut kernel, shards: 1 }
+                .enrol(from.clone(), 7, 7, 1, Probe::AnySocket).expect("enrols");
+            kernel.closed = (1..8).filter(|port| from.is_strict(*port) && to.is_strict(*port)).collect();
+            // Also when a step fails and all is undone.
+            kernel.fail_at = fail_after.map(|after| kernel.steps + after);
+            let updated = Executor { kernel: &mut kernel, shards: 1 }.update(&mut pod, to.clone()).is_ok();
+            let now = if updated { &to } else { &from };
+            prop_assert_eq!(&pod.spec, now);
+            for port in 1..8 {
+                prop_assert!(kernel.is_strict(port) || !now.is_strict(port), "port {} is open", port);
+                prop_assert!(room.is_some() || kernel.is_strict(port) == now.is_strict(port), "port {} is closed", port);
+            }
+        }
     }
 
     #[test]

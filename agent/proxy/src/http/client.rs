@@ -157,7 +157,9 @@ impl Client {
                 }
                 Err(error) => {
                     last = place.why(reason_of(&error));
-                    let may_dial = record.attempts < self.conn.worker.config.connect_attempts_max;
+                    // What another agent says against us it would say again.
+                    let is_of_mesh = endpoint.way.tls().is_some();
+                    let may_dial = !is_of_mesh && record.attempts < self.conn.worker.config.connect_attempts_max;
                     if !place.is_over() || !(place.reused || may_dial) {
                         break;
                     }

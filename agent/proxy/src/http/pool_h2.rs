@@ -3,7 +3,7 @@
 //! Streams that need a connection at once share one dial, and its failure. A connection whose server was told who the client is
 //! belongs to that client's connection alone, so each keeps a set of its own beside the worker's.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -166,16 +166,21 @@ impl Drop for Place {
 struct Dial {
     /// Once it is over: how it failed, if it did.
     over: Cell<Option<Option<Failure>>>,
+    /// What came of it, where it was for all who wait.
+    made: OnceCell<Rc<Shared>>,
     changed: Notify,
 }
 
 impl Dial {
-    /// Waits until it is over.
+    /// Waits until it is over. A connection that ended before anybody could use it is a failure too: a server says only behind the
+    /// handshake what it thinks of its client, and another dial would hear the same.
     async fn over(&self) -> Option<Failure> {
         loop {
             let changed = self.changed.notified();
             if let Some(failure) = self.over.get() {
-                return failure;
+                let unused = self.made.get().filter(|made| made.link.is_over() && made.opened.get() == 0);
+                let why = |made: &Rc<Shared>| made.link.ended_for().unwrap_or(Reason::UpstreamReset);
+                return failure.or_else(|| unused.map(|made| Failure::last(why(made))));
             }
             changed.await;
         }
@@ -218,15 +223,11 @@ impl PoolH2 {
                         return Err(failure);
                     }
                 }
-                Turn::Dial(dial) if hop.way.tls().is_some() => {
+                Turn::Dial(dial) if hop.way.tls().is_some() && std::ptr::eq(self, &conn.worker.pool_h2) => {
                     *dials += 1;
                     // Whoever else waits for it must not begin anew because this one gives up: a handshake is dear. The entry
                     // owns the task, and it has an end in time.
-                    let (conn, hop) = (conn.clone(), hop.clone());
-                    tokio::task::spawn_local(async move {
-                        // A failure is told to those who wait.
-                        let _ = conn.worker.pool_h2.dial(&conn, &hop, dial).await;
-                    });
+                    tokio::task::spawn_local(Self::dial_for_all(conn.clone(), hop.clone(), dial));
                 }
                 Turn::Dial(dial) => {
                     *dials += 1;
@@ -242,6 +243,16 @@ impl PoolH2 {
         let placed = self.connect(conn, hop).await.map(|shared| Place::on(&shared, conn));
         under_way.failure = placed.as_ref().err().copied();
         placed
+    }
+
+    /// The same for all who wait, with no stream of its own: a connection nobody has used yet is no stale one.
+    async fn dial_for_all(conn: Rc<Conn>, hop: Hop, dial: Rc<Dial>) {
+        let pool = &conn.worker.pool_h2;
+        let mut under_way = Dialling { pool, key: key(&conn, &hop), dial, failure: None };
+        match pool.connect(&conn, &hop).await {
+            Ok(shared) => drop(under_way.dial.made.set(shared)),
+            Err(failure) => under_way.failure = Some(failure),
+        }
     }
 
     async fn connect(&self, conn: &Rc<Conn>, hop: &Hop) -> Result<Rc<Shared>, Failure> {
@@ -294,10 +305,8 @@ impl PoolH2 {
             builder.initial_max_send_streams(mesh::STREAMS_MAX as usize);
         }
         // The handshake only writes: it does not wait for the server.
-        let (sender, connection) = builder
-            .handshake::<_, Bytes>(io)
-            .await
-            .map_err(|error| Failure { reason: reason_of(&error), retryable: false })?;
+        let (sender, connection) =
+            builder.handshake::<_, Bytes>(io).await.map_err(|error| Failure::last(reason_of(&error)))?;
         let flow = Flow::new(conn);
         let link = Driver::spawn(conn, flow.clone(), connection, verdict);
         let idle_since = Cell::new(conn.worker.tick());
@@ -394,7 +403,9 @@ impl Drop for Dialling<'_> {
         if let Some(entry) = self.pool.0.borrow_mut().get_mut(&self.key) {
             entry.dial = None;
         }
-        self.dial.over.set(Some(self.failure));
+        // Who waits must not begin anew for ever.
+        let fault = std::thread::panicking().then_some(Failure::last(Reason::Panic));
+        self.dial.over.set(Some(fault.or(self.failure)));
         self.dial.changed.notify_waiters();
     }
 }

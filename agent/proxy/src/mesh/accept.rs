@@ -3,7 +3,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use super::{IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
+use super::{GOODBYE, IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
 use crate::config::AGENT_PORTS;
 use crate::copy::Side;
 use crate::dial;
@@ -40,9 +42,8 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
     let (wire, peer) = match Box::pin(tls.accept(&conn.pod, downstream, alpn)).await {
         Ok(accepted) => accepted,
         Err(failed) => {
-            // Closed, not reset: a reset would take the alert away that says why.
             if let Some(socket) = failed.socket {
-                let _ = SockRef::from(&socket).set_linger(None);
+                Box::pin(say_goodbye(&conn, socket)).await;
             }
             return Ended::lost(failed.failure.reason());
         }
@@ -69,6 +70,29 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
     let ended = http2::serve(&conn, &turns, Wire::Tls(Box::new(wire)), kind, start).await;
     accepted.end(ended.reason);
     ended
+}
+
+/// Closes the socket of a failed handshake behind the alert that says why. A reset would take it away, and what the client sent already, for
+/// it thinks the handshake complete, makes one of a close.
+async fn say_goodbye(conn: &Conn, socket: TcpStream) {
+    let options = SockRef::from(&socket);
+    if options.set_linger(None).and_then(|()| options.shutdown(Shutdown::Write)).is_err() {
+        return;
+    }
+    let mut left = GOODBYE.1;
+    let unread = async {
+        while left > 0 && socket.readable().await.is_ok() {
+            let mut scratch = conn.worker.scratch.borrow_mut();
+            match socket.try_read(&mut scratch[..]) {
+                Ok(0) => return,
+                Ok(count) => left = left.saturating_sub(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    };
+    // Late is as good as done.
+    let _ = timeout(GOODBYE.0, unread).await;
 }
 
 /// The pod that calls: the one whose address it comes from, if that is who the peer proved to be.

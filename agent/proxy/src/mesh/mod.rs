@@ -18,6 +18,8 @@ use std::time::Duration;
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same of one this side began: the application waits for it.
 pub(crate) const CONNECT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long, and how many bytes, a client whose handshake failed may go on sending.
+pub(crate) const GOODBYE: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
 /// Handshakes of one pod under way on one worker; more wait for their turn, as long as a handshake may take.
 pub(crate) const HANDSHAKES_MAX: usize = 1024;
 /// Streams on one connection of the mesh: a burst of clients costs one handshake.

@@ -40,7 +40,7 @@ pub(crate) async fn open(
     tokio::select! {
         biased;
         _ = copy::watch(downstream) => Err(Failure::last(Reason::DownstreamReset)),
-        opened = opening => opened.unwrap_or(Err(Failure { reason: Reason::UpstreamConnectTimeout, retryable: true })),
+        opened = opening => opened.unwrap_or(Err(Failure::retryable(Reason::UpstreamConnectTimeout))),
     }
 }
 
@@ -60,10 +60,11 @@ async fn opened(conn: &Rc<Conn>, hop: &Hop, endpoint: EndpointRef) -> Result<Box
         let why = |error: &h2::Error, place: &Place| Failure::last(place.why(reason_of(error)));
         let (response, sink) = match place.open(request.clone(), false).await {
             Ok(opened) => opened,
-            Err(error) => {
+            Err(error) if place.reused => {
                 last = why(&error, &place);
                 continue;
             }
+            Err(error) => return Err(why(&error, &place)),
         };
         match response.await {
             Ok(response) if response.status().is_success() => {
@@ -88,7 +89,7 @@ fn declined<T>(hop: &Hop, response: &Response<T>) -> Failure {
         StatusCode::GATEWAY_TIMEOUT => Reason::UpstreamConnectTimeout,
         _ => Reason::UpstreamReset,
     });
-    Failure::last(reason)
+    Failure::told(reason)
 }
 
 /// Carries bytes between a socket, which is on `side` of the agent, and a stream on the other, until both directions ended or one broke.

@@ -40,6 +40,8 @@ pub(super) struct Ca {
     params: CertificateParams,
     key: KeyPair,
     root: CertificateDer<'static>,
+    /// A root that those who ask shall trust besides.
+    other: Option<CertificateDer<'static>>,
 }
 
 impl Ca {
@@ -50,7 +52,13 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap().der().clone();
-        Arc::new(Self { params, key, root })
+        Arc::new(Self { params, key, root, other: None })
+    }
+
+    /// One whose holders trust `other` too, and are not trusted by its.
+    fn trusting(other: &Self) -> Arc<Self> {
+        let Ok(own) = Arc::try_unwrap(Self::new()) else { unreachable!("nobody else has it") };
+        Arc::new(Self { other: Some(other.root.clone()), ..own })
     }
 }
 
@@ -64,7 +72,8 @@ impl CertificateIssuer for Ca {
         csr.params.not_before = (now - Duration::from_secs(60)).into();
         csr.params.not_after = (now + Duration::from_secs(3600)).into();
         let leaf = csr.signed_by(&Issuer::from_params(&self.params, &self.key)).unwrap().der().clone();
-        let issued = IssuedCertificate { chain: vec![leaf], roots: vec![self.root.clone()] };
+        let roots = std::iter::once(&self.root).chain(&self.other).cloned().collect();
+        let issued = IssuedCertificate { chain: vec![leaf], roots };
         Box::pin(async move { Ok(issued) })
     }
 
@@ -178,8 +187,9 @@ async fn connected(change: impl Fn(&mut Service), first: &[u8]) -> (Node, Node, 
     let (here, there) = (Node::new(&ca), Node::new(&ca));
     let called = there.called().await;
     let vip = here.caller(called, change).await;
-    let mut client = connect(vip).await;
+    // Before anybody connects: the application would be the listener itself.
     there.mesh.sockets.closed.store(true, SeqCst);
+    let mut client = connect(vip).await;
     soon(client.write_all(first)).await.unwrap();
     let application = there.application(called).await;
     there.mesh.sockets.closed.store(false, SeqCst);
@@ -335,6 +345,18 @@ async fn a_server_of_another_root_is_refused_and_refuses() {
     let vip = here.caller(called, |s| s.ports[0].name = "tcp-db".into()).await;
     is_refused(vip).await;
     assert_eq!(here.mesh.only_reason().await, "tls_unknown_root");
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_us_behind_the_handshake_is_asked_once() {
+    let ca = Ca::new();
+    let (here, there) = (Node::new(&Ca::trusting(&ca)), Node::new(&ca));
+    let called = there.called().await;
+    let vip = here.caller(called, |s| s.ports[0].name = "tcp-db".into()).await;
+    is_refused(vip).await;
+    assert_eq!(here.mesh.only_reason().await, "tls_refused_by_peer");
+    assert_eq!(there.handshakes.failed(Side::Server, HandshakeFailure::UnknownRoot), 1);
+    assert_eq!(here.handshakes.completed(Side::Client), 1, "as far as the client can tell");
 }
 
 #[tokio::test]

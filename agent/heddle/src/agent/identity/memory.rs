@@ -81,7 +81,7 @@ mod tests {
 
     fn root() -> Roots {
         let directory = tempfile::tempdir().expect("a directory");
-        let authority = heddle_controller::ca::Directory::new(&directory.path().join("ca"));
+        let authority = heddle_controller::ca::Directory::new(directory.path().join("ca"));
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
         let domain = "cluster.local".parse().expect("a domain");
         authority.init(&domain, std::time::Duration::from_secs(3600), None, now).expect("init");
