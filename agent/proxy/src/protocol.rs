@@ -280,7 +280,7 @@ async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grac
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(reason)) => return Poll::Ready((Some(Err(reason)), None)),
                 // Nobody has said a word, and nobody will be waited for.
-                Poll::Pending if seen == 0 && conn.worker.draining.get() => {
+                Poll::Pending if seen == 0 && conn.leaves_in_silence() => {
                     if let Some(Ok(Connected::Socket(unused))) = dialled.take() {
                         http::pool::close(unused.stream);
                     }
@@ -295,6 +295,9 @@ async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grac
         }
     })
     .await;
+    if conn.worker.draining.get() {
+        conn.clear_deadline();
+    }
     let Some(spoken) = spoken else {
         return Heard { dialled, spoken: Protocol::Opaque, is_unwatched: seen > 0, is_peer: false };
     };
@@ -449,7 +452,7 @@ fn poll_declared(
         let mut into = ReadBuf::new(&mut scratch[..DETECT_BYTES_MAX]);
         let Poll::Ready(peeked) = downstream.poll_peek(cx, &mut into) else {
             // Whoever serves an idle connection ends it.
-            let ends = *seen == 0 && conn.worker.draining.get();
+            let ends = *seen == 0 && conn.leaves_in_silence();
             return if ends { Poll::Ready(Ok(Protocol::Http1)) } else { Poll::Pending };
         };
         let count = peeked?;
@@ -462,8 +465,13 @@ fn poll_declared(
                 }
                 not_ready(downstream, Interest::READABLE);
             }
-            Detection::Decided(protocol) => return Poll::Ready(Ok(protocol)),
-            Detection::NeedMore => return Poll::Ready(Ok(Protocol::Http1)),
+            decided => {
+                if conn.worker.draining.get() {
+                    conn.clear_deadline();
+                }
+                let Detection::Decided(protocol) = decided else { return Poll::Ready(Ok(Protocol::Http1)) };
+                return Poll::Ready(Ok(protocol));
+            }
         }
     }
 }

@@ -20,6 +20,9 @@ use crate::labels::LabelKey;
 use crate::proxy::Workers;
 use crate::worker::{Command, Worker};
 
+/// How long after it was accepted a connection may be silent although its worker drains, at least.
+const FIRST_BYTES_GRACE: Duration = Duration::from_secs(1);
+
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -348,6 +351,21 @@ impl Conn {
     /// Whether a deadline is set.
     pub(crate) fn has_deadline(&self) -> bool {
         self.deadline.get().is_some()
+    }
+
+    /// Whether a drain ends it now, nobody having said a word. One that was accepted a moment before gets that moment, for its client's
+    /// first bytes may be on their way; it is woken when that is over. Whoever hears them calls [`Conn::clear_deadline`].
+    pub(crate) fn leaves_in_silence(&self) -> bool {
+        if !self.worker.draining.get() {
+            return false;
+        }
+        if self.started.elapsed() >= FIRST_BYTES_GRACE {
+            return true;
+        }
+        if self.deadline.get().is_none_or(|at| at > self.worker.tick() + FIRST_BYTES_GRACE.as_secs() + 1) {
+            self.set_deadline(FIRST_BYTES_GRACE);
+        }
+        false
     }
 
     /// Whether the deadline passed.

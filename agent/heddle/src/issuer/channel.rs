@@ -57,8 +57,9 @@ impl Address {
         Endpoint::from(self.uri.clone())
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .keep_alive_timeout(Duration::from_secs(10))
+            // A connection into nowhere is given up before the call on it is, so that the next one makes another.
+            .http2_keep_alive_interval(ANSWER_TIMEOUT / 3)
+            .keep_alive_timeout(ANSWER_TIMEOUT / 3)
             .connect_with_connector_lazy(connector)
     }
 }

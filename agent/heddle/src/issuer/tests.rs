@@ -240,6 +240,38 @@ async fn a_whole_rotation_passes_by() {
 }
 
 #[tokio::test]
+async fn who_slept_through_a_rotation_comes_back_with_the_new_root_file() {
+    let files = Files::new();
+    let mut running = Running::start(&files).await;
+    let address = running.address;
+    let root = files.path("given-root.pem");
+    let give = || fs::copy(files.directory.path().join("root.pem"), &root).unwrap();
+    give();
+    let issuers = [CaProtocol::Heddle, CaProtocol::Istio].map(|protocol| {
+        let options = CaOptions { files: files.given(&root), ..files.options(address, protocol) };
+        issuer(&options).unwrap()
+    });
+    for issuer in &issuers {
+        ask(&**issuer, &id("web")).await.unwrap();
+    }
+    running.stop().await;
+    for step in [Step::Prepare, Step::Activate, Step::Finish] {
+        files.directory.rotate(step, None, now(), true).unwrap();
+    }
+    let _running = Running::at(&files, address).await;
+    for issuer in &issuers {
+        for _ in 0..3 {
+            let error = ask(&**issuer, &id("web")).await.unwrap_err();
+            assert_eq!(error.kind, IssueErrorKind::Unavailable, "the old root is no reason to believe: {error}");
+        }
+    }
+    give();
+    for issuer in &issuers {
+        until("it answers again", || async { ask(&**issuer, &id("web")).await.is_ok() }).await;
+    }
+}
+
+#[tokio::test]
 async fn another_nodes_token_is_noticed() {
     let files = Files::new();
     let running = Running::start(&files).await;

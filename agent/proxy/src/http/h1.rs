@@ -141,9 +141,6 @@ impl Server<'_> {
 
     /// Ready when bytes came (`None`), or the connection is over.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Option<Reason>> {
-        if self.conn.worker.draining.get() {
-            return Poll::Ready(Some(Reason::Completed));
-        }
         // A server that closes its idle connection is let go at once.
         if let Some(kept) = &self.kept
             && kept.stream.poll_read_ready(cx).is_ready()
@@ -153,7 +150,7 @@ impl Server<'_> {
             pool::close(gone.stream);
         }
         let Poll::Ready(filled) = self.inbox.poll_fill(cx, self.conn, self.downstream) else {
-            if self.conn.is_out_of_time() {
+            if self.conn.is_out_of_time() || self.conn.leaves_in_silence() {
                 return Poll::Ready(Some(Reason::Completed));
             }
             if !self.conn.has_deadline() {

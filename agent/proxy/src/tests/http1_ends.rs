@@ -292,12 +292,46 @@ async fn a_drain_ends_connections_behind_their_requests() {
     let drained = mesh.proxy.drain(std::time::Instant::now() + PATIENCE);
     let served = async {
         for silent in [&mut idle, &mut silent, &mut unknown, &mut unused] {
-            assert_eq!(rest(silent).await, b"", "an idle connection ends at once");
+            assert_eq!(rest(silent).await, b"", "an idle connection ends, and nobody waits for its first word long");
         }
         say(&mut server, OK).await;
         let got = String::from_utf8(rest(&mut busy).await).unwrap();
         assert!(got.to_ascii_lowercase().contains("connection: close") && got.ends_with("ok"), "{got}");
         drop(busy);
+    };
+    let (report, ()) = soon(async { tokio::join!(drained, served) }).await;
+    assert!(report.cut.is_empty());
+}
+
+/// A new agent accepts while the former one drains: what the latter accepted last is served like everything else.
+#[tokio::test]
+async fn a_drain_serves_what_was_on_its_way() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = http_pod(&mesh, &[addr]).await;
+    let (other, other_addr) = backend().await;
+    let undeclared = mesh.pod_calling("undeclared", &[other_addr], |s| s.ports[0].name = "".into()).await;
+    let (mut request, mut bytes) = (connect(vip).await, connect(undeclared).await);
+    while mesh.proxy.registry().list(10, |_| true).await.total < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let drained = mesh.proxy.drain(std::time::Instant::now() + PATIENCE);
+    let served = async {
+        while tokio::net::TcpStream::connect(vip).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut unused = accept(&other).await;
+        say(&mut bytes, "ping").await;
+        soon(unused.read_exact(&mut [0; 4])).await.unwrap();
+        drop((bytes, unused));
+        say(&mut request, GET).await;
+        let mut server = accept(&listener).await;
+        head(&mut server).await;
+        // Longer than silence is waited for: the answer is.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        say(&mut server, OK).await;
+        let got = String::from_utf8(rest(&mut request).await).unwrap();
+        assert!(got.to_ascii_lowercase().contains("connection: close") && got.ends_with("ok"), "{got}");
     };
     let (report, ()) = soon(async { tokio::join!(drained, served) }).await;
     assert!(report.cut.is_empty());

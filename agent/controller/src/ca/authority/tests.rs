@@ -209,6 +209,23 @@ fn requests_with_another_key_or_a_broken_signature_are_refused() {
 }
 
 #[test]
+fn no_bit_changes_what_is_asked_for() {
+    let good = csr(|_| {});
+    let read = SigningRequest::parse(&good).unwrap();
+    let mut refused = 0;
+    for bit in 0..good.len() * 8 {
+        let mut flipped = good.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        // What is outside the signature may be written in another way and mean the same.
+        match SigningRequest::parse(&flipped) {
+            Ok(same) => assert_eq!((same.id(), same.der_bytes()), (read.id(), read.der_bytes()), "bit {bit}"),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(refused > good.len() * 8 - 40, "{refused} of {}", good.len() * 8);
+}
+
+#[test]
 fn pem_is_one_request_and_nothing_else() {
     let good = pem::encode(&pem::Pem::new("CERTIFICATE REQUEST", csr(|_| {})));
     assert!(SigningRequest::parse_pem(&good).is_ok(), "the control");
