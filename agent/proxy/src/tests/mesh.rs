@@ -295,6 +295,22 @@ async fn a_reset_stays_a_reset_either_way() {
 }
 
 #[tokio::test]
+async fn a_reset_passes_what_nobody_reads() {
+    let opaque = |s: &mut Service| s.ports[0].name = "tcp-db".into();
+    let (here, there, _, mut client, application) = connected(opaque, b"1").await;
+    let (_server, _) = soon(application.accept()).await.unwrap();
+    let block = pattern(1 << 20);
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(500), client.write_all(&block)).await {
+        written.unwrap();
+    }
+    reset(client);
+    here.mesh.is_empty().await;
+    // All but the connection that carried it.
+    until("the end of what was carried", || there.mesh.proxy.pods().iter().all(|pod| pod.connections <= 1)).await;
+    assert_eq!(there.mesh.records(1).await[0]["reason"], "downstream_reset");
+}
+
+#[tokio::test]
 async fn a_server_that_speaks_first_is_heard() {
     let (_here, _there, _, mut client, application) = connected(|_| {}, b"").await;
     let (mut server, _) = soon(application.accept()).await.unwrap();
