@@ -40,6 +40,7 @@ parser.add_argument("--one-by-one", action="store_true", help="each stream after
 parser.add_argument("--open-end", action="store_true", help="do not end the streams")
 parser.add_argument("--reset-after", type=int, help="reset the stream when so many bytes have come")
 parser.add_argument("--ping", action="store_true", help="before the streams, and while they wait")
+parser.add_argument("--stall", action="store_true", help="never open the window again; when it is full, ping, and that is all")
 parser.add_argument("--truncate", action="store_true", help="when something has come: end TCP, tell TLS nothing")
 parser.add_argument("--silent", action="store_true", help="after the handshake: say nothing and listen")
 parser.add_argument("--raw", help="instead of HTTP/2, these bytes (text) in TLS, and what comes is `raw`")
@@ -53,6 +54,8 @@ parser.add_argument("--timeout", type=float, default=10)
 arguments = parser.parse_args()
 
 host, port = arguments.to.rsplit(":", 1)
+# Of a stream, for what the server sends.
+WINDOW = 1 << 20
 TARGET = (host.strip("[]"), int(port))
 
 
@@ -167,7 +170,7 @@ class Exchange:
             )
         )
         self.state.initiate_connection()
-        self.state.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 1 << 20})
+        self.state.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW})
         self.state.increment_flow_control_window(16 << 20)
 
     def flush(self):
@@ -227,7 +230,10 @@ class Exchange:
             facts["fields"] = fields
         elif isinstance(event, h2.events.DataReceived):
             facts["body"].extend(event.data)
-            self.state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if not arguments.stall:
+                self.state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif len(facts["body"]) == WINDOW:
+                self.state.ping(b"areyouok")
             if arguments.truncate:
                 self.flush()
                 self.wire.tcp.shutdown(socket.SHUT_WR)
@@ -243,6 +249,8 @@ class Exchange:
             facts["end"] = f"reset {int(event.error_code)}"
 
     def is_done(self):
+        if arguments.stall:
+            return self.pongs > 0
         over = all(facts["end"] != "none" for facts in self.streams.values())
         if arguments.open_end and arguments.send:
             wanted = lambda n: len(arguments.send.replace("{n}", str(n)).encode())

@@ -180,6 +180,10 @@ fn pythons_client_comes_by_hbone() -> Result<()> {
             to.clone().with(&["--authority", &at(8080).to_string(), "--bytes", "3000000", "--ping"]).run(theirs)?;
         ensure!(big.stream()?["is_echo"] == true && big.stream()?["end"] == "eof", "{}", big.0);
         to.clone().tunnel(at(8083), SECRET).run(theirs)?.assert_echoed(SECRET)?;
+        // Everything is full, both ways; a PING is answered all the same.
+        let full =
+            to.clone().with(&["--authority", &at(8080).to_string(), "--bytes", "30000000", "--stall"]).run(theirs)?;
+        ensure!(full.0["pongs"] == 1 && full.stream()?["length"] == 1 << 20, "{}", full.0);
         // Resets, both ways: never a clean end.
         let reset = to.clone().tunnel(at(8082), "x").run(theirs)?;
         ensure!(reset.stream()?["end"].as_str().is_some_and(|e| e.starts_with("reset")), "{}", reset.0);

@@ -5,7 +5,8 @@
 //! where. The tests need root and say so.
 //!
 //! Environment: `HEDDLE_BIN` and `PODAPP_BIN` name the binaries, else they are taken from beside the test's own;
-//! `HEDDLE_TEST_KEEP=1` leaves a mesh standing when its test ends, to look around in it.
+//! `ZTUNNEL_BIN` names a ztunnel to test and measure with; `HEDDLE_TEST_KEEP=1` leaves a mesh standing when its test
+//! ends, to look around in it.
 
 pub mod ca;
 pub mod capture;
