@@ -428,7 +428,7 @@ fn poll_spoken(
 
 /// Whether the peer ended its direction. A socket that is readable with no more bytes than before need not have: the kernel tells
 /// all it knows whenever anything changes.
-fn has_ended(cx: &mut Context<'_>, socket: &TcpStream) -> bool {
+pub(crate) fn has_ended(cx: &mut Context<'_>, socket: &TcpStream) -> bool {
     let ready = pin!(socket.ready(Interest::READABLE)).poll(cx);
     !matches!(ready, Poll::Ready(Ok(ready)) if !ready.is_read_closed())
 }

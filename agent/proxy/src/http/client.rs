@@ -242,7 +242,10 @@ impl Client {
 
     /// Where the endpoint is a pod of this node, its side of the request begins here: its budget, its record.
     pub(crate) fn hand_over(&self, endpoint: &EndpointRef, record: &mut Record) -> Result<(), Reason> {
-        let Way::Handover(pod) = &endpoint.way else { return Ok(()) };
+        let Way::Handover(pod) = &endpoint.way else {
+            record.goes_elsewhere();
+            return Ok(());
+        };
         let called = self.handed.borrow().get(&endpoint.addr).filter(|called| !called.is_leaving()).cloned();
         let called = match called {
             Some(called) => called,

@@ -20,7 +20,8 @@ use h2::{RecvStream, SendStream};
 use heddle_telemetry::Reason;
 use http::HeaderMap;
 
-use super::{STREAM_WINDOW_BYTES, STREAMS_MAX, WINDOW_LEAN_BYTES};
+use super::{STREAM_WINDOW_BYTES, WINDOW_LEAN_BYTES};
+use crate::mesh::STREAMS_MAX;
 use crate::registry::Conn;
 
 /// Bytes handed to a connection and not yet taken by its socket, at most.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::SendStream;
 use h2::client::{Builder, ResponseFuture, SendRequest};
-use heddle_identity::ExpectedIds;
+use heddle_identity::{ExpectedIds, HandshakeFailure};
 use heddle_model::Snapshot;
 use heddle_telemetry::Reason;
 use http::Request;
@@ -256,15 +256,18 @@ impl PoolH2 {
     }
 
     async fn connect(&self, conn: &Rc<Conn>, hop: &Hop) -> Result<Rc<Shared>, Failure> {
-        let stream = dial::unwatched(conn, hop).await?;
         let (Some((alpn, expected)), Some(tls)) = (hop.way.tls(), &conn.worker.tls) else {
+            let stream = dial::unwatched(conn, hop).await?;
             return self.greet(conn, key(conn, hop), stream.into()).await;
         };
-        let connected = tls.connect(&conn.pod, stream, alpn, expected).await;
-        let stream = connected.map_err(|failure| {
+        let failed = |failure: HandshakeFailure| {
             conn.worker.metrics().count_dial_failure(failure.reason());
             Failure::last(failure.reason())
-        })?;
+        };
+        // A server that is connected to and hears nothing would take this for a client that lets it speak first.
+        tls.prepare(&conn.pod).await.map_err(failed)?;
+        let stream = dial::unwatched(conn, hop).await?;
+        let stream = tls.connect(&conn.pod, stream, alpn, expected).await.map_err(failed)?;
         self.greet(conn, key(conn, hop), Wire::Tls(Box::new(stream))).await
     }
 

@@ -176,6 +176,11 @@ impl Record {
         Ok(())
     }
 
+    /// It is not handed over, or no longer: a pod that was tried before had no part in it.
+    pub(crate) fn goes_elsewhere(&mut self) {
+        self.called = None;
+    }
+
     /// Ends it.
     pub(crate) fn finish(mut self, reason: Reason) {
         self.record(reason);

@@ -13,6 +13,7 @@ use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::copy::not_ready;
+use crate::protocol;
 use crate::registry::Conn;
 
 /// Looks at a ClientHello that grows: a peer of the mesh sends it at once.
@@ -45,8 +46,8 @@ pub(crate) async fn listen(conn: &Conn, downstream: &TcpStream, patience: Durati
                 let Poll::Ready(peeked) = downstream.poll_peek(cx, &mut into) else { return Poll::Pending };
                 is_unwatched.set(false);
                 let count = peeked?;
-                // Nothing new although it is ready: it ended.
-                if count == 0 || count == seen {
+                // A socket that is ready with nothing new need not have ended.
+                if count == 0 || count == seen && protocol::has_ended(cx, downstream) {
                     return Poll::Ready(Ok(Greeting::Other));
                 }
                 seen = count;

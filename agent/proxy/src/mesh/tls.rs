@@ -68,6 +68,15 @@ impl Tls {
         ids.1.entry(key).or_insert_with(make).clone()
     }
 
+    /// Waits until the pod can prove who it is: before that there is nothing to connect for.
+    pub(crate) async fn prepare(&self, pod: &Pod) -> Result<(), HandshakeFailure> {
+        let result = self.ready(pod).await.map(|_| ());
+        if result.is_err() {
+            self.count(Side::Client, &result);
+        }
+        result
+    }
+
     /// Proves to a server who the pod is, and has it prove to be one of `expected`.
     pub(crate) async fn connect(
         &self,

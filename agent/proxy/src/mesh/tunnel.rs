@@ -183,6 +183,14 @@ impl Carried<'_> {
         }
         if !self.is_told {
             match self.to_socket.poll(cx, &mut self.source, self.socket, None) {
+                // What waits for a socket that nobody reads from hides a reset behind it.
+                Poll::Pending if !self.to_socket.is_flushed() && !self.to_stream.is_done() => {
+                    if let Poll::Ready(reset) = self.sink.poll_reset(cx)
+                        && !matches!(reset, Ok(h2::Reason::NO_ERROR))
+                    {
+                        return Poll::Ready(Err(self.stream_broke(reset.err().as_ref())));
+                    }
+                }
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => {
                     self.is_told = true;

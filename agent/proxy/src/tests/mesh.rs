@@ -7,9 +7,10 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use heddle_identity::metrics::Side;
+use heddle_identity::tls::no_server_name;
 use heddle_identity::{
-    BundleStore, CertificateIssuer, CertificateRequest, CertificateStore, HandshakeFailure, HandshakeMetrics,
-    IssuedCertificate, Issuing, Lease, SpiffeId, StoreConfig, SystemClock,
+    Alpn, BundleStore, CertificateIssuer, CertificateRequest, CertificateStore, ClientConfigs, ExpectedIds,
+    HandshakeFailure, HandshakeMetrics, IssuedCertificate, Issuing, Lease, SpiffeId, StoreConfig, SystemClock,
 };
 use heddle_model::{Delta, Endpoint, MeshConfig, MtlsMode, PodUid, Service, Transport, Workload};
 use heddle_telemetry::Reason;
@@ -115,7 +116,10 @@ impl Node {
     pub async fn lease(&self, account: &str) -> Lease {
         let id: SpiffeId = format!("spiffe://cluster.local/ns/shop/sa/{account}").parse().unwrap();
         let lease = self.store.lease(&id).unwrap();
-        lease.ready(PATIENCE).await.unwrap();
+        // Unless nobody signs any more.
+        if !self.issuing.is_finished() {
+            lease.ready(PATIENCE).await.unwrap();
+        }
         lease
     }
 
@@ -291,6 +295,22 @@ async fn a_reset_stays_a_reset_either_way() {
 }
 
 #[tokio::test]
+async fn a_reset_passes_what_nobody_reads() {
+    let opaque = |s: &mut Service| s.ports[0].name = "tcp-db".into();
+    let (here, there, _, mut client, application) = connected(opaque, b"1").await;
+    let (_server, _) = soon(application.accept()).await.unwrap();
+    let block = pattern(1 << 20);
+    while let Ok(written) = tokio::time::timeout(Duration::from_millis(500), client.write_all(&block)).await {
+        written.unwrap();
+    }
+    reset(client);
+    here.mesh.is_empty().await;
+    // All but the connection that carried it.
+    until("the end of what was carried", || there.mesh.proxy.pods().iter().all(|pod| pod.connections <= 1)).await;
+    assert_eq!(there.mesh.records(1).await[0]["reason"], "downstream_reset");
+}
+
+#[tokio::test]
 async fn a_server_that_speaks_first_is_heard() {
     let (_here, _there, _, mut client, application) = connected(|_| {}, b"").await;
     let (mut server, _) = soon(application.accept()).await.unwrap();
@@ -357,6 +377,22 @@ async fn a_server_that_refuses_us_behind_the_handshake_is_asked_once() {
     assert_eq!(here.mesh.only_reason().await, "tls_refused_by_peer");
     assert_eq!(there.handshakes.failed(Side::Server, HandshakeFailure::UnknownRoot), 1);
     assert_eq!(here.handshakes.completed(Side::Client), 1, "as far as the client can tell");
+}
+
+#[tokio::test]
+async fn nobody_is_connected_to_before_there_is_a_certificate() {
+    let node = Node::new(&Ca::new());
+    node.issuing.abort();
+    until("the end of the authority", || node.issuing.is_finished()).await;
+    let called = StdListener::bind((CALLED.as_str(), 0)).unwrap();
+    called.set_nonblocking(true).unwrap();
+    let vip = node.caller(called.local_addr().unwrap(), |s| s.ports[0].name = "http".into()).await;
+    let mut client = connect(vip).await;
+    client.write_all(REQUEST).await.unwrap();
+    let head = read_until(&mut client, b"\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("x-heddle-reason: tls_no_own_certificate"), "{head}");
+    assert_eq!(called.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(node.handshakes.failed(Side::Client, HandshakeFailure::NoOwnCertificate), 1);
 }
 
 #[tokio::test]
@@ -453,5 +489,26 @@ async fn the_end_of_a_called_pod_leaves_its_idle_clients_alone() {
             assert_eq!(node.mesh.proxy.registry().close(Reason::PodReleased, server).await, 1);
             assert_eq!(node.mesh.proxy.registry().list(9, server).await.total, 0);
         }
+    }
+}
+
+#[tokio::test]
+async fn a_greeting_in_many_parts_is_heard() {
+    let node = Node::new(&Ca::new());
+    let called = node.called().await;
+    node.settings(|mesh| mesh.mtls = MtlsMode::Strict);
+    let (lease, nobody) = (node.lease("client").await, ExpectedIds::new(None));
+    let config = ClientConfigs::new(&node.store).get(&lease, &nobody, Alpn::Heddle).unwrap();
+    for _ in 0..20 {
+        let mut hello = Vec::new();
+        let mut tls = rustls::ClientConnection::new(config.clone(), no_server_name()).unwrap();
+        tls.write_tls(&mut hello).unwrap();
+        let mut client = connect(called).await;
+        client.set_nodelay(true).unwrap();
+        for part in hello.chunks(hello.len().div_ceil(24)) {
+            client.write_all(part).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(soon(client.read_u8()).await.unwrap(), 22, "a handshake goes on");
     }
 }
