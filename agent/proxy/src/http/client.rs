@@ -13,7 +13,7 @@ use heddle_http::Reject;
 use heddle_http::detect::HttpVersion;
 use heddle_model::OriginalDst;
 use heddle_telemetry::{Direction, Reason, Via};
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 
 use super::flow::{Flow, Outgoing};
 use super::pool::{self, Pool};
@@ -67,6 +67,8 @@ pub(crate) struct Client {
     own: OnceCell<Rc<Pool>>,
     /// The called side of requests handed over to pods of this node, by address.
     handed: RefCell<FastMap<SocketAddr, Rc<Conn>>>,
+    /// Who it is, as other agents are told.
+    told: OnceCell<Option<HeaderValue>>,
     /// Why the dial of detection failed, until the first request is told.
     pub(crate) dialled: Cell<Option<Reason>>,
     /// The endpoint of the HTTP/2 connection that detection dialled, for the first stream.
@@ -88,6 +90,7 @@ impl Client {
             own_h2: PoolH2::default(),
             own: OnceCell::new(),
             handed: RefCell::default(),
+            told: OnceCell::new(),
             dialled: Cell::new(None),
             first: Cell::new(None),
             turns,
@@ -148,7 +151,8 @@ impl Client {
             let mut request = request.clone();
             if endpoint.way.via() == Via::Heddle {
                 let is_connect = request.method() == Method::CONNECT && !is_extended;
-                headers::tell(request.headers_mut(), self.conn.client.get(), choice.spoken(), is_connect);
+                let client = self.told.get_or_init(|| headers::of_client(self.conn.client.get()));
+                headers::tell(request.headers_mut(), client.clone(), choice.spoken(), is_connect);
             }
             match place.open(request, ended).await {
                 Ok((response, sink)) => {

@@ -28,8 +28,10 @@ pub(crate) struct Told {
 }
 
 /// Tells the server of `heddle/h2` about a request of an application.
-pub(crate) fn tell(fields: &mut HeaderMap, client: SocketAddr, version: HttpVersion, is_connect: bool) {
-    put(fields, CLIENT, &client.to_string());
+pub(crate) fn tell(fields: &mut HeaderMap, client: Option<HeaderValue>, version: HttpVersion, is_connect: bool) {
+    if let Some(client) = client {
+        fields.insert(CLIENT, client);
+    }
     if version == HttpVersion::Http1 {
         fields.insert(VERSION, HeaderValue::from_static("1"));
     }
@@ -40,24 +42,30 @@ pub(crate) fn tell(fields: &mut HeaderMap, client: SocketAddr, version: HttpVers
 
 /// Tells the server of `heddle/h2` whose bytes a stream carries.
 pub(crate) fn tell_bytes(fields: &mut HeaderMap, client: SocketAddr) {
-    put(fields, CLIENT, &client.to_string());
+    if let Some(client) = of_client(client) {
+        fields.insert(CLIENT, client);
+    }
+}
+
+/// A client as it is told: made once for all its requests. It is kept out of the table of header fields, where one client's would displace
+/// another's.
+pub(crate) fn of_client(client: SocketAddr) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(client.to_string()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// The same for HBONE.
 pub(crate) fn tell_forwarded(fields: &mut HeaderMap, client: SocketAddr) {
-    put(fields, FORWARDED, &format!("for=\"{client}\""));
+    if let Ok(value) = HeaderValue::try_from(format!("for=\"{client}\"")) {
+        fields.insert(FORWARDED, value);
+    }
 }
 
 /// Why the server's agent answered for its application, if it did.
 pub(crate) fn reason(fields: &HeaderMap) -> Option<Reason> {
     let word = fields.get(answer::REASON_HEADER)?.to_str().ok()?;
     Reason::from_word(word).filter(|reason| !reason.is_success())
-}
-
-fn put(fields: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        fields.insert(name, value);
-    }
 }
 
 /// Reads what an agent says of a stream; `peer` is the address of its connection.
@@ -101,7 +109,7 @@ mod tests {
         for (version, connect) in [(HttpVersion::Http1, false), (HttpVersion::Http2, true), (HttpVersion::Http2, false)]
         {
             let mut fields = HeaderMap::new();
-            tell(&mut fields, client, version, connect);
+            tell(&mut fields, of_client(client), version, connect);
             let told = read(&fields, "10.0.0.1:999".parse().unwrap());
             assert_eq!(told, Told { client: Some(client), version, is_own_connect: connect });
         }
