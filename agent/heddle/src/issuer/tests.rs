@@ -209,7 +209,7 @@ async fn a_replaced_token_ends_the_node_certificate_and_begins_another() {
 #[tokio::test]
 async fn a_whole_rotation_passes_by() {
     let files = Files::new();
-    let running = Running::start(&files).await;
+    let mut running = Running::start(&files).await;
     // Roots of the first contact, which nobody renews.
     let first_root = files.path("first-root.pem");
     fs::copy(files.directory.path().join("root.pem"), &first_root).unwrap();
@@ -229,6 +229,12 @@ async fn a_whole_rotation_passes_by() {
                 ask(&**issuer, &id("web")).await.unwrap().roots().certificates().len() == roots
             })
             .await;
+        }
+        // Connections outlive the step; new ones must hold as well.
+        running.stop().await;
+        running = Running::at(&files, running.address).await;
+        for issuer in &issuers {
+            until("it connects again", || async { ask(&**issuer, &id("web")).await.is_ok() }).await;
         }
     }
     let error = {
@@ -274,8 +280,8 @@ async fn who_slept_through_a_rotation_comes_back_with_the_new_root_file() {
 #[tokio::test]
 async fn another_nodes_token_is_noticed() {
     let files = Files::new();
-    let running = Running::start(&files).await;
     files.renew_token("node-b");
+    let running = Running::start(&files).await;
     let issuer = HeddleIssuer::new(&files.options(running.address, CaProtocol::Heddle)).unwrap();
     let error = ask(&issuer, &id("web")).await.unwrap_err();
     assert!(error.message.contains("the token is that of node node-b; this node is node-a"), "{error}");
