@@ -512,3 +512,28 @@ async fn a_greeting_in_many_parts_is_heard() {
         assert_eq!(soon(client.read_u8()).await.unwrap(), 22, "a handshake goes on");
     }
 }
+
+#[tokio::test]
+async fn byte_streams_of_a_peer_that_is_gone_at_once_leave_nothing() {
+    let node = Node::new(&Ca::new());
+    let called = node.called().await;
+    // Nobody gets as far as the application, which would be the listener itself.
+    node.mesh.sockets.closed.store(true, SeqCst);
+    let (lease, server) = (node.lease("client").await, "spiffe://cluster.local/ns/shop/sa/server".parse::<SpiffeId>());
+    let config = ClientConfigs::new(&node.store).get(&lease, &server.unwrap().into(), Alpn::Heddle).unwrap();
+    for _ in 0..20 {
+        let tls = tokio_rustls::TlsConnector::from(config.clone());
+        let wire = soon(tls.connect(no_server_name(), connect(called).await)).await.unwrap();
+        let (mut sender, connection) = h2::client::handshake(wire).await.unwrap();
+        let driven = tokio::spawn(connection);
+        let mut open = Vec::new();
+        for _ in 0..80 {
+            let request = http::Request::connect(called.to_string()).body(()).unwrap();
+            sender = soon(sender.ready()).await.unwrap();
+            open.push(sender.send_request(request, false).unwrap());
+        }
+        until("the first of them", || node.mesh.proxy.pods().iter().any(|pod| pod.connections > 1)).await;
+        driven.abort();
+    }
+    node.mesh.is_empty().await;
+}
