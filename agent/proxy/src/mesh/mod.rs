@@ -24,8 +24,8 @@ pub(crate) const GOODBYE: (Duration, usize) = (Duration::from_secs(1), 64 << 10)
 pub(crate) const HANDSHAKES_MAX: usize = 1024;
 /// Streams on one connection of the mesh: a burst of clients costs one handshake.
 pub(crate) const STREAMS_MAX: u32 = 1024;
-/// The largest frame that is taken from a peer: ztunnel sends this much at once.
-pub(crate) const FRAME_BYTES_MAX: u32 = 1 << 20;
+/// The largest frame that is taken from a peer of HBONE, which sends as much at once as it may: no window takes more.
+pub(crate) const FRAME_BYTES_MAX: u32 = 64 << 10;
 /// True clients of one connection that keep connections to the application while they ask nothing.
 pub(crate) const IDLE_CLIENTS_MAX: usize = 256;
 /// Ticks for which they do.
