@@ -3,6 +3,8 @@
 //! Each worker keeps its own table, touched only by its own thread. Listing and closing go to the workers as commands over
 //! bounded channels; a busy worker answers when it next runs, and the asker bounds its patience.
 
+mod table;
+
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -12,13 +14,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use heddle_model::{ClientAddr, MtlsMode, OriginalDst, PodUid, Service, Snapshot, Workload};
 use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle, Via};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use crate::budget::Pod;
-use crate::hash::FastMap;
 use crate::labels::LabelKey;
-use crate::proxy::Workers;
-use crate::worker::{Command, Worker};
+use crate::worker::Worker;
+
+pub use table::{ConnectionList, Registry};
+pub(crate) use table::{Predicate, Table};
 
 /// How long after it was accepted a connection may be silent although its worker drains, at least.
 const FIRST_BYTES_GRACE: Duration = Duration::from_secs(1);
@@ -539,132 +542,5 @@ impl Conn {
             destination_principal: self.principals.borrow().1.clone(),
             sni: self.sni.borrow().clone(),
         }
-    }
-}
-
-/// One worker's connections.
-#[derive(Default)]
-pub(crate) struct Table {
-    open: RefCell<FastMap<u64, Rc<Conn>>>,
-    /// Notified whenever a connection ended.
-    pub(crate) ended: tokio::sync::Notify,
-}
-
-impl Table {
-    fn insert(&self, conn: Rc<Conn>) {
-        self.open.borrow_mut().insert(conn.id, conn);
-    }
-
-    fn remove(&self, id: u64) {
-        let mut open = self.open.borrow_mut();
-        open.remove(&id);
-        // After a flood the table gives its memory back.
-        if open.capacity() > 1024 && open.len() < open.capacity() / 8 {
-            open.shrink_to(256);
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.open.borrow().len()
-    }
-
-    /// Wakes the connections whose deadline is `tick` or earlier: they are out of time.
-    pub(crate) fn expire(&self, tick: u64) {
-        for conn in self.open.borrow().values() {
-            if conn.deadline.get().is_some_and(|deadline| deadline <= tick) {
-                conn.deadline.set(None);
-                conn.expired.set(true);
-                conn.wake();
-            }
-        }
-    }
-
-    /// Has every connection's task look around.
-    pub(crate) fn wake_all(&self) {
-        self.open.borrow().values().for_each(|conn| conn.wake());
-    }
-
-    /// Waits until no connection is open.
-    pub(crate) async fn empty(&self) {
-        loop {
-            let ended = self.ended.notified();
-            if self.len() == 0 {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// Ends plain-text connections to ports that take none any more.
-    pub(crate) fn enforce_strict(&self, snapshot: &Snapshot) {
-        for conn in self.open.borrow().values().filter(|conn| conn.is_plaintext.get()) {
-            if conn.mode(snapshot) == MtlsMode::Strict {
-                conn.cut(Reason::PlaintextRefused);
-            }
-        }
-    }
-
-    /// The first `limit` by number that match, and how many matched.
-    pub(crate) fn list(&self, predicate: &Predicate, limit: usize) -> ConnectionList {
-        let mut connections: Vec<_> = self.open.borrow().values().map(|c| c.view()).filter(|v| predicate(v)).collect();
-        let total = connections.len();
-        connections.sort_unstable_by_key(|v| v.id);
-        connections.truncate(limit);
-        ConnectionList { total, connections }
-    }
-
-    /// Ends every connection that matches; how many did.
-    pub(crate) fn close(&self, predicate: &Predicate, reason: Reason) -> usize {
-        let matching: Vec<_> = self.open.borrow().values().filter(|c| predicate(&c.view())).cloned().collect();
-        matching.iter().for_each(|c| c.cut(reason));
-        matching.len()
-    }
-}
-
-/// Selects connections; runs on the workers, so it must be quick and must not panic.
-pub(crate) type Predicate = Arc<dyn Fn(&ConnectionView) -> bool + Send + Sync>;
-
-/// Open connections that matched.
-#[derive(Clone, Debug, Default)]
-pub struct ConnectionList {
-    /// How many matched, listed or not.
-    pub total: usize,
-    /// Up to the limit asked for, oldest first within each worker.
-    pub connections: Vec<ConnectionView>,
-}
-
-/// The registry of all workers: list and close open connections.
-#[derive(Clone)]
-pub struct Registry {
-    pub(crate) workers: Workers,
-}
-
-impl Registry {
-    /// Open connections that match, at most `limit` of them listed. Workers that died have none.
-    pub async fn list(
-        &self,
-        limit: usize,
-        predicate: impl Fn(&ConnectionView) -> bool + Send + Sync + 'static,
-    ) -> ConnectionList {
-        let predicate: Predicate = Arc::new(predicate);
-        let mut all = ConnectionList::default();
-        let asked = |reply| Command::List { predicate: predicate.clone(), limit, reply };
-        for part in self.workers.ask(asked).await {
-            all.total += part.total;
-            all.connections.extend(part.connections);
-        }
-        all.connections.truncate(limit);
-        all
-    }
-
-    /// Ends all connections that match with `reason` (their peers see a reset); returns how many.
-    pub async fn close(
-        &self,
-        reason: Reason,
-        predicate: impl Fn(&ConnectionView) -> bool + Send + Sync + 'static,
-    ) -> usize {
-        let predicate: Predicate = Arc::new(predicate);
-        let asked = |reply: oneshot::Sender<usize>| Command::Close { predicate: predicate.clone(), reason, reply };
-        self.workers.ask(asked).await.into_iter().sum()
     }
 }
