@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use heddle_http::answer;
 use heddle_http::detect::HttpVersion;
+use heddle_model::{MeshConfig, Workload};
 use heddle_telemetry::Reason;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -55,8 +56,25 @@ pub(crate) fn of_client(client: SocketAddr) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// The same for HBONE.
-pub(crate) fn tell_forwarded(fields: &mut HeaderMap, client: SocketAddr) {
+/// The same for HBONE, and who calls, as ztunnel tells it to telemetry: nobody is authenticated by that. There is no trace of mere bytes to
+/// go on with, so each stream begins one, not sampled.
+pub(crate) fn tell_hbone(fields: &mut HeaderMap, client: SocketAddr, source: Option<&Workload>, mesh: &MeshConfig) {
+    let (trace, span) = (fastrand::u128(1..), fastrand::u64(1..));
+    let baggage = source.map(|source| {
+        let Workload { namespace, workload_name, app, version, .. } = source;
+        let service = if app.is_empty() { workload_name } else { app };
+        let cluster = &mesh.cluster_name;
+        format!(
+            "k8s.cluster.name={cluster},k8s.namespace.name={namespace},k8s.deployment.name={workload_name},\
+             service.name={service},service.version={version}"
+        )
+    });
+    let trace = format!("00-{trace:032x}-{span:016x}-00");
+    for (name, text) in [("baggage", baggage), ("traceparent", Some(trace))] {
+        if let Some(Ok(value)) = text.map(HeaderValue::try_from) {
+            fields.insert(HeaderName::from_static(name), value);
+        }
+    }
     if let Ok(value) = HeaderValue::try_from(format!("for=\"{client}\"")) {
         fields.insert(FORWARDED, value);
     }
@@ -113,6 +131,27 @@ mod tests {
             let told = read(&fields, "10.0.0.1:999".parse().unwrap());
             assert_eq!(told, Told { client: Some(client), version, is_own_connect: connect });
         }
+    }
+
+    #[test]
+    fn hbone_is_told_who_calls_and_a_trace_of_its_own() {
+        let mut source = Workload::new("u", "shop", "web-7f9-x");
+        (source.workload_name, source.version) = ("web".into(), "2".into());
+        let told = |source| {
+            let mut fields = HeaderMap::new();
+            tell_hbone(&mut fields, "10.0.0.1:7".parse().unwrap(), source, &MeshConfig::default());
+            fields
+        };
+        let (fields, other) = (told(Some(&source)), told(None));
+        assert_eq!(fields["forwarded"], "for=\"10.0.0.1:7\"");
+        assert_eq!(
+            fields["baggage"],
+            "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=web,service.name=web,service.version=2"
+        );
+        assert!(!other.contains_key("baggage"));
+        let parts: Vec<_> = fields["traceparent"].to_str().unwrap().split('-').map(str::len).collect();
+        assert_eq!(parts, [2, 32, 16, 2]);
+        assert_ne!(fields["traceparent"], other["traceparent"]);
     }
 
     #[test]

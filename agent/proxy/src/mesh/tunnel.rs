@@ -51,7 +51,10 @@ async fn opened(conn: &Rc<Conn>, hop: &Hop, endpoint: EndpointRef) -> Result<Box
     let authority = hop.addr.to_string();
     *request.uri_mut() = Uri::try_from(authority).map_err(|_| Failure::last(Reason::UpstreamUnreachable))?;
     match hop.way.via() {
-        Via::Hbone => headers::tell_forwarded(request.headers_mut(), conn.client.get()),
+        Via::Hbone => {
+            let mesh = &conn.worker.snapshot().mesh;
+            headers::tell_hbone(request.headers_mut(), conn.client.get(), conn.source.as_deref(), mesh);
+        }
         _ => headers::tell_bytes(request.headers_mut(), conn.client.get()),
     }
     let mut last = Failure::last(Reason::UpstreamReset);
