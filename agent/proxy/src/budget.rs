@@ -172,6 +172,11 @@ impl Pod {
         }
     }
 
+    /// Who it proves to be; empty where the agent has no identities.
+    pub(crate) fn principal(&self) -> &str {
+        self.identity.as_deref().map_or("", |lease| lease.id().as_str())
+    }
+
     pub(crate) fn uid(&self) -> &PodUid {
         &self.budget.uid
     }

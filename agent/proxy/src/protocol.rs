@@ -29,7 +29,6 @@ use tokio::sync::Notify;
 use crate::copy::{self, Side, not_ready};
 use crate::http;
 use crate::http::client::enter_called;
-use crate::http::record::principal;
 use crate::inbound;
 use crate::mesh::greeting::{self, Greeting};
 use crate::mesh::tunnel;
@@ -204,7 +203,7 @@ async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Connecte
 fn show_way(conn: &Conn, endpoint: &EndpointRef) {
     if let Some((_, expected)) = endpoint.way.tls() {
         let peer = expected.ids().first().map_or("", |id| id.as_str());
-        conn.set_via(endpoint.way.via(), &principal(&conn.pod), peer);
+        conn.set_via(endpoint.way.via(), conn.pod.principal(), peer);
     }
 }
 
@@ -212,7 +211,7 @@ fn show_way(conn: &Conn, endpoint: &EndpointRef) {
 fn hand_over(conn: &Rc<Conn>, endpoint: &EndpointRef) -> Result<(), Reason> {
     let Way::Handover(pod) = &endpoint.way else { return Ok(()) };
     let called = enter_called(conn, pod, endpoint.addr)?;
-    conn.set_via(Via::Handover, &principal(&conn.pod), &principal(pod));
+    conn.set_via(Via::Handover, conn.pod.principal(), pod.principal());
     conn.hands_over_to(&called);
     called.open_series();
     Ok(())

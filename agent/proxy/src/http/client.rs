@@ -291,8 +291,7 @@ pub(crate) fn enter_called(conn: &Rc<Conn>, pod: &Rc<Pod>, addr: SocketAddr) -> 
     let (client, source) = (conn.client, conn.source.clone());
     let called =
         Conn::enter_carried(worker, pod, Direction::Inbound, client, Some(original), source, Some(conn.clone()));
-    let id = |pod: &Pod| pod.identity.as_deref().map_or("", |lease| lease.id().as_str()).to_owned();
-    called.set_via(Via::Handover, &id(&conn.pod), &id(pod));
+    called.set_via(Via::Handover, conn.pod.principal(), pod.principal());
     called.set_target(Route::of(&called, original, &snapshot).target());
     called.upstream.set(Some(addr));
     if let Err(reason) = called.take_budget() {

@@ -10,7 +10,7 @@ use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample, Via};
 use http::{HeaderMap, HeaderValue};
 
-use crate::budget::{InFlight, Pod};
+use crate::budget::InFlight;
 use crate::labels::LabelKey;
 use crate::mesh::headers;
 use crate::mesh::way::Way;
@@ -238,9 +238,9 @@ impl Record {
         if conn.direction == Direction::Outbound {
             record.transport = self.way.via();
             if self.way.via().is_authenticated() {
-                record.source_principal = principal(&conn.pod);
+                record.source_principal = conn.pod.principal().into();
                 record.destination_principal = match &self.way {
-                    Way::Handover(pod) => principal(pod),
+                    Way::Handover(pod) => pod.principal().into(),
                     way => way.tls().and_then(|(_, ids)| ids.ids().first()).map_or("", |id| id.as_str()).into(),
                 };
             }
@@ -266,11 +266,6 @@ impl Record {
             response_messages: self.response_messages,
         });
     }
-}
-
-/// Who a pod proves to be; empty if nobody.
-pub(crate) fn principal(pod: &Pod) -> Arc<str> {
-    pod.identity.as_deref().map_or("", |lease| lease.id().as_str()).into()
 }
 
 /// The called side of a request that is handed over.

@@ -52,9 +52,8 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
         Alpn::Heddle => (Via::Heddle, http2::Kind::Heddle),
         Alpn::Hbone => (Via::Hbone, http2::Kind::Hbone),
     };
-    let own = conn.pod.identity.as_deref().map_or("", |lease| lease.id().as_str());
     conn.carries_http();
-    conn.set_via(via, peer.id().as_str(), own);
+    conn.set_via(via, peer.id().as_str(), conn.pod.principal());
     let source = source(&conn, peer.id());
     let accepted = Rc::new(Accepted {
         conn: conn.clone(),
@@ -179,8 +178,8 @@ impl Accepted {
             return None;
         };
         let client = ClientAddr::new(client.unwrap_or(self.conn.client.get()));
-        let conn = match self.enter(client, OriginalDst::new(target)) {
-            Ok(conn) => conn,
+        let (conn, route) = match self.enter(client, OriginalDst::new(target)) {
+            Ok(entered) => entered,
             Err(reason) => {
                 refuse(respond, StatusCode::SERVICE_UNAVAILABLE, Some(reason));
                 return None;
@@ -195,7 +194,7 @@ impl Accepted {
             let reason = tokio::select! {
                 biased;
                 reason = conn.cut_while_carried() => reason,
-                reason = carry(conn, flow, source, respond) => reason,
+                reason = carry(conn, &route, flow, source, respond) => reason,
             };
             conn.end(reason);
         }))
@@ -212,9 +211,8 @@ impl Accepted {
             return Ok(entry.client.clone());
         }
         let original = self.conn.original.ok_or(Reason::NoOriginalDestination)?;
-        let conn = self.enter(address, original)?;
+        let (conn, route) = self.enter(address, original)?;
         conn.carries_http();
-        let route = Rc::new(Route::of(&conn, original, &conn.worker.snapshot()));
         let client = Rc::new(Client::carried(&conn, route, self.turns.clone()));
         if let Some(former) = clients.insert(address, Entry { client: client.clone(), tick }) {
             former.client.conn.end(Reason::Completed);
@@ -230,8 +228,8 @@ impl Accepted {
         Ok(client)
     }
 
-    /// An entry in the registry for what a stream of this connection carries.
-    fn enter(&self, client: ClientAddr, original: OriginalDst) -> Result<Rc<Conn>, Reason> {
+    /// An entry in the registry for what a stream of this connection carries, and where that goes.
+    fn enter(&self, client: ClientAddr, original: OriginalDst) -> Result<(Rc<Conn>, Rc<Route>), Reason> {
         let (worker, carrier) = (&self.conn.worker, self.conn.clone());
         let source = self.source.clone();
         let conn = Conn::enter_carried(
@@ -243,14 +241,14 @@ impl Accepted {
             source,
             Some(carrier),
         );
-        let own = self.conn.pod.identity.as_deref().map_or("", |lease| lease.id().as_str());
-        conn.set_via(self.via, self.id.as_str(), own);
-        conn.set_target(Route::of(&conn, original, &worker.snapshot()).target());
+        conn.set_via(self.via, self.id.as_str(), self.conn.pod.principal());
+        let route = Rc::new(Route::of(&conn, original, &worker.snapshot()));
+        conn.set_target(route.target());
         if let Err(reason) = conn.take_budget() {
             conn.end(reason);
             return Err(reason);
         }
-        Ok(conn)
+        Ok((conn, route))
     }
 
     /// A second passed: clients that ask nothing let go of their connections.
@@ -294,11 +292,15 @@ impl Drop for EndsWith {
 }
 
 /// Connects to the application, says so, and carries the bytes.
-async fn carry(conn: &Rc<Conn>, flow: Rc<Flow>, source: Incoming, mut respond: SendResponse<Bytes>) -> Reason {
+async fn carry(
+    conn: &Rc<Conn>,
+    route: &Rc<Route>,
+    flow: Rc<Flow>,
+    source: Incoming,
+    mut respond: SendResponse<Bytes>,
+) -> Reason {
     let dialling = async {
-        let original = conn.original.ok_or(Reason::NoOriginalDestination)?;
-        let route = Rc::new(Route::of(conn, original, &conn.worker.snapshot()));
-        let mut choice = Choice::new(conn, &route, HttpVersion::Http1, None)?;
+        let mut choice = Choice::new(conn, route, HttpVersion::Http1, None)?;
         loop {
             conn.upstream.set(Some(choice.hop().addr));
             conn.attempts.set(conn.attempts.get() + 1);
