@@ -64,7 +64,11 @@ impl<'a> Prometheus<'a> {
         let mut command = program("prometheus", "prometheus")?;
         command.arg("--config.file").arg(&path).arg("--storage.tsdb.path").arg(directory.join("tsdb"));
         command.args(["--web.listen-address", "127.0.0.1:9090", "--log.level", "warn"]);
-        Ok(Self { place, process: serve(place, "prometheus", command, &[9090])? })
+        let prometheus = Self { place, process: serve(place, "prometheus", command, &[9090])? };
+        // It listens up to five seconds before it takes up its targets (its reloader's pause), which is no matter of ours.
+        let expected = agents.len() as f64;
+        wait_until("the agents are scraped", PATIENCE, || prometheus.number("sum(up)").is_ok_and(|up| up == expected))?;
+        Ok(prometheus)
     }
 
     /// An answer of its API.
