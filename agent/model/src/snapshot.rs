@@ -12,6 +12,7 @@ use crate::balance;
 use crate::claims::{Claim, Claims};
 use crate::invalid::InvalidObject;
 use crate::mesh::{MeshConfig, OutboundPolicy};
+use crate::policies::{Policies, PolicyDelta};
 use crate::resolve::{Candidates, Refusal, Resolution};
 use crate::service::{Endpoint, Service, ServiceKey, ServicePort};
 use crate::sharded::Sharded;
@@ -30,6 +31,9 @@ pub struct Snapshot {
     pub invalid: Arc<[InvalidObject]>,
     /// Parts of accepted objects that have no effect, in the same order and shape.
     pub warnings: Arc<[InvalidObject]>,
+    /// Counts the publications that may have changed what a policy decides.
+    pub policy_generation: u64,
+    pub(crate) policies: Policies,
     workloads: Sharded<PodUid, Arc<Workload>>,
     owners: Sharded<IpAddr, Claims<Arc<Workload>>>,
     services: Sharded<ServiceKey, Arc<Entry>>,
@@ -47,6 +51,8 @@ pub struct Delta {
     /// keeps the links true as pods change. A link to a host-network pod, which owns no address, is the source's own
     /// affair: it sets it, and sends the Service again when that pod changes.
     pub services: Vec<(ServiceKey, Option<Service>)>,
+    /// Policies, and what they select.
+    pub policies: PolicyDelta,
     /// Mesh settings, if changed.
     pub mesh: Option<MeshConfig>,
     /// The whole list of rejected objects, if changed.
@@ -60,7 +66,11 @@ impl Delta {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let lists = self.invalid.is_some() || self.warnings.is_some();
-        self.workloads.is_empty() && self.services.is_empty() && self.mesh.is_none() && !lists
+        self.workloads.is_empty()
+            && self.services.is_empty()
+            && self.policies.is_empty()
+            && self.mesh.is_none()
+            && !lists
     }
 }
 
@@ -133,10 +143,19 @@ impl Snapshot {
     /// The Service ports that have an endpoint at this very address and target port: what a connection that arrives
     /// there may have been meant for.
     pub fn ports_at(&self, addr: SocketAddr) -> impl Iterator<Item = &ServicePort> {
-        let keys = self.users.get(&addr.ip().to_canonical()).map_or(&[][..], |keys| keys);
-        let services = keys.iter().filter_map(|key| self.services.get(key)).map(|entry| &*entry.service);
-        let ports = services.filter(|service| !service.invalid).flat_map(|service| &service.ports);
-        ports.filter(move |port| port.endpoints.binary_search_by_key(&addr, |e| e.addr).is_ok())
+        let services = self.users_of(addr.ip()).filter(|service| !service.invalid);
+        services.flat_map(|service| &service.ports).filter(move |port| leads_to(port, addr))
+    }
+
+    /// The Services that have an endpoint at this very address and target port, by namespace and name.
+    pub(crate) fn services_at(&self, addr: SocketAddr) -> impl Iterator<Item = &Arc<Service>> {
+        self.users_of(addr.ip()).filter(move |service| service.ports.iter().any(|port| leads_to(port, addr)))
+    }
+
+    /// The Services that have an endpoint at an address.
+    fn users_of(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Service>> {
+        let keys = self.users.get(&ip.to_canonical()).map_or(&[][..], |keys| keys);
+        keys.iter().filter_map(|key| self.services.get(key)).map(|entry| &entry.service)
     }
 
     /// The port of a Service that an address and port mean, whether or not it can be called now.
@@ -182,10 +201,9 @@ impl Snapshot {
     #[must_use]
     pub fn service_of_endpoint(&self, addr: SocketAddr) -> Option<(&Arc<Service>, u16)> {
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-        self.users.get(&addr.ip())?.iter().filter_map(|key| self.services.get(key)).find_map(|entry| {
-            let stands_behind = |port: &&ServicePort| port.endpoints.binary_search_by_key(&addr, |e| e.addr).is_ok();
-            let port = entry.service.ports.iter().find(stands_behind)?;
-            Some((&entry.service, port.port))
+        self.users_of(addr.ip()).find_map(|service| {
+            let port = service.ports.iter().find(|port| leads_to(port, addr))?;
+            Some((service, port.port))
         })
     }
 
@@ -208,6 +226,13 @@ impl Snapshot {
         }
         if let Some(warnings) = delta.warnings {
             next.warnings = in_order(warnings);
+        }
+        let is_of_policies = !delta.policies.is_empty();
+        next.policies.apply(delta.policies);
+        // Selectors of peers, and targets that are Services, are as of the pods and endpoints there are.
+        let changes_others = !delta.workloads.is_empty() || !delta.services.is_empty();
+        if is_of_policies || changes_others && !next.policies.is_empty() {
+            next.policy_generation += 1;
         }
         // Pods first: endpoints link to them.
         let mut moved = BTreeSet::new();
@@ -234,6 +259,7 @@ impl Snapshot {
             && self.mesh == other.mesh
             && self.invalid == other.invalid
             && self.warnings == other.warnings
+            && self.policies == other.policies
             && self.workloads == other.workloads
             && self.owners == other.owners
             && self.services == other.services
@@ -354,6 +380,11 @@ impl Snapshot {
             }
         }
     }
+}
+
+/// Whether a port has an endpoint at this very address.
+fn leads_to(port: &ServicePort, addr: SocketAddr) -> bool {
+    port.endpoints.binary_search_by_key(&addr, |e| e.addr).is_ok()
 }
 
 fn in_order(mut reports: Vec<InvalidObject>) -> Arc<[InvalidObject]> {

@@ -58,6 +58,10 @@ pub struct Workload {
     pub app: Arc<str>,
     /// `app.kubernetes.io/version`, else `version`, else empty.
     pub version: Arc<str>,
+    /// `metadata.labels`.
+    pub labels: Arc<Labels>,
+    /// TCP ports its containers name: name and number, in the order of the containers. A name may stand there twice.
+    pub named_ports: Arc<[(Arc<str>, u16)]>,
     /// `topology.kubernetes.io/zone` as far as known, else empty.
     pub zone: Arc<str>,
     /// Being deleted (`metadata.deletionTimestamp`).
@@ -189,6 +193,8 @@ impl Workload {
             host_network: false,
             app: Arc::default(),
             version: Arc::default(),
+            labels: Arc::default(),
+            named_ports: Arc::default(),
             zone: Arc::default(),
             terminating: false,
             finished: false,
