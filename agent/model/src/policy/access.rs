@@ -248,7 +248,7 @@ impl PortAccess {
                 return (false, why(entry));
             }
         }
-        if !self.is_selected && !(is_tried && self.is_dry_selected) {
+        if !(self.is_selected || is_tried && self.is_dry_selected) {
             return (true, Why::Default);
         }
         for entry in self.allow.iter().chain(dry_allow) {
