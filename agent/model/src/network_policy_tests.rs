@@ -13,8 +13,10 @@ use crate::snapshot::Delta;
 /// Namespaces and their labels; `lost` is that of a pod, but nobody knows it.
 const NAMESPACES: &[(&str, &str)] = &[("shop", "team=red,env=prod"), ("bank", "team=blue,env=prod"), ("bare", "")];
 
-/// Pods with their addresses, labels and the names of their ports.
-const PODS: &[(&str, &str, &str, &[(&str, u16)])] = &[
+/// A pod with its addresses, labels and the names of its ports.
+type Pod = (&'static str, &'static str, &'static str, &'static [(&'static str, u16)]);
+
+const PODS: &[Pod] = &[
     ("shop/web", "10.1.0.1 fd00:1::1", "app=web,tier=front", &[("http", 8080), ("admin", 9090)]),
     // Two containers, both with a port of this name.
     ("shop/api", "10.1.0.2", "app=api,tier=back", &[("http", 8081), ("http", 8082)]),

@@ -360,13 +360,13 @@ fn ports_of_an_address_are_those_with_an_endpoint_there() {
 
 #[derive(Clone, Debug)]
 enum Change {
-    Pod(PodUid, Option<Workload>),
+    Pod(PodUid, Option<Box<Workload>>),
     Service(ServiceKey, Option<Service>),
 }
 
 fn some_change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        3 => some_pod().prop_map(|p| Change::Pod(p.uid.clone(), Some(p))),
+        3 => some_pod().prop_map(|p| Change::Pod(p.uid.clone(), Some(Box::new(p)))),
         3 => some_service().prop_map(|s| Change::Service(s.key(), Some(s))),
         1 => (0_u8..5).prop_map(|n| Change::Pod(PodUid::new(&format!("uid-{n}")), None)),
         1 => (0_u8..5).prop_map(|n| Change::Service(("shop".into(), format!("s{n}").into()), None)),
@@ -377,7 +377,7 @@ fn delta(changes: impl IntoIterator<Item = Change>) -> Delta {
     let mut delta = Delta::default();
     for change in changes {
         match change {
-            Change::Pod(uid, pod) => delta.workloads.push((uid, pod)),
+            Change::Pod(uid, pod) => delta.workloads.push((uid, pod.map(|pod| *pod))),
             Change::Service(key, service) => delta.services.push((key, service)),
         }
     }
