@@ -4,6 +4,7 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 
 use heddle_model::Snapshot;
+use heddle_model::network_policy::{self, NetworkPolicy, NetworkWhy};
 use heddle_telemetry::{PolicyHandle, PolicyLabels, PolicyVerdict, Via};
 
 use crate::registry::Conn;
@@ -12,10 +13,9 @@ use crate::worker::Worker;
 /// What NetworkPolicies say of one handed-over connection.
 pub(crate) struct NetworkVerdict {
     pub(crate) is_allowed: bool,
-    /// By what, for the log; empty where neither pod is isolated.
+    /// By what, for the log.
     pub(crate) why: Box<str>,
-    /// The policy it follows from, if it is one.
-    policy: Option<Box<str>>,
+    policy: Box<str>,
     handle: OnceCell<PolicyHandle>,
 }
 
@@ -23,7 +23,7 @@ impl NetworkVerdict {
     pub(super) fn count(&self, worker: &Worker) {
         let handle = self.handle.get_or_init(|| {
             let verdict = if self.is_allowed { PolicyVerdict::Allowed } else { PolicyVerdict::Denied };
-            let policy = self.policy.as_deref().unwrap_or_default().into();
+            let policy = (&*self.policy).into();
             worker.telemetry.policy.handle(worker.index, &PolicyLabels { kind: "NetworkPolicy", policy, verdict })
         });
         handle.count();
@@ -46,6 +46,29 @@ pub(super) fn verdict(conn: &Conn, snapshot: &Snapshot) -> Option<Rc<NetworkVerd
     }
 }
 
-fn judge(_conn: &Conn, _snapshot: &Snapshot) -> Option<NetworkVerdict> {
-    None
+fn judge(conn: &Conn, snapshot: &Snapshot) -> Option<NetworkVerdict> {
+    let (from, to, addr) = (conn.source.as_ref()?, conn.pod.workload(snapshot)?, conn.original?.get());
+    let (egress, ingress) = network_policy::between(snapshot, from, conn.client.get().ip(), &to, addr);
+    // The one that refuses; else the one that lets in.
+    let decisions = [("ingress", ingress), ("egress", egress)];
+    let telling = decisions.iter().find(|(_, decision)| !decision.is_allowed);
+    let (direction, decision) = telling.or_else(|| decisions.iter().find(|(_, d)| told(d.why).is_some()))?;
+    let policy = told(decision.why)?;
+    let name = format!("{}/{}", policy.namespace, policy.name);
+    let why = match decision.why {
+        NetworkWhy::Rule(_, rule) => format!("NetworkPolicy {name} {direction}[{rule}]"),
+        NetworkWhy::Rejected(_) => format!("NetworkPolicy {name} was rejected"),
+        NetworkWhy::NoRule(_) => format!("no {direction} rule matches: NetworkPolicy {name} isolates the pod"),
+        NetworkWhy::Itself | NetworkWhy::NotIsolated => return None,
+    };
+    let policy = name.into_boxed_str();
+    Some(NetworkVerdict { is_allowed: decision.is_allowed, why: why.into(), policy, handle: OnceCell::new() })
+}
+
+/// The policy that a decision follows from.
+fn told(why: NetworkWhy<'_>) -> Option<&NetworkPolicy> {
+    match why {
+        NetworkWhy::Rule(policy, _) | NetworkWhy::NoRule(policy) | NetworkWhy::Rejected(policy) => Some(policy),
+        NetworkWhy::Itself | NetworkWhy::NotIsolated => None,
+    }
 }
