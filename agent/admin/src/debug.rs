@@ -48,6 +48,21 @@ pub struct ConnectionQuery {
     pub limit: usize,
 }
 
+/// What call to explain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExplainQuery {
+    /// `namespace/name` of the calling pod.
+    pub pod: String,
+    /// `host:port` as the application would name it.
+    pub to: String,
+    /// Method of the request; with neither it nor `path` nor `headers` it is about bytes that are no HTTP.
+    pub method: Option<String>,
+    /// Path and query.
+    pub path: Option<String>,
+    /// `name:value`.
+    pub headers: Vec<String>,
+}
+
 /// What the debug API shows. Implemented by the binary, which knows all rooms.
 pub trait Views: Send + Sync + 'static {
     /// The agent at a glance.
@@ -60,6 +75,10 @@ pub trait Views: Send + Sync + 'static {
     fn connections(&self, query: ConnectionQuery) -> ViewFuture<'_, v1::Connections>;
     /// Certificates of this node's accounts.
     fn certs(&self) -> ViewFuture<'_, v1::Certificates>;
+    /// All policies, or those of a namespace.
+    fn policies(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Policies>;
+    /// What would become of a call, and why.
+    fn explain(&self, query: ExplainQuery) -> ViewFuture<'_, v1::Explanation>;
     /// eBPF: programs, maps, told versus in kernel.
     fn bpf(&self) -> ViewFuture<'_, v1::BpfView>;
     /// What is wrong on this node, and the fix.
@@ -75,7 +94,7 @@ pub async fn run(listener: UnixListener, uids: &[u32], views: Arc<dyn Views>, li
     serve(ForUsers { listener, uids: uids.into() }, Api(views), limits).await;
 }
 
-const PATHS: &str = "status, workloads, services, connections, certs, bpf, check, log-level";
+const PATHS: &str = "status, workloads, services, connections, certs, policies, explain, bpf, check, log-level";
 
 #[derive(Clone)]
 struct Api(Arc<dyn Views>);
@@ -102,6 +121,8 @@ impl Router for Api {
             "services" => show(query.namespace(), |n| views.services(n)).await,
             "connections" => show(query.connections(), |q| views.connections(q)).await,
             "certs" => show(query.none(), |()| views.certs()).await,
+            "policies" => show(query.namespace(), |n| views.policies(n)).await,
+            "explain" => show(query.explain(), |q| views.explain(q)).await,
             "bpf" => show(query.none(), |()| views.bpf()).await,
             "check" => show(query.none(), |()| views.check()).await,
             "log-level" if changes => match log_level(request).await {
@@ -185,6 +206,16 @@ impl Query {
     fn namespace(&mut self) -> Result<Option<String>, ViewError> {
         let namespace = self.take("namespace");
         self.none().map(|()| namespace)
+    }
+
+    fn explain(&mut self) -> Result<ExplainQuery, ViewError> {
+        let mut wanted = |name: &str, what: &str| {
+            self.take(name).ok_or_else(|| ViewError::Invalid(format!("parameter {name} is missing: {what}")))
+        };
+        let (pod, to) = (wanted("pod", "NAMESPACE/NAME of the calling pod")?, wanted("to", "HOST:PORT it calls")?);
+        let (method, path) = (self.take("method"), self.take("path"));
+        let headers = std::iter::from_fn(|| self.take("header")).collect();
+        self.none().map(|()| ExplainQuery { pod, to, method, path, headers })
     }
 
     fn connections(&mut self) -> Result<ConnectionQuery, ViewError> {

@@ -16,6 +16,6 @@ pub mod views;
 #[cfg(test)]
 mod tests;
 
-pub use debug::{ConnectionQuery, ViewError, ViewFuture, Views};
+pub use debug::{ConnectionQuery, ExplainQuery, ViewError, ViewFuture, Views};
 pub use health::Health;
 pub use server::Limits;

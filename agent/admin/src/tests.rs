@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use crate::{ConnectionQuery, Health, Limits, ViewError, ViewFuture, Views, debug, health, metrics};
+use crate::{ConnectionQuery, ExplainQuery, Health, Limits, ViewError, ViewFuture, Views, debug, health, metrics};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -181,6 +181,12 @@ impl Views for Canned {
     }
     fn connections(&self, query: ConnectionQuery) -> ViewFuture<'_, v1::Connections> {
         self.give(format!("connections {query:?}"))
+    }
+    fn policies(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Policies> {
+        self.give(format!("policies {namespace:?}"))
+    }
+    fn explain(&self, query: ExplainQuery) -> ViewFuture<'_, v1::Explanation> {
+        self.give(format!("explain {query:?}"))
     }
     fn certs(&self) -> ViewFuture<'_, v1::Certificates> {
         self.give("certs".into())

@@ -9,13 +9,15 @@ mod network;
 mod rules;
 mod view;
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use heddle_http::Reject;
 use heddle_http::h1::RequestHead;
 use heddle_http::path;
-use heddle_model::policy::{Outlook, Peer, Principal, Why};
+use heddle_model::policy::{Decision, Observer, Outlook, Peer, PortAccess, Principal, Why};
 use heddle_model::{OriginalDst, Snapshot};
 use heddle_telemetry::{Direction, Reason, Via};
 use http::Request;
@@ -69,10 +71,10 @@ pub(crate) fn outlook(conn: &Conn) -> Outlook {
     if conn.direction == Direction::Outbound {
         return Outlook::Allowed;
     }
-    if network::verdict(conn, &conn.worker.refresh()).is_some_and(|verdict| !verdict.is_allowed) {
+    let rules = rules(conn);
+    if network::verdict(conn).is_some_and(|verdict| !verdict.is_allowed) {
         return Outlook::Denied;
     }
-    let rules = rules(conn);
     if rules.access.is_open() { Outlook::Allowed } else { with_peer(conn, |peer| rules.access.outlook(peer)) }
 }
 
@@ -89,13 +91,12 @@ pub(crate) fn opaque(conn: &Rc<Conn>) -> Result<Permit, Reason> {
     if conn.direction == Direction::Outbound {
         return Ok(Permit::free());
     }
-    let decided = decide(conn, None);
-    let allowed = decided.as_ref().map_or(Ok(()), |decided| decided.verdict());
+    let (judgement, decided) = decide(conn, None);
     if let Some(decided) = decided {
         decided.count(&conn.worker);
         conn.decided.replace(Some(decided));
     }
-    allowed.map(|()| Permit { path: None, judged: Some((conn.clone(), conn.worker.policy_generation())) })
+    judgement.permit(conn)
 }
 
 /// Why a called connection that is no HTTP may not go on, if it may not.
@@ -106,28 +107,9 @@ pub(crate) fn refusal(conn: &Rc<Conn>) -> Reason {
 /// Decides about a request on a called connection. What was decided is left in `told`, to be counted when the request ends.
 pub(crate) fn request(conn: &Rc<Conn>, view: &mut View<'_>, told: &mut Told) -> Result<Permit, Reason> {
     conn.is_judged.set(true);
-    let rules = rules(conn);
-    let mut path = None;
-    if rules.access.tells_paths() && !view.is_connect() {
-        match path::normalize(view.path_and_query()) {
-            Ok(std::borrow::Cow::Borrowed(_)) => {}
-            Ok(std::borrow::Cow::Owned(normal)) => {
-                if rules.access.reads_paths() {
-                    path = Some(normal.clone().into());
-                }
-                view.set_path_and_query(normal);
-            }
-            Err(ambiguous) if rules.access.reads_paths() => {
-                told.detail = ambiguous.as_str();
-                return Err(Reason::PathAmbiguous);
-            }
-            // Nothing that is in force asks for it.
-            Err(_) => {}
-        }
-    }
-    told.decided = decide(conn, Some(view));
-    told.decided.as_ref().map_or(Ok(()), |decided| decided.verdict())?;
-    Ok(Permit { path, judged: Some((conn.clone(), conn.worker.policy_generation())) })
+    let (judgement, decided) = decide(conn, Some(view));
+    *told = Told { decided, detail: judgement.detail };
+    judgement.permit(conn)
 }
 
 /// What a decision about a request left to tell.
@@ -140,35 +122,72 @@ pub(crate) struct Told {
 
 /// Whether a called connection, or a request on it, would still be let in.
 pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> bool {
-    if conn.direction == Direction::Outbound {
-        return true;
-    }
-    let snapshot = conn.worker.snapshot();
-    if network::verdict(conn, &snapshot).is_some_and(|verdict| !verdict.is_allowed) {
-        return false;
-    }
-    let rules = rules(conn);
-    if rules.access.is_open() {
-        return true;
-    }
-    if let Some(view) = view {
-        if rules.access.reads_paths() && !view.is_connect() {
-            match path::normalize(view.path_and_query()) {
-                Ok(normal) => {
-                    let normal = normal.into_owned();
-                    view.set_path_and_query(normal);
-                }
-                Err(_) => return false,
-            }
-        }
-        return with_peer(conn, |peer| rules.access.decide(peer, Some(view), &mut ()).is_allowed);
-    }
-    with_peer(conn, |peer| rules.access.decide(peer, None::<&View<'_>>, &mut ()).is_allowed)
+    conn.direction == Direction::Outbound || ask(conn, view).1.verdict.is_ok()
 }
 
 /// Whether nothing that a called connection carries would be let in.
 pub(crate) fn is_denied(conn: &Conn) -> bool {
     outlook(conn) == Outlook::Denied
+}
+
+/// What the policies of one port come to, for the data plane and for those who ask it why.
+pub(crate) struct Judgement {
+    pub(crate) verdict: Result<(), Reason>,
+    /// What AuthorizationPolicies said, if they were asked.
+    pub(crate) decision: Option<Decision>,
+    /// The path to forward, where it is not the one that was sent.
+    path: Option<Box<str>>,
+    /// The rule that the path broke.
+    pub(crate) detail: &'static str,
+}
+
+impl Judgement {
+    /// In this order: NetworkPolicy, as a network would; the path; AuthorizationPolicy.
+    pub(crate) fn of(
+        access: &PortAccess,
+        is_let_through: bool,
+        peer: &Peer<'_>,
+        mut view: Option<&mut View<'_>>,
+        observer: &mut impl Observer,
+    ) -> Self {
+        let mut judgement = Self { verdict: Ok(()), decision: None, path: None, detail: "" };
+        if !is_let_through {
+            judgement.verdict = Err(Reason::NetworkPolicyDenied);
+            return judgement;
+        }
+        if access.is_open() {
+            return judgement;
+        }
+        if let Some(view) = view.as_deref_mut()
+            && access.tells_paths()
+            && !view.is_connect()
+        {
+            match path::normalize(view.path_and_query()) {
+                Ok(Cow::Borrowed(_)) => {}
+                Ok(Cow::Owned(normal)) => {
+                    judgement.path = access.reads_paths().then(|| normal.as_str().into());
+                    view.set_path_and_query(normal);
+                }
+                Err(ambiguous) if access.reads_paths() => {
+                    judgement.detail = ambiguous.as_str();
+                    judgement.verdict = Err(Reason::PathAmbiguous);
+                    return judgement;
+                }
+                // Nothing that is in force asks for it.
+                Err(_) => {}
+            }
+        }
+        let decision = access.decide(peer, view.as_deref(), observer);
+        if !decision.is_allowed {
+            judgement.verdict = Err(reason_of(decision.why));
+        }
+        judgement.decision = Some(decision);
+        judgement
+    }
+
+    fn permit(self, conn: &Rc<Conn>) -> Result<Permit, Reason> {
+        self.verdict.map(|()| Permit { path: self.path, judged: Some((conn.clone(), conn.worker.policy_generation())) })
+    }
 }
 
 /// The rules of the called port, as of the newest snapshot.
@@ -188,24 +207,32 @@ fn rules(conn: &Conn) -> Rc<Rules> {
     }
 }
 
-fn decide(conn: &Conn, view: Option<&mut View<'_>>) -> Option<Box<Decided>> {
+fn ask(conn: &Conn, view: Option<&mut View<'_>>) -> (Rc<Rules>, Judgement) {
     let rules = rules(conn);
-    let network = network::verdict(conn, &conn.worker.snapshot());
+    let is_let_through = network::verdict(conn).is_none_or(|verdict| verdict.is_allowed);
+    let judgement = with_peer(conn, |peer| Judgement::of(&rules.access, is_let_through, peer, view, &mut ()));
+    (rules, judgement)
+}
+
+/// The judgement, and what is to be told of it.
+fn decide(conn: &Conn, mut view: Option<&mut View<'_>>) -> (Judgement, Option<Box<Decided>>) {
+    let (rules, judgement) = ask(conn, view.as_deref_mut());
+    let network = network::verdict(conn);
     if rules.access.is_open() && network.is_none() {
-        return None;
+        return (judgement, None);
     }
-    let view = view.as_deref();
-    let decision = with_peer(conn, |peer| rules.access.decide(peer, view, &mut ()));
     let mut audited = Vec::new();
-    if !rules.access.is_quiet() {
+    if judgement.decision.is_some() && !rules.access.is_quiet() {
+        let view = view.as_deref();
         with_peer(conn, |peer| rules.access.audit(peer, view, &mut (), |policy, rule| audited.push((policy, rule))));
     }
-    Some(Box::new(Decided { rules, decision, audited, network }))
+    let decision = judgement.decision;
+    (judgement, Some(Box::new(Decided { rules, decision, audited, network })))
 }
 
 /// Who calls: by what was proved on the way here, or not at all. Never by a header or an address.
 fn with_peer<T>(conn: &Conn, ask: impl FnOnce(&Peer<'_>) -> T) -> T {
-    let proved = if conn.via() == Via::Plain { "".into() } else { conn.source_principal() };
+    let proved = if conn.via() == Via::Plain { Arc::default() } else { conn.source_principal() };
     ask(&Peer { principal: Principal::of(&proved), address: conn.client.get().ip() })
 }
 
@@ -217,9 +244,9 @@ fn reason_of(why: Why) -> Reason {
     }
 }
 
-/// Remembers what selects the pods of a worker: one whose object is gone keeps its policies until its last process exits.
+/// Remembers what selects a pod: one whose object is gone keeps its policies until its last process exits.
 pub(crate) fn remember(pod: &Pod, snapshot: &Snapshot) {
-    if pod.workload(snapshot).is_some() && snapshot.workload(pod.uid()).is_some() {
+    if snapshot.workload(pod.uid()).is_some() {
         pod.policies.replace(snapshot.policies_of(pod.uid()).cloned());
     }
 }

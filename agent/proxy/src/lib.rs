@@ -15,6 +15,7 @@ mod config;
 mod copy;
 mod dial;
 mod drain;
+pub mod explain;
 mod hash;
 mod http;
 mod inbound;

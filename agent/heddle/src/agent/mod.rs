@@ -6,6 +6,7 @@ mod identity;
 mod keeper;
 mod link;
 mod metrics;
+mod policy_views;
 mod serve;
 mod sockets;
 mod views;

@@ -118,6 +118,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<A
         started,
         link: Arc::clone(&link),
         proxy: Arc::clone(&proxy),
+        policy: telemetry.policy.clone(),
         snapshots: snapshots.clone(),
         source: source_status,
         draining: Arc::clone(&draining),

@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime};
 
-use heddle_admin::{ConnectionQuery, Health, ViewError, ViewFuture, Views, views};
+use heddle_admin::{ConnectionQuery, ExplainQuery, Health, ViewError, ViewFuture, Views, views};
 use heddle_discovery::files::FilesStatus;
 use heddle_model::{Snapshot, Workload};
 use heddle_proto::debug::v1;
 use heddle_proxy::{ConnectionView, Proxy};
+use heddle_telemetry::PolicyMetrics;
 use heddle_telemetry::time::rfc3339;
 use tokio::sync::watch;
 
 use super::identity::{self, Identities};
 use super::link::Link;
-use super::metrics;
+use super::{metrics, policy_views};
 use crate::cli::{AgentOptions, Source};
 use crate::{VERSION, logging};
 
@@ -48,6 +49,8 @@ pub struct AgentViews {
     pub link: Arc<Link>,
     /// Data plane.
     pub proxy: Arc<Proxy>,
+    /// How often policies decided.
+    pub policy: PolicyMetrics,
     /// State.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// Source.
@@ -198,6 +201,20 @@ impl Views for AgentViews {
 
     fn certs(&self) -> ViewFuture<'_, v1::Certificates> {
         Box::pin(async move { Ok(self.identities.as_deref().map(Identities::certificates).unwrap_or_default()) })
+    }
+
+    fn policies(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Policies> {
+        Box::pin(async move {
+            let (snapshot, node) = (self.snapshot(), &self.options.node);
+            Ok(policy_views::policies(&snapshot, node, namespace.as_deref(), &self.policy))
+        })
+    }
+
+    fn explain(&self, query: ExplainQuery) -> ViewFuture<'_, v1::Explanation> {
+        Box::pin(async move {
+            let served = self.proxy.pods().into_iter().filter(|pod| pod.attached).map(|pod| pod.uid).collect();
+            policy_views::explained(&self.snapshot(), self.identities.is_some(), &served, &query)
+        })
     }
 
     fn bpf(&self) -> ViewFuture<'_, v1::BpfView> {

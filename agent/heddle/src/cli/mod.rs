@@ -1,5 +1,6 @@
 //! The command line: what can be asked, parsed into values that cannot be wrong.
 
+mod policy;
 mod query;
 pub mod table;
 
@@ -182,6 +183,10 @@ pub enum Query {
     Connections(QueryOptions),
     /// Certificates of this node's service accounts: whose, until when, from whom, and what is wrong. Never keys.
     Certs(QueryOptions),
+    /// Policies: in force for whom, how often they decided, and which were rejected.
+    Policies(QueryOptions),
+    /// What would become of a call, step by step, and which object decides.
+    Explain(ExplainOptions),
     /// Programs, maps and their use, told versus in the kernel.
     Bpf(QueryOptions),
     /// What this node needs, what it has, and the fix for what is missing.
@@ -205,6 +210,27 @@ pub struct QueryOptions {
     /// Directory of the sockets.
     #[arg(long, env = "HEDDLE_RUN_DIR", default_value = "/run/heddle")]
     pub run_dir: PathBuf,
+}
+
+/// Which call to explain.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainOptions {
+    /// The calling pod: NAMESPACE/NAME, or its name alone if there is only one.
+    pub pod: String,
+    /// What it calls: HOST:PORT, with a Service's name (`web`, `web.shop`) or an address as HOST.
+    pub to: String,
+    /// The request's method; GET where only a path or a header is given. With none of the three it is about bytes that are no HTTP.
+    #[arg(long)]
+    pub method: Option<String>,
+    /// The request's path and query.
+    #[arg(long)]
+    pub path: Option<String>,
+    /// A header field of the request, `NAME: VALUE`; may be given again.
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    pub headers: Vec<String>,
+    /// Options.
+    #[command(flatten)]
+    pub options: QueryOptions,
 }
 
 /// How answers look.

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::table::render;
-use super::{Output, Query, QueryOptions};
+use super::{Output, Query, QueryOptions, policy};
 use crate::agent::requirement;
 
 /// No answer takes longer.
@@ -27,6 +27,8 @@ pub fn query(query: &Query) -> Result<ExitCode> {
         Query::Services(options) => show(options, "services", services),
         Query::Connections(options) => show(options, "connections", connections),
         Query::Certs(options) => show(options, "certs", certs),
+        Query::Policies(options) => show(options, "policies", policy::policies),
+        Query::Explain(explain) => show(&explain.options, &policy::explain_path(explain), policy::explanation),
         Query::Bpf(options) => show(options, "bpf", bpf),
         Query::Check(options) => check(options),
         Query::LogLevel { levels: None, options } => show(options, "log-level", log_levels),

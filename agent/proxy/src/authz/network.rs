@@ -31,15 +31,16 @@ impl NetworkVerdict {
 }
 
 /// What they say of a called connection; none of one that came over the network, which saw to it, or where no pod is isolated.
-pub(super) fn verdict(conn: &Conn, snapshot: &Snapshot) -> Option<Rc<NetworkVerdict>> {
+pub(super) fn verdict(conn: &Conn) -> Option<Rc<NetworkVerdict>> {
     if conn.via() != Via::Handover {
         return None;
     }
+    let snapshot = conn.worker.snapshot();
     let mut known = conn.network.borrow_mut();
     match &*known {
         Some((generation, verdict)) if *generation == snapshot.policy_generation => verdict.clone(),
         _ => {
-            let verdict = judge(conn, snapshot).map(Rc::new);
+            let verdict = judge(conn, &snapshot).map(Rc::new);
             *known = Some((snapshot.policy_generation, verdict.clone()));
             verdict
         }

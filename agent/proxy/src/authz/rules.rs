@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use heddle_model::policy::{AuthorizationPolicy, Decision, PortAccess, Why};
 use heddle_model::{OriginalDst, PodUid, Snapshot};
-use heddle_telemetry::{PolicyFields, PolicyHandle, PolicyLabels, PolicyVerdict, Reason};
+use heddle_telemetry::{PolicyFields, PolicyHandle, PolicyLabels, PolicyVerdict};
 
-use super::{NetworkVerdict, reason_of, remember};
+use super::{NetworkVerdict, remember};
 use crate::budget::Pod;
 use crate::hash::FastMap;
 use crate::worker::Worker;
@@ -66,36 +66,27 @@ fn name(policy: &Arc<AuthorizationPolicy>) -> String {
 /// What was decided about one connection or request.
 pub(crate) struct Decided {
     pub(crate) rules: Rc<Rules>,
-    pub(crate) decision: Decision,
+    /// None where it did not come to that.
+    pub(crate) decision: Option<Decision>,
     /// Policies and rules that only tell.
     pub(crate) audited: Vec<(usize, usize)>,
     pub(crate) network: Option<Rc<NetworkVerdict>>,
 }
 
 impl Decided {
-    pub(crate) fn verdict(&self) -> Result<(), Reason> {
-        match &self.network {
-            Some(network) if !network.is_allowed => Err(Reason::NetworkPolicyDenied),
-            _ if self.decision.is_allowed => Ok(()),
-            _ => Err(reason_of(self.decision.why)),
-        }
-    }
-
     /// Counts it, by policy.
     pub(crate) fn count(&self, worker: &Worker) {
         if let Some(network) = &self.network {
             network.count(worker);
-            if !network.is_allowed {
-                return;
-            }
         }
-        let verdict = if self.decision.is_allowed { PolicyVerdict::Allowed } else { PolicyVerdict::Denied };
-        match self.decision.why {
+        let Some(decision) = self.decision else { return };
+        let verdict = if decision.is_allowed { PolicyVerdict::Allowed } else { PolicyVerdict::Denied };
+        match decision.why {
             Why::Default => {}
             Why::Rule(policy, _) | Why::Rejected(policy) => self.rules.count(worker, Some(policy), verdict),
             Why::NoRule => self.rules.count(worker, None, verdict),
         }
-        match self.decision.would_deny {
+        match decision.would_deny {
             Some(Why::Rule(policy, _) | Why::Rejected(policy)) => {
                 self.rules.count(worker, Some(policy), PolicyVerdict::WouldDeny);
             }
@@ -111,12 +102,13 @@ impl Decided {
     pub(crate) fn fields(&self) -> Option<Box<PolicyFields>> {
         let policy = match &self.network {
             Some(network) if !network.is_allowed => network.why.to_string(),
-            _ => self.rules.why(self.decision.why),
+            _ => self.decision.map(|decision| self.rules.why(decision.why)).unwrap_or_default(),
         };
         let audit: Vec<_> = self.audited.iter().map(|(policy, rule)| self.rules.text(*policy, Some(*rule))).collect();
+        let would_deny = self.decision.and_then(|decision| decision.would_deny);
         let fields = PolicyFields {
             policy: policy.into(),
-            policy_would_deny: self.decision.would_deny.map(|why| self.rules.why(why)).unwrap_or_default().into(),
+            policy_would_deny: would_deny.map(|why| self.rules.why(why)).unwrap_or_default().into(),
             policy_audit: audit.join(",").into(),
         };
         (fields != PolicyFields::default()).then(|| Box::new(fields))
@@ -125,7 +117,9 @@ impl Decided {
 
 /// The rules of the ports that are called, as of the newest snapshot that changed any.
 #[derive(Default)]
-pub(crate) struct RuleCache(RefCell<FastMap<(PodUid, SocketAddr), AsOf<Rc<Rules>>>>);
+pub(crate) struct RuleCache(RefCell<FastMap<PortOfPod, AsOf<Rc<Rules>>>>);
+
+type PortOfPod = (PodUid, SocketAddr);
 
 /// What was found as of which policies.
 pub(crate) type AsOf<T> = (u64, T);

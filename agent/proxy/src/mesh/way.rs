@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use heddle_identity::{Alpn, ExpectedIds};
-use heddle_model::{SameNode, Transport, Workload};
+use heddle_model::{MeshConfig, SameNode, Transport, Workload};
 use heddle_telemetry::{Direction, Via};
 
 use crate::budget::Pod;
@@ -26,6 +26,19 @@ pub(crate) enum Way {
     Hbone(ExpectedIds),
 }
 
+/// By what an agent with identities reaches a port of another pod, which `is_here` if this agent serves both.
+pub(crate) fn via(workload: &Workload, port: u16, mesh: &MeshConfig, is_here: bool) -> Via {
+    if workload.capture.exclude_inbound_ports.contains(&port) {
+        return Via::Plain;
+    }
+    match workload.transport_to(port, mesh) {
+        Transport::Plain => Via::Plain,
+        Transport::Heddle if is_here && mesh.same_node != SameNode::Wire => Via::Handover,
+        Transport::Heddle => Via::Heddle,
+        Transport::Hbone => Via::Hbone,
+    }
+}
+
 impl Way {
     /// The way from the pod of `conn` to a port of a workload.
     pub(crate) fn to(conn: &Conn, workload: Option<&Arc<Workload>>, addr: std::net::SocketAddr) -> Self {
@@ -33,23 +46,18 @@ impl Way {
             return Self::Direct;
         };
         // Its own calls to itself never leave the pod.
-        if conn.pod.has_address(addr.ip()) || workload.capture.exclude_inbound_ports.contains(&addr.port()) {
+        if conn.pod.has_address(addr.ip()) {
             return Self::Direct;
         }
         let snapshot = conn.worker.snapshot();
-        let transport = workload.transport_to(addr.port(), &snapshot.mesh);
-        match transport {
-            Transport::Plain => Self::Direct,
-            Transport::Heddle => {
-                if snapshot.mesh.same_node != SameNode::Wire
-                    && conn.pod.identity.is_some()
-                    && let Some(pod) = conn.worker.pods.borrow().get(&workload.uid)
-                {
-                    return Self::Handover(pod.clone());
-                }
-                Self::Heddle(tls.ids_of(workload, &snapshot.mesh.trust_domain))
-            }
-            Transport::Hbone => Self::Hbone(tls.ids_of(workload, &snapshot.mesh.trust_domain)),
+        let pods = conn.worker.pods.borrow();
+        let here = pods.get(&workload.uid).filter(|_| conn.pod.identity.is_some());
+        let expected = || tls.ids_of(workload, &snapshot.mesh.trust_domain);
+        match (via(workload, addr.port(), &snapshot.mesh, here.is_some()), here) {
+            (Via::Plain, _) => Self::Direct,
+            (Via::Handover, Some(pod)) => Self::Handover(pod.clone()),
+            (Via::Heddle | Via::Handover, _) => Self::Heddle(expected()),
+            (Via::Hbone, _) => Self::Hbone(expected()),
         }
     }
 
