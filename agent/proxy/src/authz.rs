@@ -65,24 +65,48 @@ impl Permit {
     }
 }
 
-/// What can be said of a called connection before its bytes are known; a calling one is judged elsewhere.
-pub(crate) fn outlook(conn: &Conn) -> Outlook {
+/// How the bytes of a connection are taken, before they are known. What is declared of the port says nothing against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// As the port is declared.
+    Free,
+    /// As HTTP if they are: rules ask for that. Let in either way, as far as is known now.
+    Parsed,
+    /// As HTTP, each request judged by itself; what is none is refused before the application hears of it.
+    Requests,
+    /// Not at all; a client that speaks HTTP is told so.
+    Refused,
+}
+
+impl Admission {
+    fn of(access: &PortAccess, peer: &Peer<'_>) -> Self {
+        match access.outlook(peer) {
+            Outlook::Allowed if access.needs_http() => Self::Parsed,
+            Outlook::Allowed => Self::Free,
+            Outlook::OfRequests => Self::Requests,
+            Outlook::Denied => Self::Refused,
+        }
+    }
+}
+
+/// How the bytes of a called connection are taken; a calling one is judged elsewhere.
+pub(crate) fn admission(conn: &Conn) -> Admission {
     conn.is_judged.set(true);
     if conn.direction == Direction::Outbound {
-        return Outlook::Allowed;
+        return Admission::Free;
     }
     let rules = rules(conn);
     if network::verdict(conn).is_some_and(|verdict| !verdict.is_allowed) {
-        return Outlook::Denied;
+        return Admission::Refused;
     }
-    if rules.access.is_open() { Outlook::Allowed } else { with_peer(conn, |peer| rules.access.outlook(peer)) }
+    if rules.access.is_open() { Admission::Free } else { with_peer(conn, |peer| Admission::of(&rules.access, peer)) }
 }
 
-/// The same of a connection that would be handed over to a pod of this node, at `addr`.
-pub(crate) fn outlook_of_handover(conn: &Conn, pod: &Pod, addr: SocketAddr) -> Outlook {
+/// Whether a connection has to be looked at before it is handed over to a pod of this node, at `addr`: it may carry HTTP that rules ask for.
+pub(crate) fn looks_at_handover(conn: &Conn, pod: &Pod, addr: SocketAddr) -> bool {
     let rules = conn.worker.rules.get(pod, OriginalDst::new(addr), &conn.worker.refresh());
     let peer = Peer { principal: Principal::of(conn.pod.principal()), address: conn.client.get().ip() };
-    rules.access.outlook(&peer)
+    Admission::of(&rules.access, &peer) != Admission::Free
 }
 
 /// Decides about a called connection that is no HTTP.
@@ -127,7 +151,7 @@ pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> bool {
 
 /// Whether nothing that a called connection carries would be let in.
 pub(crate) fn is_denied(conn: &Conn) -> bool {
-    outlook(conn) == Outlook::Denied
+    admission(conn) == Admission::Refused
 }
 
 /// What the policies of one port come to, for the data plane and for those who ask it why.

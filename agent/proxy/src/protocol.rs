@@ -20,14 +20,13 @@ use heddle_http::detect::{
     self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, Protocol,
 };
 use heddle_identity::Alpn;
-use heddle_model::policy::Outlook;
 use heddle_model::{ServicePort, Snapshot, Transport, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use crate::authz::{self, Permit};
+use crate::authz::{self, Admission, Permit};
 use crate::copy::{self, Side, not_ready};
 use crate::http;
 use crate::http::client::enter_called;
@@ -84,20 +83,21 @@ fn of_port(port: &ServicePort) -> Declared {
 
 /// Carries a connection to its end, as what it is. What only a part of its life needs is boxed for that part: an idle
 /// connection holds no room for a dial.
-pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream) -> Ended {
+pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downstream: TcpStream) -> Ended {
     // Whoever connects may be a peer of the mesh.
-    let may_be_peer = conn.direction == Direction::Inbound && conn.worker.tls.is_some();
-    let route = Rc::new(route);
+    let may_be_peer = conn.direction == Direction::Inbound && conn.worker.tls.is_some() && !conn.is_carried();
+    let route = route.into();
     let declared = match route.declared {
         // Listened to for that alone.
         Declared::Opaque if may_be_peer => Declared::Tls,
         declared => declared,
     };
-    let declared = match (declared, outlook(conn, &route)) {
-        (Declared::Opaque | Declared::Tls | Declared::Unknown, Outlook::OfRequests | Outlook::Denied) => {
+    let declared = match (declared, admission(conn, &route)) {
+        (Declared::Http | Declared::Http1 | Declared::Http2, _) | (_, Admission::Free) => declared,
+        (_, Admission::Parsed) => Declared::Unknown,
+        (_, Admission::Requests | Admission::Refused) => {
             return Box::pin(requests_only(conn, route, downstream, may_be_peer)).await;
         }
-        (declared, _) => declared,
     };
     match declared {
         Declared::Opaque => {
@@ -141,42 +141,30 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
     }
 }
 
-/// What policies say of the bytes of a connection, before they are known: at the called side, and where it is handed over to one on this node.
-fn outlook(conn: &Rc<Conn>, route: &Route) -> Outlook {
+/// How the bytes of a connection are taken: at the called side, and where they may be handed over to one on this node.
+fn admission(conn: &Rc<Conn>, route: &Route) -> Admission {
     if conn.direction == Direction::Inbound {
-        return authz::outlook(conn);
+        return authz::admission(conn);
     }
-    let is_of_requests = |workload: Option<&Arc<Workload>>, addr| match Way::to(conn, workload, addr) {
-        Way::Handover(pod) => authz::outlook_of_handover(conn, &pod, addr) != Outlook::Allowed,
-        _ => false,
+    let looks = |workload: Option<&Arc<Workload>>, addr| match Way::to(conn, workload, addr) {
+        Way::Handover(pod) => authz::looks_at_handover(conn, &pod, addr),
+        Way::Direct | Way::Heddle(_) | Way::Hbone(_) => false,
     };
-    let waits = match &route.kind {
-        // Whoever speaks is listened to anyway.
-        _ if route.declared != Declared::Opaque => false,
+    let is_looked_at = match &route.kind {
         Kind::Refused { .. } => false,
-        Kind::Address { hop, workload, .. } => is_of_requests(workload.as_ref(), hop.addr),
-        Kind::Service { candidates, .. } => candidates.iter().any(|e| is_of_requests(e.workload.as_ref(), e.addr)),
+        Kind::Address { hop, workload, .. } => looks(workload.as_ref(), hop.addr),
+        Kind::Service { candidates, .. } => candidates.iter().any(|e| looks(e.workload.as_ref(), e.addr)),
     };
-    if waits { Outlook::OfRequests } else { Outlook::Allowed }
+    // What comes of that is decided where an endpoint is chosen.
+    if is_looked_at { Admission::Parsed } else { Admission::Free }
 }
 
 /// Only requests may be let in, and each is judged by itself. The application hears of nothing before that.
-pub(crate) async fn requests_only(
-    conn: &Rc<Conn>,
-    route: Rc<Route>,
-    downstream: TcpStream,
-    may_be_peer: bool,
-) -> Ended {
+async fn requests_only(conn: &Rc<Conn>, route: Rc<Route>, downstream: TcpStream, may_be_peer: bool) -> Ended {
     match spoken(conn, downstream, may_be_peer).await {
         Spoken::Http1(downstream) => http::run_h1(conn, route, downstream, None).await,
         Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
         Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
-        // Of several endpoints one may let it in.
-        Spoken::Other(downstream) if conn.direction == Direction::Outbound => {
-            conn.state.set(State::Dialling);
-            let dialled = Box::pin(route::connect(conn, &route, &downstream)).await;
-            opaque(conn, downstream, dialled).await
-        }
         Spoken::Other(downstream) => Ended::refused(authz::refusal(conn), downstream),
         Spoken::Lost(ended) => ended,
     }

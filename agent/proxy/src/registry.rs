@@ -336,6 +336,11 @@ impl Conn {
         }
     }
 
+    /// Whether another connection carries it, and it has no socket of its own.
+    pub(crate) fn is_carried(&self) -> bool {
+        self.carrier.is_some()
+    }
+
     /// What carries it between the two pods.
     pub(crate) fn via(&self) -> Via {
         self.via.get()

@@ -19,7 +19,6 @@ use h2::server::SendResponse;
 use heddle_http::answer;
 use heddle_http::detect::HttpVersion;
 use heddle_identity::{Alpn, SpiffeId};
-use heddle_model::policy::Outlook;
 use heddle_model::{ClientAddr, OriginalDst, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -28,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{GOODBYE, IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
-use crate::authz;
+use crate::authz::{self, Admission};
 use crate::config::AGENT_PORTS;
 use crate::copy::Side;
 use crate::dial;
@@ -192,8 +191,8 @@ impl Accepted {
                 return None;
             }
         };
-        let outlook = authz::outlook(&conn);
-        if outlook == Outlook::Denied {
+        let admission = authz::admission(&conn);
+        if admission == Admission::Refused {
             let reason = authz::refusal(&conn);
             refuse(respond, self.forbidden(), Some(reason));
             conn.end(reason);
@@ -209,9 +208,9 @@ impl Accepted {
                 biased;
                 reason = conn.cut_while_carried() => reason,
                 reason = async {
-                    match outlook {
-                        Outlook::OfRequests => Box::pin(parse(conn, route, flow, source, respond)).await,
-                        _ => carry(conn, &route, flow, source, respond, forbidden).await,
+                    match admission {
+                        Admission::Free => carry(conn, &route, flow, source, respond, forbidden).await,
+                        _ => Box::pin(parse(conn, route, flow, source, respond)).await,
                     }
                 } => reason,
             };
@@ -366,8 +365,8 @@ async fn carry(
     reason
 }
 
-/// Only requests may be let in: the bytes are taken for HTTP, as if their client had connected by itself, and the application is called for
-/// what is let in of them.
+/// Rules ask for HTTP: the bytes are read as if their client had connected by itself, and the application is called for what is let in of
+/// them.
 async fn parse(
     conn: &Rc<Conn>,
     route: Rc<Route>,
@@ -386,7 +385,7 @@ async fn parse(
     let Ok(sink) = respond.send_response(Response::new(()), false) else { return Reason::DownstreamReset };
     let sink = Outgoing::new(sink, flow);
     let carrying = pin!(tunnel::carry_unread(conn, &clients, source, sink));
-    let mut serving = pin!(protocol::requests_only(conn, route, ours, false));
+    let mut serving = pin!(protocol::run(conn, route, ours));
     // It has no task of its own: this is where it hears that it is out of time.
     let serving = pin!(poll_fn(|cx| {
         let _ = conn.poll_cut(cx.waker());

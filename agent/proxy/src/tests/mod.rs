@@ -16,6 +16,8 @@ mod life;
 mod mesh;
 mod mesh_limits;
 mod patience;
+mod policy;
+mod policy_explained;
 mod pool_h2;
 mod pools;
 mod support;

@@ -99,6 +99,7 @@ pub struct Mesh {
     pub metrics: ProxyMetrics,
     pub tcp: TcpMetrics,
     pub http: HttpMetrics,
+    pub policy: PolicyMetrics,
     snapshot: watch::Sender<Arc<Snapshot>>,
     log: LogBuffer,
 }
@@ -125,8 +126,13 @@ impl Mesh {
             access: AccessLog::to(log.clone(), 100_000).unwrap(),
         };
         let (metrics, tcp, http) = (telemetry.proxy.clone(), telemetry.tcp.clone(), telemetry.http.clone());
+        let policy = telemetry.policy.clone();
         let proxy = Proxy::start(config, receiver, sockets.clone(), identity, telemetry).unwrap();
-        Self { proxy, sockets, metrics, tcp, http, snapshot, log }
+        Self { proxy, sockets, metrics, tcp, http, policy, snapshot, log }
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
     }
 
     pub fn apply(&self, delta: Delta) {
