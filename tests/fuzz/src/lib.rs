@@ -12,6 +12,7 @@ mod driver;
 mod h1;
 mod objects;
 mod oracle;
+mod policy;
 mod translate;
 
 /// One thing to throw bytes at.
@@ -44,6 +45,8 @@ targets! {
     keeper_protocol: objects::keeper_protocol,
     map_contents: objects::map_contents,
     yaml_objects: objects::yaml_objects,
+    path_normalize: policy::path_normalize,
+    policy_matchers: policy::policy_matchers,
 }
 
 impl Target {

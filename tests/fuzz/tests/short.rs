@@ -26,7 +26,7 @@ macro_rules! short {
 
 short! {
     h1_request h1_response chunked h1_to_h2 h1_response_to_h2 h2_to_h1 h2_response_to_h1 detect client_hello driver_h1 driver_h2
-    keeper_protocol map_contents yaml_objects
+    keeper_protocol map_contents yaml_objects path_normalize policy_matchers
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the texts of a policy match. Every one is compiled when the object is read, and takes time linear in what it is held against.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use regex::bytes::{Regex, RegexBuilder};
@@ -128,28 +129,30 @@ impl HostMatch {
     /// # Errors
     /// [`PatternError::Host`].
     pub fn new(text: &str) -> Result<Self, PatternError> {
-        let lower = text.trim_end_matches('.').to_ascii_lowercase();
+        let lower = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let is_name = |name: &str| {
             let is_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
             name.len() <= 253 && name.split('.').all(|l| (1..=63).contains(&l.len()) && l.bytes().all(is_byte))
         };
-        let is_v6 = |text: &str| text.parse::<std::net::Ipv6Addr>().is_ok();
         match lower.strip_prefix("*.") {
             Some(name) if is_name(name) => Ok(Self::Suffix(format!(".{name}").into())),
             Some(_) => Err(PatternError::Host),
-            None if is_name(&lower) || is_v6(lower.trim_matches(['[', ']'])) => {
-                Ok(Self::Exact(lower.trim_matches(['[', ']']).into()))
-            }
-            None => Err(PatternError::Host),
+            None if is_name(&lower) => Ok(Self::Exact(lower.into())),
+            None => match without_brackets(&lower).parse::<Ipv6Addr>() {
+                Ok(address) => Ok(Self::Exact(address.to_string().into())),
+                Err(_) => Err(PatternError::Host),
+            },
         }
     }
 
-    /// Whether a host is meant, in any case, with or without the root's dot or an address's brackets.
+    /// Whether a host is meant, in any case, with or without the root's dot or an address's brackets, whatever way an address is written.
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
         let host = host.strip_suffix('.').unwrap_or(host);
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         match self {
+            Self::Exact(exact) if exact.contains(':') => {
+                without_brackets(host).parse::<Ipv6Addr>().is_ok_and(|host| exact.parse() == Ok(host))
+            }
             Self::Exact(exact) => host.eq_ignore_ascii_case(exact),
             Self::Suffix(suffix) => {
                 host.len() > suffix.len()
@@ -157,6 +160,10 @@ impl HostMatch {
             }
         }
     }
+}
+
+fn without_brackets(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Paths, normalized and without query. Case matters.
