@@ -5,6 +5,7 @@
 //! read of it comes out marked invalid, so that it denies its own targets (DESIGN §7).
 #![forbid(unsafe_code)]
 
+pub mod authorization_policy;
 mod de;
 pub mod mesh;
 pub mod mesh_tls;
@@ -14,13 +15,14 @@ mod node;
 pub mod object;
 pub mod pod;
 mod problem;
+pub mod selector;
 pub mod service;
 pub mod slice;
 mod yaml;
 
 pub use mesh_tls::MeshTls;
 pub use namespace::{MeshLabel, Namespace};
-pub use object::{Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
+pub use object::{Dated, Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
 pub use pod::Pod;
 pub use problem::Problem;
 pub use slice::EndpointSlice;

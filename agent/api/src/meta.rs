@@ -141,6 +141,12 @@ pub(crate) fn is_label_value(text: &str) -> bool {
         && edge(text.chars().last())
 }
 
+/// Kubernetes' rule for the name of a label: an optional domain and `/`, then what a value may be, but not empty.
+pub(crate) fn is_label_key(text: &str) -> bool {
+    let (domain, name) = text.split_once('/').map_or((None, text), |(domain, name)| (Some(domain), name));
+    domain.is_none_or(is_dns_subdomain) && !name.is_empty() && is_label_value(name)
+}
+
 /// A port number.
 pub(crate) fn port(problems: &mut Problems, field: impl Into<String>, number: i64) -> Option<u16> {
     match u16::try_from(number) {
@@ -220,6 +226,25 @@ mod tests {
         ];
         for (text, label, subdomain) in table {
             assert_eq!((is_dns_label(text), is_dns_subdomain(text)), (label, subdomain), "{text}");
+        }
+    }
+
+    #[test]
+    fn label_keys_table() {
+        let table = [
+            ("app", true),
+            ("App_1.x", true),
+            ("app.kubernetes.io/name", true),
+            ("", false),
+            ("/app", false),
+            ("a/", false),
+            ("A.b/app", false),
+            ("a/b/c", false),
+            ("a b", false),
+            ("-a", false),
+        ];
+        for (text, expected) in table {
+            assert_eq!(is_label_key(text), expected, "{text}");
         }
     }
 

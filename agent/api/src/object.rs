@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use heddle_model::policy::AuthorizationPolicy;
 use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
 
+use crate::authorization_policy::{self, AuthorizationPolicyFields};
 use crate::mesh::{self, MeshFields};
 use crate::mesh_tls::{MeshTls, MeshTlsFields};
 use crate::meta;
@@ -53,6 +55,23 @@ pub enum Object {
     Mesh(Option<MeshConfig>),
     /// `heddle.dev/v1alpha1 MeshTLS`.
     MeshTls(MeshTls),
+    /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
+    AuthorizationPolicy(Dated<AuthorizationPolicy>),
+}
+
+/// A policy as the model has it, which does not care how old it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dated<T> {
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// The policy.
+    pub policy: Arc<T>,
+}
+
+impl<T> Dated<T> {
+    pub(crate) fn new(created: Option<Timestamp>, policy: T) -> Self {
+        Self { created, policy: Arc::new(policy) }
+    }
 }
 
 /// Which kind an object is of.
@@ -70,6 +89,8 @@ pub enum Kind {
     Mesh,
     /// `heddle.dev/v1alpha1 MeshTLS`.
     MeshTls,
+    /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
+    AuthorizationPolicy,
 }
 
 /// What makes an object that object.
@@ -94,6 +115,9 @@ impl Object {
             Self::EndpointSlice(o) => (Kind::EndpointSlice, Arc::clone(&o.namespace), Arc::clone(&o.name)),
             Self::Mesh(_) => (Kind::Mesh, Arc::default(), mesh::NAME.into()),
             Self::MeshTls(o) => (Kind::MeshTls, Arc::clone(&o.namespace), Arc::clone(&o.name)),
+            Self::AuthorizationPolicy(Dated { policy, .. }) => {
+                (Kind::AuthorizationPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
+            }
         };
         Key { kind, namespace, name }
     }
@@ -108,6 +132,7 @@ impl Object {
             Self::EndpointSlice(o) => o.created,
             Self::Mesh(_) => None,
             Self::MeshTls(o) => o.created,
+            Self::AuthorizationPolicy(o) => o.created,
         }
     }
 }
@@ -123,6 +148,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Mesh => "Mesh",
             Self::MeshTls => "MeshTLS",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
         }
     }
 
@@ -132,15 +158,23 @@ impl Kind {
         match self {
             Self::Namespace | Self::Pod | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Mesh | Self::MeshTls => "heddle.dev/v1alpha1",
+            Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy => "heddle.dev/v1alpha1",
         }
     }
 
     const fn namespaced(self) -> bool {
-        matches!(self, Self::Pod | Self::Service | Self::EndpointSlice | Self::MeshTls)
+        !matches!(self, Self::Namespace | Self::Mesh)
     }
 
-    const ALL: [Self; 6] = [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::Mesh, Self::MeshTls];
+    const ALL: [Self; 7] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Mesh,
+        Self::MeshTls,
+        Self::AuthorizationPolicy,
+    ];
 }
 
 impl Key {
@@ -282,10 +316,9 @@ impl Reader {
                 let unnamed = service::salvage(namespace, &format!("{}:{line}", self.origin), root);
                 (!unnamed.vips.is_empty()).then_some(Object::Service(unnamed))
             }
-            // It was meant for somebody, and a name is all that is wrong with it: its targets are strict.
-            (false, Kind::MeshTls) if meta::is_dns_label(namespace) => {
-                let name = format!("{}:{line}", self.origin);
-                Some(Object::MeshTls(MeshTls::salvage(namespace, &name, root)))
+            // It was meant for somebody, and a name is all that is wrong with it: its targets are strict, or denied.
+            (false, Kind::MeshTls | Kind::AuthorizationPolicy) if meta::is_dns_label(namespace) => {
+                salvage(kind, namespace, &format!("{}:{line}", self.origin), root)
             }
             (false, _) => None,
         };
@@ -396,7 +429,7 @@ fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut
     }
     let right = match kind {
         Kind::Namespace | Kind::Service => meta::is_dns_label(id.name),
-        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls => meta::is_dns_subdomain(id.name),
+        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls | Kind::AuthorizationPolicy => meta::is_dns_subdomain(id.name),
         Kind::Mesh => id.name == mesh::NAME,
     };
     if id.name.is_empty() {
@@ -437,6 +470,9 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
         }
         Kind::MeshTls => fields::<MeshTlsFields>(root, problems)
             .map(|fields| Object::MeshTls(MeshTls::convert(namespace, &fields, root, problems))),
+        Kind::AuthorizationPolicy => fields::<AuthorizationPolicyFields>(root, problems).map(|fields| {
+            Object::AuthorizationPolicy(authorization_policy::convert(namespace, &fields, root, problems))
+        }),
     };
     let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     converted.or_else(|| salvage(kind, namespace, name, root))
@@ -451,6 +487,10 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
         Kind::EndpointSlice => None,
         Kind::Mesh => Some(Object::Mesh(None)),
         Kind::MeshTls => Some(Object::MeshTls(MeshTls::salvage(namespace, name, root))),
+        Kind::AuthorizationPolicy => {
+            let policy = authorization_policy::salvage(namespace, name, root);
+            Some(Object::AuthorizationPolicy(Dated::new(None, policy)))
+        }
     }
 }
 

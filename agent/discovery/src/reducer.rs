@@ -75,6 +75,8 @@ impl Reducer {
                 self.set_slice(key, object.as_deref(), true);
             }
             Kind::Mesh => self.dirty.mesh = true,
+            // Nobody asks for them yet.
+            Kind::AuthorizationPolicy => {}
             Kind::MeshTls => {
                 change_set(&mut self.modes_of, Arc::clone(&key.namespace), Arc::clone(&key.name), object.is_some());
                 self.touch_selected(&key.namespace, old.as_deref(), object.as_deref());
