@@ -11,6 +11,7 @@ pub mod mesh;
 pub mod mesh_tls;
 pub mod meta;
 pub mod namespace;
+pub mod network_policy;
 mod node;
 pub mod object;
 pub mod pod;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_model::Timestamp;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::node::shortened;
@@ -141,6 +142,11 @@ pub(crate) fn is_label_value(text: &str) -> bool {
         && edge(text.chars().last())
 }
 
+/// Kubernetes' rule for the name of a container port (RFC 6335 §5.1, in lower case).
+pub(crate) fn is_port_name(text: &str) -> bool {
+    is_dns_label(text) && text.len() <= 15 && text.bytes().any(|b| b.is_ascii_lowercase()) && !text.contains("--")
+}
+
 /// Kubernetes' rule for the name of a label: an optional domain and `/`, then what a value may be, but not empty.
 pub(crate) fn is_label_key(text: &str) -> bool {
     let (domain, name) = text.split_once('/').map_or((None, text), |(domain, name)| (Some(domain), name));
@@ -192,6 +198,14 @@ fn unreachable_kind(ip: IpAddr) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// A network as clients' addresses are held against it: without bits behind its prefix, IPv4 never inside IPv6.
+pub(crate) fn canonical(net: IpNet) -> IpNet {
+    let net = net.trunc();
+    let (bits, mapped) = (net.prefix_len().checked_sub(96), net.addr().to_canonical());
+    let as_v4 = bits.filter(|_| net.addr() != mapped).and_then(|bits| IpNet::new(mapped, bits).ok());
+    as_v4.unwrap_or(net)
 }
 
 /// One of a few words; `None` and a problem for any other.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use heddle_model::network_policy::NetworkPolicy;
 use heddle_model::policy::AuthorizationPolicy;
 use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use crate::mesh::{self, MeshFields};
 use crate::mesh_tls::{MeshTls, MeshTlsFields};
 use crate::meta;
 use crate::namespace::{Namespace, NamespaceFields};
+use crate::network_policy::{self, NetworkPolicyFields};
 use crate::node::{Node, Value, shortened};
 use crate::pod::{Pod, PodFields};
 use crate::problem::{Problem, Problems};
@@ -57,6 +59,8 @@ pub enum Object {
     MeshTls(MeshTls),
     /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
     AuthorizationPolicy(Dated<AuthorizationPolicy>),
+    /// `networking.k8s.io/v1 NetworkPolicy`.
+    NetworkPolicy(Dated<NetworkPolicy>),
 }
 
 /// A policy as the model has it, which does not care how old it is.
@@ -91,6 +95,8 @@ pub enum Kind {
     MeshTls,
     /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
     AuthorizationPolicy,
+    /// `networking.k8s.io/v1 NetworkPolicy`.
+    NetworkPolicy,
 }
 
 /// What makes an object that object.
@@ -118,6 +124,9 @@ impl Object {
             Self::AuthorizationPolicy(Dated { policy, .. }) => {
                 (Kind::AuthorizationPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
             }
+            Self::NetworkPolicy(Dated { policy, .. }) => {
+                (Kind::NetworkPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
+            }
         };
         Key { kind, namespace, name }
     }
@@ -133,6 +142,7 @@ impl Object {
             Self::Mesh(_) => None,
             Self::MeshTls(o) => o.created,
             Self::AuthorizationPolicy(o) => o.created,
+            Self::NetworkPolicy(o) => o.created,
         }
     }
 }
@@ -149,6 +159,7 @@ impl Kind {
             Self::Mesh => "Mesh",
             Self::MeshTls => "MeshTLS",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
     }
 
@@ -159,6 +170,7 @@ impl Kind {
             Self::Namespace | Self::Pod | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
             Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy => "heddle.dev/v1alpha1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
         }
     }
 
@@ -166,7 +178,7 @@ impl Kind {
         !matches!(self, Self::Namespace | Self::Mesh)
     }
 
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -174,6 +186,7 @@ impl Kind {
         Self::Mesh,
         Self::MeshTls,
         Self::AuthorizationPolicy,
+        Self::NetworkPolicy,
     ];
 }
 
@@ -317,7 +330,9 @@ impl Reader {
                 (!unnamed.vips.is_empty()).then_some(Object::Service(unnamed))
             }
             // It was meant for somebody, and a name is all that is wrong with it: its targets are strict, or denied.
-            (false, Kind::MeshTls | Kind::AuthorizationPolicy) if meta::is_dns_label(namespace) => {
+            (false, Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy)
+                if meta::is_dns_label(namespace) =>
+            {
                 salvage(kind, namespace, &format!("{}:{line}", self.origin), root)
             }
             (false, _) => None,
@@ -394,7 +409,6 @@ fn known(id: &Identity<'_>, root: &Node<'_>) -> Known {
             Known::Unknown(format!("unknown kind `{version} {kind}`: read are {} and v1 List", kinds.join(", ")))
         }
         "gateway.networking.k8s.io" => Known::NotYet,
-        "networking.k8s.io" if id.kind == "NetworkPolicy" => Known::NotYet,
         _ => Known::Ignored,
     }
 }
@@ -429,7 +443,9 @@ fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut
     }
     let right = match kind {
         Kind::Namespace | Kind::Service => meta::is_dns_label(id.name),
-        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls | Kind::AuthorizationPolicy => meta::is_dns_subdomain(id.name),
+        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy => {
+            meta::is_dns_subdomain(id.name)
+        }
         Kind::Mesh => id.name == mesh::NAME,
     };
     if id.name.is_empty() {
@@ -473,6 +489,8 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
         Kind::AuthorizationPolicy => fields::<AuthorizationPolicyFields>(root, problems).map(|fields| {
             Object::AuthorizationPolicy(authorization_policy::convert(namespace, &fields, root, problems))
         }),
+        Kind::NetworkPolicy => fields::<NetworkPolicyFields>(root, problems)
+            .map(|fields| Object::NetworkPolicy(network_policy::convert(namespace, &fields, root, problems))),
     };
     let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     converted.or_else(|| salvage(kind, namespace, name, root))
@@ -490,6 +508,10 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
         Kind::AuthorizationPolicy => {
             let policy = authorization_policy::salvage(namespace, name, root);
             Some(Object::AuthorizationPolicy(Dated::new(None, policy)))
+        }
+        Kind::NetworkPolicy => {
+            let policy = network_policy::salvage(namespace, name, root);
+            Some(Object::NetworkPolicy(Dated::new(None, policy)))
         }
     }
 }

@@ -71,9 +71,16 @@ fn kinds_table() {
 
 #[test]
 fn other_kinds_are_ignored_or_said_to_have_no_effect_yet() {
-    let ignored =
-        ["v1 ConfigMap", "v1 Secret", "apps/v1 Deployment", "serving.knative.dev/v1 Service", "example.com/v1 Any"];
-    let unsupported = ["gateway.networking.k8s.io/v1 HTTPRoute", "networking.k8s.io/v1 NetworkPolicy"];
+    let ignored = [
+        "networking.k8s.io/v1 Ingress",
+        "security.istio.io/v1 AuthorizationPolicy",
+        "v1 ConfigMap",
+        "v1 Secret",
+        "apps/v1 Deployment",
+        "serving.knative.dev/v1 Service",
+        "example.com/v1 Any",
+    ];
+    let unsupported = ["gateway.networking.k8s.io/v1 HTTPRoute", "gateway.networking.k8s.io/v1 Gateway"];
     let object = |text: &str| {
         let (version, kind) = text.split_once(' ').unwrap();
         read("f", format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n").as_bytes())

@@ -76,7 +76,7 @@ impl Reducer {
             }
             Kind::Mesh => self.dirty.mesh = true,
             // Nobody asks for them yet.
-            Kind::AuthorizationPolicy => {}
+            Kind::AuthorizationPolicy | Kind::NetworkPolicy => {}
             Kind::MeshTls => {
                 change_set(&mut self.modes_of, Arc::clone(&key.namespace), Arc::clone(&key.name), object.is_some());
                 self.touch_selected(&key.namespace, old.as_deref(), object.as_deref());

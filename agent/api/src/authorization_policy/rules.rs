@@ -314,18 +314,10 @@ fn cidr(text: &str) -> Result<IpNet, String> {
     let net = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
     let net: IpNet =
         net.map_err(|_| format!("`{}` is no network such as `10.0.0.0/8`, nor an address", shortened(text)))?;
-    match canonical(net) {
+    match meta::canonical(net) {
         right if right == net => Ok(net),
         right => Err(format!("`{net}` is not the network's own address: write `{right}`")),
     }
-}
-
-/// A network as clients' addresses are held against it: without bits behind its prefix, IPv4 never inside IPv6.
-pub(crate) fn canonical(net: IpNet) -> IpNet {
-    let net = net.trunc();
-    let (bits, mapped) = (net.prefix_len().checked_sub(96), net.addr().to_canonical());
-    let as_v4 = bits.filter(|_| net.addr() != mapped).and_then(|bits| IpNet::new(mapped, bits).ok());
-    as_v4.unwrap_or(net)
 }
 
 fn port(number: i64) -> Result<u16, String> {
