@@ -171,6 +171,25 @@ fn namespaces_keep_what_can_be_read() {
 }
 
 #[test]
+fn namespaces_have_their_name_as_a_label() {
+    let labels = |meta: &str| {
+        let reading =
+            read("f", format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop{meta}}}\n").as_bytes());
+        match reading.items.into_iter().next().map(|item| item.object) {
+            Some(Object::Namespace(n)) => n.labels.map(|labels| format!("{labels:?}")),
+            other => panic!("{other:?}"),
+        }
+    };
+    let name = r#""kubernetes.io/metadata.name": "shop""#;
+    assert_eq!(labels("").as_deref(), Some(&*format!("{{{name}}}")));
+    assert_eq!(
+        labels(", labels: {a: b, kubernetes.io/metadata.name: other}"),
+        Some(format!(r#"{{"a": "b", {name}}}"#))
+    );
+    assert_eq!(labels(", labels: [a]"), None, "nobody knows them");
+}
+
+#[test]
 fn bytes_that_are_no_text_cost_their_document() {
     let good = "apiVersion: v1\nkind: Namespace\nmetadata: {name: good}\n---\n";
     let mut bytes = good.as_bytes().to_vec();
