@@ -27,8 +27,8 @@ pub fn status(reason: Reason) -> Option<u16> {
         | Reason::PlaintextRefused
         | Reason::PodBufferedBytesMax => return None,
 
-        Reason::RequestMalformed => 400,
-        Reason::PolicyClosed => 403,
+        Reason::RequestMalformed | Reason::PathAmbiguous => 400,
+        Reason::PolicyDenied | Reason::PolicyInvalid | Reason::NetworkPolicyDenied | Reason::PolicyClosed => 403,
         Reason::RequestTimeout => 408,
         Reason::RequestTargetTooLong => 414,
         Reason::RequestExpectation => 417,

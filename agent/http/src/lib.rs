@@ -1,6 +1,7 @@
 //! The pure half of the HTTP engine: bytes in, decisions out. No sockets, no clocks, no tasks (DESIGN §9).
 //!
 //! * [`h1`]: the HTTP/1 codec: heads, bodies, and what a proxy does to them. Every rule names its RFC section.
+//! * [`path`]: the one form of a path that policies match and servers get.
 //! * [`translate`]: the same messages as `http` types for HTTP/2, both ways, and the smuggling traps between the two.
 //! * [`answer`]: what the agent itself says when it cannot forward, one [`heddle_telemetry::Reason`] each, also to gRPC clients.
 //! * [`websocket`]: the handshake's keys, for translation between HTTP/1 and extended CONNECT.
@@ -10,6 +11,7 @@
 pub mod answer;
 pub mod detect;
 pub mod h1;
+pub mod path;
 pub mod translate;
 pub mod websocket;
 

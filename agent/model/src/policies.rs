@@ -103,7 +103,13 @@ impl Snapshot {
     /// address and port.
     #[must_use]
     pub fn port_access(&self, pod: &PodUid, addr: SocketAddr) -> PortAccess {
-        let of_pod = self.policies.workloads.get(pod).map_or(&[][..], |policies| &policies.authorization);
+        self.port_access_of(self.policies_of(pod).map(|policies| &**policies), addr)
+    }
+
+    /// The same for a pod that these policies select: one whose object is gone keeps those it had.
+    #[must_use]
+    pub fn port_access_of(&self, of_pod: Option<&WorkloadPolicies>, addr: SocketAddr) -> PortAccess {
+        let of_pod = of_pod.map_or(&[][..], |policies| &policies.authorization);
         if self.policies.services.len() == 0 {
             return PortAccess::new(of_pod, addr.port());
         }

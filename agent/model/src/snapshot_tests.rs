@@ -360,15 +360,15 @@ fn ports_of_an_address_are_those_with_an_endpoint_there() {
 
 #[derive(Clone, Debug)]
 enum Change {
-    Pod(PodUid, Option<Workload>),
+    Pod(PodUid, Box<Option<Workload>>),
     Service(ServiceKey, Option<Service>),
 }
 
 fn some_change() -> impl Strategy<Value = Change> {
     prop_oneof![
-        3 => some_pod().prop_map(|p| Change::Pod(p.uid.clone(), Some(p))),
+        3 => some_pod().prop_map(|p| Change::Pod(p.uid.clone(), Box::new(Some(p)))),
         3 => some_service().prop_map(|s| Change::Service(s.key(), Some(s))),
-        1 => (0_u8..5).prop_map(|n| Change::Pod(PodUid::new(&format!("uid-{n}")), None)),
+        1 => (0_u8..5).prop_map(|n| Change::Pod(PodUid::new(&format!("uid-{n}")), Box::new(None))),
         1 => (0_u8..5).prop_map(|n| Change::Service(("shop".into(), format!("s{n}").into()), None)),
     ]
 }
@@ -377,7 +377,7 @@ fn delta(changes: impl IntoIterator<Item = Change>) -> Delta {
     let mut delta = Delta::default();
     for change in changes {
         match change {
-            Change::Pod(uid, pod) => delta.workloads.push((uid, pod)),
+            Change::Pod(uid, pod) => delta.workloads.push((uid, *pod)),
             Change::Service(key, service) => delta.services.push((key, service)),
         }
     }
@@ -395,8 +395,10 @@ proptest! {
         for batch in history {
             for change in batch.iter().cloned() {
                 match change {
-                    Change::Pod(uid, Some(pod)) => drop(pods.insert(uid, pod)),
-                    Change::Pod(uid, None) => drop(pods.remove(&uid)),
+                    Change::Pod(uid, pod) => match *pod {
+                        Some(pod) => drop(pods.insert(uid, pod)),
+                        None => drop(pods.remove(&uid)),
+                    },
                     Change::Service(key, Some(service)) => drop(services.insert(key, service)),
                     Change::Service(key, None) => drop(services.remove(&key)),
                 }
@@ -404,7 +406,7 @@ proptest! {
             lived = lived.apply(delta(batch));
         }
         // The other order, to be sure that order does not matter either.
-        let pods = pods.into_iter().rev().map(|(uid, pod)| Change::Pod(uid, Some(pod)));
+        let pods = pods.into_iter().rev().map(|(uid, pod)| Change::Pod(uid, Box::new(Some(pod))));
         let services = services.into_iter().rev().map(|(key, service)| Change::Service(key, Some(service)));
         let fresh = Snapshot::new("a").apply(delta(services.chain(pods)));
         prop_assert!(lived.same_state(&fresh));

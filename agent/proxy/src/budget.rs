@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use heddle_identity::Lease;
-use heddle_model::{ClientAddr, Family, PodUid, Snapshot, Workload};
+use heddle_model::{ClientAddr, Family, PodUid, Snapshot, Workload, WorkloadPolicies};
 use tokio::sync::Semaphore;
 
 use crate::mesh::HANDSHAKES_MAX;
@@ -157,6 +157,8 @@ pub(crate) struct Pod {
     pub(crate) handshakes: Semaphore,
     /// What the snapshot last said: a pod whose object is gone works until its last process exits (FEATURES J7).
     workload: RefCell<Option<Arc<Workload>>>,
+    /// The policies that select it, likewise.
+    pub(crate) policies: RefCell<Option<Arc<WorkloadPolicies>>>,
 }
 
 impl Pod {
@@ -169,6 +171,7 @@ impl Pod {
             identity,
             handshakes: Semaphore::new(HANDSHAKES_MAX),
             workload: RefCell::new(None),
+            policies: RefCell::new(None),
         }
     }
 

@@ -20,13 +20,14 @@ use socket2::SockRef;
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::authz::Permit;
 use crate::buffers::{Lent, SIZES};
 use crate::config::{COPY_BURST_BYTES_MAX, COPY_BURST_BYTES_MIN, COPY_ROUND_BYTES};
 use crate::registry::{Conn, State};
 use crate::task::Ended;
 
 /// Carries bytes both ways to the end.
-pub(crate) async fn run(conn: &Rc<Conn>, downstream: TcpStream, upstream: TcpStream) -> Ended {
+pub(crate) async fn run(conn: &Rc<Conn>, _permit: &Permit, downstream: TcpStream, upstream: TcpStream) -> Ended {
     conn.open_series();
     let reason = carry(conn, &downstream, &upstream).await;
     Ended { reason, downstream: Some(downstream), upstream: Some(upstream), held: None }

@@ -8,6 +8,7 @@
 
 mod accept;
 mod affinity;
+mod authz;
 mod budget;
 mod buffers;
 mod config;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use heddle_model::{ClientAddr, Family, OriginalDst, PodUid, Service, Snapshot, Workload};
-use heddle_telemetry::{AccessLog, Direction, HttpMetrics, ProxyMetrics, Reason, TcpMetrics};
+use heddle_telemetry::{AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics};
 use tokio::sync::watch;
 
 use crate::affinity::AffinityTable;
@@ -55,6 +55,7 @@ pub(crate) fn worker(http: HttpMetrics) -> Rc<Worker> {
             tcp: TcpMetrics::new(1, 1000),
             http,
             proxy: ProxyMetrics::new(1),
+            policy: PolicyMetrics::new(1, 1000),
             access: AccessLog::none(),
         },
         affinity: Arc::new(AffinityTable::new(1)),

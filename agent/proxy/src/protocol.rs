@@ -20,12 +20,14 @@ use heddle_http::detect::{
     self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, Protocol,
 };
 use heddle_identity::Alpn;
+use heddle_model::policy::Outlook;
 use heddle_model::{ServicePort, Snapshot, Transport, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::authz::{self, Permit};
 use crate::copy::{self, Side, not_ready};
 use crate::http;
 use crate::http::client::enter_called;
@@ -91,45 +93,25 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
         Declared::Opaque if may_be_peer => Declared::Tls,
         declared => declared,
     };
+    let declared = match (declared, outlook(conn, &route)) {
+        (Declared::Opaque | Declared::Tls | Declared::Unknown, Outlook::OfRequests | Outlook::Denied) => {
+            return Box::pin(requests_only(conn, route, downstream, may_be_peer)).await;
+        }
+        (declared, _) => declared,
+    };
     match declared {
         Declared::Opaque => {
             conn.state.set(State::Dialling);
             let dialled = Box::pin(route::connect(conn, &route, &downstream)).await;
             opaque(conn, downstream, dialled).await
         }
-        Declared::Http | Declared::Http1 | Declared::Http2 => {
-            let mut seen = 0;
-            let spoken = poll_fn(|cx| poll_declared(cx, conn, &downstream, &mut seen)).await;
-            if seen > 0 && conn.is_out_of_time() {
-                match watched_anew(downstream) {
-                    Ok(again) => downstream = again,
-                    Err(reason) => return Ended::lost(reason),
-                }
-                // What it said is still there, and it stays out of time: whoever reads the head says so.
-                if let Err(error) = downstream.readable().await {
-                    return Ended::refused(Side::Downstream.broke(&error), downstream);
-                }
-            }
-            match spoken {
-                Ok(Protocol::Http2) => http::run_h2(conn, route, downstream, None).await,
-                Ok(Protocol::Tls) if may_be_peer => {
-                    let heard = match Box::pin(greeting::listen(conn, &downstream, HELLO_WAIT_MAX)).await {
-                        Ok(heard) => heard,
-                        Err(error) => return Ended::refused(Side::Downstream.broke(&error), downstream),
-                    };
-                    if heard.greeting == Greeting::Ours {
-                        return inbound::serve(conn.clone(), downstream, heard.is_unwatched).await;
-                    }
-                    match watched_anew(downstream) {
-                        Ok(downstream) => http::run_h1(conn, route, downstream, None).await,
-                        Err(reason) => Ended::lost(reason),
-                    }
-                }
-                // What is no HTTP is told so.
-                Ok(_) => http::run_h1(conn, route, downstream, None).await,
-                Err(error) => Ended::refused(Side::Downstream.broke(&error), downstream),
-            }
-        }
+        Declared::Http | Declared::Http1 | Declared::Http2 => match spoken(conn, downstream, may_be_peer).await {
+            Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
+            Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+            // What is no HTTP is told so.
+            Spoken::Http1(downstream) | Spoken::Other(downstream) => http::run_h1(conn, route, downstream, None).await,
+            Spoken::Lost(ended) => ended,
+        },
         Declared::Tls | Declared::Unknown => {
             conn.state.set(State::Dialling);
             // On a port that is said to be TLS there is nobody to answer.
@@ -159,6 +141,91 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: Route, mut downstream: TcpStream
     }
 }
 
+/// What policies say of the bytes of a connection, before they are known: at the called side, and where it is handed over to one on this node.
+fn outlook(conn: &Rc<Conn>, route: &Route) -> Outlook {
+    if conn.direction == Direction::Inbound {
+        return authz::outlook(conn);
+    }
+    let is_of_requests = |workload: Option<&Arc<Workload>>, addr| match Way::to(conn, workload, addr) {
+        Way::Handover(pod) => authz::outlook_of_handover(conn, &pod, addr) != Outlook::Allowed,
+        _ => false,
+    };
+    let waits = match &route.kind {
+        // Whoever speaks is listened to anyway.
+        _ if route.declared != Declared::Opaque => false,
+        Kind::Refused { .. } => false,
+        Kind::Address { hop, workload, .. } => is_of_requests(workload.as_ref(), hop.addr),
+        Kind::Service { candidates, .. } => candidates.iter().any(|e| is_of_requests(e.workload.as_ref(), e.addr)),
+    };
+    if waits { Outlook::OfRequests } else { Outlook::Allowed }
+}
+
+/// Only requests may be let in, and each is judged by itself. The application hears of nothing before that.
+pub(crate) async fn requests_only(
+    conn: &Rc<Conn>,
+    route: Rc<Route>,
+    downstream: TcpStream,
+    may_be_peer: bool,
+) -> Ended {
+    match spoken(conn, downstream, may_be_peer).await {
+        Spoken::Http1(downstream) => http::run_h1(conn, route, downstream, None).await,
+        Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
+        Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+        // Of several endpoints one may let it in.
+        Spoken::Other(downstream) if conn.direction == Direction::Outbound => {
+            conn.state.set(State::Dialling);
+            let dialled = Box::pin(route::connect(conn, &route, &downstream)).await;
+            opaque(conn, downstream, dialled).await
+        }
+        Spoken::Other(downstream) => Ended::refused(authz::refusal(conn), downstream),
+        Spoken::Lost(ended) => ended,
+    }
+}
+
+/// What the first bytes of a client are that speaks HTTP, if it keeps to what is said of it.
+enum Spoken {
+    Http1(TcpStream),
+    Http2(TcpStream),
+    /// A peer of the mesh; see [`watched_anew`].
+    Ours(TcpStream, bool),
+    Other(TcpStream),
+    Lost(Ended),
+}
+
+async fn spoken(conn: &Rc<Conn>, mut downstream: TcpStream, may_be_peer: bool) -> Spoken {
+    let mut seen = 0;
+    let spoken = poll_fn(|cx| poll_declared(cx, conn, &downstream, &mut seen)).await;
+    if seen > 0 && conn.is_out_of_time() {
+        match watched_anew(downstream) {
+            Ok(again) => downstream = again,
+            Err(reason) => return Spoken::Lost(Ended::lost(reason)),
+        }
+        // What it said is still there, and it stays out of time: whoever reads the head says so.
+        if let Err(error) = downstream.readable().await {
+            return Spoken::Lost(Ended::refused(Side::Downstream.broke(&error), downstream));
+        }
+    }
+    match spoken {
+        Ok(Protocol::Http1) => Spoken::Http1(downstream),
+        Ok(Protocol::Http2) => Spoken::Http2(downstream),
+        Ok(Protocol::Tls) if may_be_peer => {
+            let heard = match Box::pin(greeting::listen(conn, &downstream, HELLO_WAIT_MAX)).await {
+                Ok(heard) => heard,
+                Err(error) => return Spoken::Lost(Ended::refused(Side::Downstream.broke(&error), downstream)),
+            };
+            if heard.greeting == Greeting::Ours {
+                return Spoken::Ours(downstream, heard.is_unwatched);
+            }
+            match watched_anew(downstream) {
+                Ok(downstream) => Spoken::Other(downstream),
+                Err(reason) => Spoken::Lost(Ended::lost(reason)),
+            }
+        }
+        Ok(_) => Spoken::Other(downstream),
+        Err(error) => Spoken::Lost(Ended::refused(Side::Downstream.broke(&error), downstream)),
+    }
+}
+
 /// A socket whose bytes were peeked at and whose readiness was then forgotten, though they are still there to be read.
 pub(crate) fn watched_anew(stream: TcpStream) -> Result<TcpStream, Reason> {
     stream.into_std().and_then(TcpStream::from_std).map_err(|error| Side::Downstream.broke(&error))
@@ -176,10 +243,14 @@ fn of_its_own(dialled: Option<Result<Connected, Reason>>) -> Option<Result<Upstr
 async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Connected, Reason>) -> Ended {
     match dialled {
         Ok(Connected::Socket(Upstream { stream, endpoint, .. })) => {
-            if let Err(reason) = hand_over(conn, &endpoint) {
-                return Ended::refused(reason, downstream);
-            }
-            let ended = copy::run(conn, downstream, stream).await;
+            let permit = match permit_bytes(conn, &endpoint) {
+                Ok(permit) => permit,
+                Err(reason) => {
+                    http::pool::close(stream);
+                    return Ended::refused(reason, downstream);
+                }
+            };
+            let ended = copy::run(conn, &permit, downstream, stream).await;
             drop(endpoint);
             ended
         }
@@ -187,7 +258,7 @@ async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Connecte
             let Tunnel { source, sink, first, place, endpoint } = *tunnel;
             show_way(conn, &endpoint);
             conn.open_series();
-            let reason = tunnel::carry(conn, &downstream, Side::Downstream, source, sink, first).await;
+            let reason = tunnel::carry(conn, &Permit::free(), &downstream, Side::Downstream, source, sink, first).await;
             let reason = place.why(reason);
             if reason.is_success() {
                 place.complete();
@@ -207,14 +278,16 @@ fn show_way(conn: &Conn, endpoint: &EndpointRef) {
     }
 }
 
-/// Where the bytes are handed over to a pod of this node, its side of the connection.
-fn hand_over(conn: &Rc<Conn>, endpoint: &EndpointRef) -> Result<(), Reason> {
-    let Way::Handover(pod) = &endpoint.way else { return Ok(()) };
+/// Whether the bytes of a connection may go to an endpoint. Where they are handed over to a pod of this node, its side of the connection
+/// begins here.
+fn permit_bytes(conn: &Rc<Conn>, endpoint: &EndpointRef) -> Result<Permit, Reason> {
+    let Way::Handover(pod) = &endpoint.way else { return authz::opaque(conn) };
     let called = enter_called(conn, pod, endpoint.addr)?;
     conn.set_via(Via::Handover, conn.pod.principal(), pod.principal());
     conn.hands_over_to(&called);
+    let permit = authz::opaque(&called)?;
     called.open_series();
-    Ok(())
+    Ok(permit)
 }
 
 /// What came of listening.

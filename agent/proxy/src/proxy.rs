@@ -10,7 +10,7 @@ use std::time::Instant;
 use heddle_identity::{CertificateStore, HandshakeMetrics};
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::collect::{FamilyDesc, FnCollector};
-use heddle_telemetry::{AccessLog, HttpMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics};
+use heddle_telemetry::{AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::affinity::AffinityTable;
@@ -59,6 +59,8 @@ pub struct Telemetry {
     pub http: HttpMetrics,
     /// The data plane's own counters.
     pub proxy: ProxyMetrics,
+    /// Decisions of policies.
+    pub policy: PolicyMetrics,
     /// Access records.
     pub access: AccessLog,
 }

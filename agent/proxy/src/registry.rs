@@ -16,6 +16,7 @@ use heddle_model::{ClientAddr, MtlsMode, OriginalDst, PodUid, Service, Snapshot,
 use heddle_telemetry::{AccessRecord, Direction, Reason, Reporter, TcpHandle, Via};
 use tokio::sync::Notify;
 
+use crate::authz::{AsOf, Decided, NetworkVerdict, Rules};
 use crate::budget::Pod;
 use crate::labels::LabelKey;
 use crate::worker::Worker;
@@ -127,6 +128,16 @@ pub(crate) struct Conn {
     called: RefCell<Option<Rc<Conn>>>,
     /// It was taken as plain text, which its port may stop to allow.
     pub(crate) is_plaintext: Cell<bool>,
+    /// What it carries was judged: it ends when that is not let in any more.
+    pub(crate) is_judged: Cell<bool>,
+    /// It carries the streams of a peer, each of which is judged by itself.
+    pub(crate) is_peers: Cell<bool>,
+    /// The rules of the called port, as of which policies.
+    pub(crate) rules: RefCell<Option<AsOf<Rc<Rules>>>>,
+    /// What NetworkPolicies say of it, likewise.
+    pub(crate) network: RefCell<Option<AsOf<Option<Rc<NetworkVerdict>>>>>,
+    /// What was decided about its bytes.
+    pub(crate) decided: RefCell<Option<Box<Decided>>>,
     /// Told when a carried connection is cut.
     pub(crate) carried_cut: Notify,
     via: Cell<Via>,
@@ -192,6 +203,11 @@ impl Conn {
             carrier,
             called: RefCell::default(),
             is_plaintext: Cell::new(false),
+            is_judged: Cell::new(false),
+            is_peers: Cell::new(false),
+            rules: RefCell::default(),
+            network: RefCell::default(),
+            decided: RefCell::default(),
             carried_cut: Notify::new(),
             via: Cell::new(Via::Plain),
             principals: RefCell::default(),
@@ -318,6 +334,16 @@ impl Conn {
         if &*principals.1 != destination {
             principals.1 = destination.into();
         }
+    }
+
+    /// What carries it between the two pods.
+    pub(crate) fn via(&self) -> Via {
+        self.via.get()
+    }
+
+    /// SPIFFE id the caller proved; empty if none.
+    pub(crate) fn source_principal(&self) -> Arc<str> {
+        self.principals.borrow().0.clone()
     }
 
     /// What the called port takes.
@@ -515,6 +541,7 @@ impl Conn {
             destination_principal: self.principals.borrow().1.clone(),
             sni: self.sni.borrow().clone().unwrap_or_default(),
             http: None,
+            policy: self.decided.borrow().as_ref().and_then(|decided| decided.fields()),
         }
     }
 

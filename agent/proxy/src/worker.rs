@@ -24,6 +24,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::accept::{self, Port};
 use crate::affinity::AffinityTable;
+use crate::authz::{self, Judges, RuleCache};
 use crate::budget::{Pod, PodBudget};
 use crate::buffers::BufferPool;
 use crate::config::Config;
@@ -49,6 +50,8 @@ const SCRATCH_BYTES: usize = 64 << 10;
 const HOUSEKEEPING: Duration = Duration::from_secs(600);
 /// How often deadlines and idle pooled connections are looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// Between two looks at what changed in a flood of snapshots.
+const CHANGES_PAUSE: Duration = Duration::from_millis(100);
 
 /// What other threads ask of a worker.
 pub(crate) enum Command {
@@ -109,6 +112,10 @@ pub(crate) struct Worker {
     pub(crate) tls: Option<Tls>,
     /// Connections of authenticated peers.
     pub(crate) accepted: RefCell<Vec<Weak<Accepted>>>,
+    /// The rules of called ports.
+    pub(crate) rules: RuleCache,
+    /// Requests that are judged anew when policies change.
+    pub(crate) judges: Judges,
     /// Pods attached now.
     pub(crate) pods: RefCell<FastMap<PodUid, Rc<Pod>>>,
     pub(crate) buffers: Rc<BufferPool>,
@@ -155,13 +162,34 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
     let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut changes = worker.snapshots.borrow().clone();
+    let (mut judged, mut pause) = (worker.snapshot().policy_generation, tokio::time::Instant::now());
     loop {
+        let changed = async {
+            tokio::time::sleep_until(pause).await;
+            if changes.changed().await.is_err() {
+                // The writer is gone: the last snapshot stands.
+                std::future::pending::<()>().await;
+            }
+        };
         let command = tokio::select! {
             _ = stopped.changed() => None,
             command = commands.recv() => command,
+            () = changed => {
+                pause = tokio::time::Instant::now() + CHANGES_PAUSE;
+                let snapshot = worker.refresh();
+                worker.table.enforce_strict(&snapshot);
+                if std::mem::replace(&mut judged, snapshot.policy_generation) != snapshot.policy_generation {
+                    worker.pods.borrow().values().for_each(|pod| authz::remember(pod, &snapshot));
+                    worker.table.enforce_policies();
+                    worker.judges.wake_all();
+                }
+                continue;
+            }
             _ = housekeeping.tick() => {
                 worker.labels.clear();
                 worker.http_labels.clear();
+                worker.rules.clear();
                 continue;
             }
             _ = ticks.tick() => {
@@ -183,7 +211,9 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
         match command {
             Command::Attach { budget, addresses, identity, shards, reply } => {
                 let uid = budget.uid.clone();
-                let attached = Attached::new(&worker, Pod::new(budget, addresses, identity), shards);
+                let pod = Pod::new(budget, addresses, identity);
+                authz::remember(&pod, &worker.refresh());
+                let attached = Attached::new(&worker, pod, shards);
                 let _ = reply.send(attached.map(|a| {
                     worker.pods.borrow_mut().insert(uid.clone(), a.pod.clone());
                     // Under another identity perhaps: what the former one has in stock is nobody's to use any more.
@@ -267,6 +297,8 @@ impl Worker {
             index: seed.index,
             tls: seed.identity.map(|identity| Tls::new(identity, seed.index)),
             accepted: RefCell::default(),
+            rules: RuleCache::default(),
+            judges: Judges::default(),
             pods: RefCell::default(),
             buffers: BufferPool::new(seed.telemetry.proxy.clone(), seed.index),
             config: seed.config,
@@ -308,6 +340,11 @@ impl Worker {
     /// The snapshot of the last [`Worker::refresh`].
     pub(crate) fn snapshot(&self) -> Rc<Current> {
         self.current.borrow().clone()
+    }
+
+    /// Counts the snapshots that may have changed what a policy decides; of the last [`Worker::refresh`].
+    pub(crate) fn policy_generation(&self) -> u64 {
+        self.current.borrow().policy_generation
     }
 
     /// Budgets of each pod.

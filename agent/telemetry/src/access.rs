@@ -94,6 +94,24 @@ pub struct AccessRecord {
     /// The request, if the connection carried HTTP; `bytes_*` are then the sizes of its bodies.
     #[serde(flatten)]
     pub http: Option<HttpFields>,
+    /// What policies said, if any was asked.
+    #[serde(flatten)]
+    pub policy: Option<Box<PolicyFields>>,
+}
+
+/// What policies said of a request or connection. Policies are told as `namespace/name`, with the number of the rule in brackets; where it
+/// follows from no single one, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PolicyFields {
+    /// What the decision follows from.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub policy: Box<str>,
+    /// What it would have been refused for, if what is only tried (`dryRun`) were in force.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub policy_would_deny: Box<str>,
+    /// Audit rules that matched, separated by commas.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub policy_audit: Box<str>,
 }
 
 /// What only a request has. Empty texts are unknown or were not sent.
@@ -349,6 +367,7 @@ mod tests {
             destination_principal: "".into(),
             sni: "".into(),
             http: None,
+            policy: None,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod collect;
 pub mod encode;
 pub mod http;
 pub mod labels;
+pub mod policy;
 pub mod process;
 pub mod proxy;
 pub mod reason;
@@ -17,10 +18,11 @@ pub mod tcp;
 pub mod time;
 pub mod via;
 
-pub use access::{AccessLog, AccessRecord, HttpFields};
+pub use access::{AccessLog, AccessRecord, HttpFields, PolicyFields};
 pub use encode::Format;
 pub use http::{HttpHandle, HttpMetrics, RequestSample};
 pub use labels::{HttpLabels, PeerLabels, Reporter, ServiceLabels, TcpLabels};
+pub use policy::{PolicyHandle, PolicyLabels, PolicyMetrics, PolicyVerdict};
 pub use prometheus::{Error as RegistryError, Registry};
 pub use proxy::{Direction, ProxyMetrics};
 pub use reason::Reason;
@@ -30,7 +32,14 @@ pub use via::Via;
 /// Every family this room declares. Rooms with families of their own declare them as [`collect::FamilyDesc`] too.
 #[must_use]
 pub fn families() -> Vec<collect::FamilyDesc> {
-    let own: [&[collect::FamilyDesc]; 6] =
-        [&tcp::FAMILIES, &http::FAMILIES, &series::FAMILIES, &proxy::FAMILIES, &access::FAMILIES, &process::FAMILIES];
+    let own: [&[collect::FamilyDesc]; 7] = [
+        &tcp::FAMILIES,
+        &http::FAMILIES,
+        &series::FAMILIES,
+        &proxy::FAMILIES,
+        &policy::FAMILIES,
+        &access::FAMILIES,
+        &process::FAMILIES,
+    ];
     own.concat()
 }

@@ -166,6 +166,15 @@ reasons! {
     /// The port takes authenticated connections of the mesh only (STRICT), and this was none.
     PlaintextRefused = "plaintext_refused", "UAEX";
 
+    /// No authorization policy lets it in, or one refuses it; the access record's `policy` says which.
+    PolicyDenied = "policy_denied", "UAEX";
+    /// An authorization policy for this port was rejected, so its targets are denied; `heddle check` names it.
+    PolicyInvalid = "policy_invalid", "UAEX";
+    /// A NetworkPolicy isolates one of the two pods, and none lets this through.
+    NetworkPolicyDenied = "network_policy_denied", "UAEX";
+    /// A policy asks for paths, and this one may mean different things to different servers. Answered 400.
+    PathAmbiguous = "path_ambiguous", "DPE";
+
     /// The agent was draining and the connection outlived the deadline.
     DrainDeadline = "drain_deadline", "LR";
     /// A policy change closed the connection.

@@ -11,6 +11,7 @@ use h2::client::ResponseFuture;
 use h2::ext::Protocol;
 use heddle_http::Reject;
 use heddle_http::detect::HttpVersion;
+use heddle_http::h1::RequestHead;
 use heddle_model::OriginalDst;
 use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request};
@@ -19,6 +20,7 @@ use super::flow::{Flow, Outgoing};
 use super::pool::{self, Pool};
 use super::pool_h2::{CONNECTIONS_PER_ENDPOINT_MAX, Place, PoolH2, reason_of};
 use super::record::Record;
+use crate::authz::{self, Permit, View};
 use crate::budget::Pod;
 use crate::dial::{self, Failure, Hop};
 use crate::hash::FastMap;
@@ -42,6 +44,7 @@ pub(crate) struct Opened {
     pub(crate) reused: bool,
     /// Its weight on the endpoint, its place on the connection.
     pub(crate) held: (EndpointRef, Place),
+    pub(crate) permit: Permit,
 }
 
 /// Why there is no way to an upstream.
@@ -140,7 +143,8 @@ impl Client {
         for _ in 0..OPEN_TRIES_MAX {
             let place =
                 async |hop: &Hop, dials: &mut u32| self.pool_h2(hop.publish).place(&self.conn, hop, dials).await;
-            let (endpoint, place) = self.reach(choice, HttpVersion::Http2, record, place).await?;
+            let view = || View::of_request(request);
+            let (endpoint, place, permit) = self.reach(choice, HttpVersion::Http2, view, record, place).await?;
             record.set_endpoint(&endpoint);
             // What few streams need is boxed: the others hold no room for it.
             let patience = self.conn.worker.config.connect_timeout;
@@ -149,6 +153,7 @@ impl Client {
                 return Err(Reject::ExtendedConnect.request_reason().into());
             }
             let mut request = request.clone();
+            permit.apply_to(&mut request).map_err(Reject::request_reason)?;
             if endpoint.way.via() == Via::Heddle {
                 let is_connect = request.method() == Method::CONNECT && !is_extended;
                 let client = self.told.get_or_init(|| headers::of_client(self.conn.client.get()));
@@ -157,7 +162,8 @@ impl Client {
             match place.open(request, ended).await {
                 Ok((response, sink)) => {
                     let (flow, sink) = (place.flow(), Outgoing::new(sink, place.flow()));
-                    return Ok(Opened { response, sink, flow, reused: place.reused, held: (endpoint, place) });
+                    let (reused, held) = (place.reused, (endpoint, place));
+                    return Ok(Opened { response, sink, flow, reused, held, permit });
                 }
                 Err(error) => {
                     last = place.why(reason_of(&error));
@@ -178,8 +184,9 @@ impl Client {
         &self,
         choice: &mut Choice,
         from: From,
+        request: &RequestHead,
         record: &mut Record,
-    ) -> Result<Upstream, Unreached> {
+    ) -> Result<(Upstream, Permit), Unreached> {
         let connect = async |hop: &Hop, dials: &mut u32| {
             if from == From::Pool
                 && let Some(stream) = self.pool(hop.publish).take(self.conn.pod.serial, hop.addr)
@@ -189,8 +196,10 @@ impl Client {
             *dials += 1;
             Ok((Box::pin(dial::unwatched(&self.conn, hop)).await?, false))
         };
-        let (endpoint, (stream, reused)) = self.reach(choice, HttpVersion::Http1, record, connect).await?;
-        Ok(Upstream { stream, endpoint, reused })
+        let view = || View::of_head(request);
+        let (endpoint, (stream, reused), permit) =
+            self.reach(choice, HttpVersion::Http1, view, record, connect).await?;
+        Ok((Upstream { stream, endpoint, reused }, permit))
     }
 
     /// The next life of a connection behind a request: `keep` if it may serve another.
@@ -217,13 +226,14 @@ impl Client {
     }
 
     /// Tries the endpoints of the route in turn until one that speaks `version` is reached.
-    async fn reach<T>(
+    async fn reach<'v, T>(
         &self,
         choice: &mut Choice,
         version: HttpVersion,
+        view: impl Fn() -> View<'v>,
         record: &mut Record,
         mut reach: impl AsyncFnMut(&Hop, &mut u32) -> Result<T, Failure>,
-    ) -> Result<(EndpointRef, T), Unreached> {
+    ) -> Result<(EndpointRef, T, Permit), Unreached> {
         loop {
             if choice.version() != version {
                 return Err(Unreached::OtherVersion);
@@ -232,38 +242,55 @@ impl Client {
             if choice.hop().way.via() == Via::Hbone {
                 return Err(Reason::UpstreamUnreachable.into());
             }
+            let permit = self.permit(&choice.hop().way, choice.hop().addr, view(), record)?;
             let endpoint = choice.endpoint(&self.conn);
             match reach(choice.hop(), &mut record.attempts).await {
                 Ok(reached) => {
                     choice.connected(&self.conn);
-                    self.hand_over(&endpoint, record)?;
-                    return Ok((endpoint, reached));
+                    return Ok((endpoint, reached, permit));
                 }
                 Err(failure) => choice.failed(&self.conn, failure)?,
             }
         }
     }
 
-    /// Where the endpoint is a pod of this node, its side of the request begins here: its budget, its record.
-    pub(crate) fn hand_over(&self, endpoint: &EndpointRef, record: &mut Record) -> Result<(), Reason> {
-        let Way::Handover(pod) = &endpoint.way else {
+    /// Whether a request may go to an endpoint, as far as this agent decides that: where it is called, or where it is handed over to a pod
+    /// of this node. That pod's side of the request begins here: its budget, its record, its policies.
+    pub(crate) fn permit(
+        &self,
+        way: &Way,
+        addr: SocketAddr,
+        mut view: View<'_>,
+        record: &mut Record,
+    ) -> Result<Permit, Reason> {
+        if self.conn.direction == Direction::Inbound {
+            return authz::request(&self.conn, &mut view, &mut record.judged);
+        }
+        let Way::Handover(pod) = way else {
             record.goes_elsewhere();
-            return Ok(());
+            return Ok(Permit::free());
         };
-        let called = self.handed.borrow().get(&endpoint.addr).filter(|called| !called.is_leaving()).cloned();
+        let called = self.called(pod, addr)?;
+        record.hand_over(called.clone())?;
+        authz::request(&called, &mut view, &mut record.judged)
+    }
+
+    /// The called side of requests to a pod of this node.
+    fn called(&self, pod: &Rc<Pod>, addr: SocketAddr) -> Result<Rc<Conn>, Reason> {
+        let called = self.handed.borrow().get(&addr).filter(|called| !called.is_leaving()).cloned();
         let called = match called {
             Some(called) => called,
             None => {
-                let called = enter_called(&self.conn, pod, endpoint.addr)?;
+                let called = enter_called(&self.conn, pod, addr)?;
                 called.carries_http();
-                let gone = self.handed.borrow_mut().insert(endpoint.addr, called.clone());
+                let gone = self.handed.borrow_mut().insert(addr, called.clone());
                 if let Some(gone) = gone {
                     gone.end(Reason::Completed);
                 }
                 called
             }
         };
-        record.hand_over(called)
+        Ok(called)
     }
 
     fn pool_h2(&self, is_private: bool) -> &PoolH2 {

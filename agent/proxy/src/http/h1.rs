@@ -2,7 +2,7 @@
 
 mod cross;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -23,6 +23,7 @@ use super::inbox::{Filled, Inbox};
 use super::pool;
 use super::record::{Record, Told};
 use super::relay::{End, Facts, Failed, Outcome, Relay, flush};
+use crate::authz::{Judge, Permit, View};
 use crate::copy;
 use crate::copy::Side;
 use crate::dial;
@@ -57,7 +58,17 @@ enum Next {
     /// The end, as it was told the client.
     End(Reason),
     /// Opaque bytes.
-    Tunnel(Box<(Upstream, Inbox, Record)>),
+    Tunnel(Box<Tunnel>),
+}
+
+/// What a connection goes on with that is not HTTP any more.
+struct Tunnel {
+    upstream: Upstream,
+    upbox: Inbox,
+    record: Record,
+    /// What was asked, and whoever watches whether it still may be.
+    request: RequestHead,
+    judge: Judge,
 }
 
 /// Serves one client to the end of its connection. `dialled`: the upstream that detection connected to, or why it could not.
@@ -238,14 +249,10 @@ impl Server<'_> {
         let mut from = From::Pool;
         let mut choice = None;
         loop {
-            let connected = self.upstream(from, &mut choice).await;
+            let connected = self.upstream(from, &mut choice, &heads.request, &mut record).await;
             record.attempts = self.conn.attempts.get();
-            let handed = connected.and_then(|upstream| {
-                self.client.hand_over(&upstream.endpoint, &mut record)?;
-                Ok(upstream)
-            });
-            let upstream = match handed {
-                Ok(upstream) => upstream,
+            let (upstream, permit) = match connected {
+                Ok(connected) => connected,
                 Err(Unreached::Failed(reason)) => {
                     let Heads { response, .. } = heads;
                     return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
@@ -265,6 +272,12 @@ impl Server<'_> {
             };
             let Heads { request, response } = heads;
             record.set_endpoint(&upstream.endpoint);
+            if let Err(rule) = permit.apply_to_head(request) {
+                record.detail = rule.as_str();
+                self.put_back(upstream, true);
+                return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
+            }
+            let mut judge = permit.judge();
             let mut upbox = Inbox::default();
             let outcome = {
                 let mut wire = self.conn.worker.spare.take();
@@ -272,7 +285,11 @@ impl Server<'_> {
                 let down = End { stream: self.downstream, inbox: &mut self.inbox };
                 let up = End { stream: &upstream.stream, inbox: &mut upbox };
                 let mut relay = Relay::new(self.conn, down, up, facts, wire, response, &mut record, limits);
-                let outcome = poll_fn(|cx| relay.poll(cx)).await;
+                let outcome = poll_fn(|cx| match judge.poll(cx, || View::of_head(request)) {
+                    Poll::Ready(()) => Poll::Ready(relay.cut(Reason::PolicyClosed)),
+                    Poll::Pending => relay.poll(cx),
+                })
+                .await;
                 relay.recycle();
                 outcome
             };
@@ -282,7 +299,10 @@ impl Server<'_> {
                     self.put_back(upstream, keep_upstream);
                     return self.complete(record, keep_client).await;
                 }
-                Outcome::Tunnel => return Next::Tunnel(Box::new((upstream, upbox, record))),
+                Outcome::Tunnel => {
+                    let request = std::mem::take(request);
+                    return Next::Tunnel(Box::new(Tunnel { upstream, upbox, record, request, judge }));
+                }
                 Outcome::Failed(Failed { again: true, .. }) if upstream.reused => {
                     // It was closed while it was idle. Another may be as stale: a new one is not.
                     (from, choice) = (From::Dial, None);
@@ -316,14 +336,27 @@ impl Server<'_> {
         self.conn.original.map_or_else(String::new, |original| original.get().to_string())
     }
 
-    /// An upstream for one request.
-    async fn upstream(&mut self, from: From, choice: &mut Option<Choice>) -> Result<Upstream, Unreached> {
+    /// An upstream for one request, and the permit to send it there.
+    async fn upstream(
+        &mut self,
+        from: From,
+        choice: &mut Option<Choice>,
+        request: &RequestHead,
+        record: &mut Record,
+    ) -> Result<(Upstream, Permit), Unreached> {
         if let Some(stale) = self.kept.take_if(|kept| from == From::Dial || !pool::is_quiet(&kept.stream)) {
             pool::close(stale.stream);
         }
         // Detection dialled it for this very request.
         if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
-            return Ok(dialled);
+            let EndpointRef { way, addr, .. } = &dialled.endpoint;
+            return match self.client.permit(way, *addr, View::of_head(request), record) {
+                Ok(permit) => Ok((dialled, permit)),
+                Err(reason) => {
+                    self.put_back(dialled, true);
+                    Err(reason.into())
+                }
+            };
         }
         let choice = match choice {
             Some(chosen) => chosen,
@@ -334,15 +367,17 @@ impl Server<'_> {
                 return Err(Unreached::OtherVersion);
             }
             self.conn.set_endpoint(choice.hop().addr, choice.workload());
+            let view = View::of_head(request);
+            let permit = self.client.permit(&choice.hop().way, choice.hop().addr, view, record)?;
             let endpoint = choice.endpoint(self.conn);
             if let Some(stream) = self.idle(from, &endpoint) {
                 choice.connected(self.conn);
-                return Ok(Upstream { stream, endpoint, reused: true });
+                return Ok((Upstream { stream, endpoint, reused: true }, permit));
             }
             match dial::once(self.conn, self.downstream, choice.hop()).await {
                 Ok(stream) => {
                     choice.connected(self.conn);
-                    return Ok(Upstream { stream, endpoint, reused: false });
+                    return Ok((Upstream { stream, endpoint, reused: false }, permit));
                 }
                 Err(failure) => choice.failed(self.conn, failure)?,
             }
@@ -467,7 +502,8 @@ impl Server<'_> {
     }
 
     /// Both directions are opaque: what was read ahead goes first, then the bytes are copied to the end.
-    async fn tunnel(&mut self, (upstream, mut upbox, mut record): (Upstream, Inbox, Record)) -> Reason {
+    async fn tunnel(&mut self, tunnel: Tunnel) -> Reason {
+        let Tunnel { upstream, mut upbox, mut record, request, mut judge } = tunnel;
         record.begin_tunnel();
         let mut ahead = poll_fn(|cx| {
             let before = (self.inbox.len(), upbox.len());
@@ -483,7 +519,14 @@ impl Server<'_> {
         })
         .await;
         let reason = match &mut ahead {
-            Ok(_) => copy::carry(self.conn, self.downstream, &upstream.stream).await,
+            Ok(_) => {
+                let mut carrying = pin!(copy::carry(self.conn, self.downstream, &upstream.stream));
+                poll_fn(|cx| match judge.poll(cx, || View::of_head(&request)) {
+                    Poll::Ready(()) => Poll::Ready(Reason::PolicyClosed),
+                    Poll::Pending => carrying.as_mut().poll(cx),
+                })
+                .await
+            }
             Err(reason) => *reason,
         };
         record.finish(reason);

@@ -10,6 +10,7 @@ use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample, Via};
 use http::{HeaderMap, HeaderValue};
 
+use crate::authz::Told as Judged;
 use crate::budget::InFlight;
 use crate::labels::LabelKey;
 use crate::mesh::headers;
@@ -46,6 +47,8 @@ pub(crate) struct Record {
     told_by_peer: Option<Reason>,
     /// The called side, where the request is handed over on this node.
     called: Option<Called>,
+    /// What policies said of it, at the called side.
+    pub(crate) judged: Judged,
     pub(crate) attempts: u32,
     /// Its place in the pod's budget.
     in_flight: Option<InFlight>,
@@ -87,6 +90,7 @@ impl Record {
             way: Way::Direct,
             told_by_peer: None,
             called: None,
+            judged: Judged::default(),
             attempts: 0,
             in_flight: None,
             tunnel_from: None,
@@ -205,6 +209,9 @@ impl Record {
             self.request_bytes += now.0 - before.0;
             self.response_bytes += now.1 - before.1;
         }
+        if let Some(decided) = &self.judged.decided {
+            decided.count(&conn.worker);
+        }
         let mut peers = conn.label_key(reason.response_flags());
         if let Some((_, workload)) = &self.endpoint {
             peers.destination.clone_from(workload);
@@ -220,7 +227,9 @@ impl Record {
         }
         let Some(told) = self.told.take() else { return };
         let (start_time, mut fields) = *told;
-        (fields.status, fields.grpc_status, fields.detail) = (self.status, self.grpc_status, self.detail);
+        let detail = if self.detail.is_empty() { self.judged.detail } else { self.detail };
+        (fields.status, fields.grpc_status, fields.detail) = (self.status, self.grpc_status, detail);
+        let policy = self.judged.decided.as_ref().and_then(|decided| decided.fields());
         let tell = |conn: &Conn, fields: HttpFields| AccessRecord {
             start_time,
             duration,
@@ -232,9 +241,12 @@ impl Record {
         };
         let log = &conn.worker.telemetry.access;
         if let Some(Called { conn: called, .. }) = &called {
-            log.log(tell(called, fields.clone()));
+            log.log(AccessRecord { policy: policy.clone(), ..tell(called, fields.clone()) });
         }
         let mut record = tell(conn, fields);
+        if conn.direction == Direction::Inbound {
+            record.policy = policy;
+        }
         if conn.direction == Direction::Outbound {
             record.transport = self.way.via();
             if self.way.via().is_authenticated() {

@@ -263,6 +263,11 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// The exchange is over, whatever it waits for.
+    pub(crate) fn cut(&self, reason: Reason) -> Outcome {
+        Outcome::Failed(self.failed(reason))
+    }
+
     fn failed(&self, reason: Reason) -> Failed {
         Failed { reason, answerable: self.is_answerable(), again: false, request_complete: self.request.is_done() }
     }

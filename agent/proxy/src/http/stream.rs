@@ -25,6 +25,7 @@ use super::clock::BodyClock;
 use super::flow::{Flow, Incoming, Outgoing};
 use super::pool_h2::{is_unprocessed, reason_of};
 use super::record::{Messages, Record, Told, grpc_status};
+use crate::authz::View;
 use crate::route::Choice;
 
 /// Serves one stream of a client that speaks `spoken` to its end: another agent may ask on behalf of one that speaks HTTP/1.
@@ -140,7 +141,11 @@ impl Asking {
                 is_tunnel: false,
             };
             exchange.up.ended = ended;
+            let mut judge = opened.permit.judge();
             let outcome = poll_fn(|cx| {
+                if judge.poll(cx, || View::of_request(&request)).is_ready() {
+                    return Poll::Ready(Err(Failed::new(Reason::PolicyClosed, h2::Reason::CANCEL)));
+                }
                 let polled = exchange.poll(cx, &mut respond, &mut record);
                 let response = (exchange.down.bytes, &exchange.down.messages);
                 record.progress((exchange.up.bytes, &exchange.up.messages), Some(response));

@@ -2,20 +2,24 @@
 //! client it names, which may only be the peer's own address.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::pin::Pin;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use h2::RecvStream;
 use h2::ext::Protocol;
 use h2::server::SendResponse;
 use heddle_http::answer;
 use heddle_http::detect::HttpVersion;
 use heddle_identity::{Alpn, SpiffeId};
+use heddle_model::policy::Outlook;
 use heddle_model::{ClientAddr, OriginalDst, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -24,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{GOODBYE, IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
+use crate::authz;
 use crate::config::AGENT_PORTS;
 use crate::copy::Side;
 use crate::dial;
@@ -32,6 +37,7 @@ use crate::http::client::Client;
 use crate::http::flow::{Flow, Incoming, Outgoing};
 use crate::http::io::Wire;
 use crate::http::{h2 as http2, stream};
+use crate::protocol;
 use crate::registry::Conn;
 use crate::route::{Choice, Route};
 use crate::task::Ended;
@@ -53,6 +59,7 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
         Alpn::Hbone => (Via::Hbone, http2::Kind::Hbone),
     };
     conn.carries_http();
+    conn.is_peers.set(true);
     conn.set_via(via, peer.id().as_str(), conn.pod.principal());
     let source = source(&conn, peer.id());
     let accepted = Rc::new(Accepted {
@@ -185,8 +192,15 @@ impl Accepted {
                 return None;
             }
         };
+        let outlook = authz::outlook(&conn);
+        if outlook == Outlook::Denied {
+            let reason = authz::refusal(&conn);
+            refuse(respond, self.forbidden(), Some(reason));
+            conn.end(reason);
+            return None;
+        }
         let source = Incoming::new(request.into_body(), flow.clone());
-        let flow = flow.clone();
+        let (flow, forbidden) = (flow.clone(), self.forbidden());
         // Made here: the stream may be gone before it has its first turn.
         let carried = EndsWith(conn);
         Some(Box::pin(async move {
@@ -194,10 +208,21 @@ impl Accepted {
             let reason = tokio::select! {
                 biased;
                 reason = conn.cut_while_carried() => reason,
-                reason = carry(conn, &route, flow, source, respond) => reason,
+                reason = async {
+                    match outlook {
+                        Outlook::OfRequests => Box::pin(parse(conn, route, flow, source, respond)).await,
+                        _ => carry(conn, &route, flow, source, respond, forbidden).await,
+                    }
+                } => reason,
             };
             conn.end(reason);
         }))
+    }
+
+    /// How a peer is told that policies do not let its bytes in.
+    fn forbidden(&self) -> StatusCode {
+        // HBONE's word for it.
+        if self.via == Via::Hbone { StatusCode::UNAUTHORIZED } else { StatusCode::FORBIDDEN }
     }
 
     /// The true client of a request.
@@ -298,7 +323,15 @@ async fn carry(
     flow: Rc<Flow>,
     source: Incoming,
     mut respond: SendResponse<Bytes>,
+    forbidden: StatusCode,
 ) -> Reason {
+    let permit = match authz::opaque(conn) {
+        Ok(permit) => permit,
+        Err(reason) => {
+            refuse(respond, forbidden, Some(reason));
+            return reason;
+        }
+    };
     let dialling = async {
         let mut choice = Choice::new(conn, route, HttpVersion::Http1, None)?;
         loop {
@@ -324,12 +357,63 @@ async fn carry(
     };
     let Ok(sink) = respond.send_response(Response::new(()), false) else { return Reason::DownstreamReset };
     conn.open_series();
-    let reason = tunnel::carry(conn, &upstream, Side::Upstream, source, Outgoing::new(sink, flow), None).await;
+    let sink = Outgoing::new(sink, flow);
+    let reason = tunnel::carry(conn, &permit, &upstream, Side::Upstream, source, sink, None).await;
     if reason.is_success() {
         // Fails only on a socket that is already gone.
         let _ = SockRef::from(&upstream).set_linger(None);
     }
     reason
+}
+
+/// Only requests may be let in: the bytes are taken for HTTP, as if their client had connected by itself, and the application is called for
+/// what is let in of them.
+async fn parse(
+    conn: &Rc<Conn>,
+    route: Rc<Route>,
+    flow: Rc<Flow>,
+    source: Incoming,
+    mut respond: SendResponse<Bytes>,
+) -> Reason {
+    let (ours, clients) = match pair() {
+        Ok(pair) => pair,
+        Err(error) => {
+            tracing::warn!(%error, "no pair of sockets for a byte stream that is to be parsed");
+            refuse(respond, StatusCode::SERVICE_UNAVAILABLE, Some(Reason::SocketUnavailable));
+            return Reason::SocketUnavailable;
+        }
+    };
+    let Ok(sink) = respond.send_response(Response::new(()), false) else { return Reason::DownstreamReset };
+    let sink = Outgoing::new(sink, flow);
+    let carrying = pin!(tunnel::carry_unread(conn, &clients, source, sink));
+    let mut serving = pin!(protocol::requests_only(conn, route, ours, false));
+    // It has no task of its own: this is where it hears that it is out of time.
+    let serving = pin!(poll_fn(|cx| {
+        let _ = conn.poll_cut(cx.waker());
+        serving.as_mut().poll(cx).map(|ended| ended.reason)
+    }));
+    match select(serving, carrying).await {
+        // What was answered last may be on its way still.
+        Either::Left((reason, carrying)) => {
+            if reason.is_success() {
+                let _ = timeout(GOODBYE.0, carrying).await;
+            }
+            reason
+        }
+        Either::Right((reason, serving)) if reason.is_success() => timeout(GOODBYE.0, serving).await.unwrap_or(reason),
+        Either::Right((reason, _)) => reason,
+    }
+}
+
+/// Two ends of one connection inside this process.
+fn pair() -> io::Result<(TcpStream, TcpStream)> {
+    let (one, other) = UnixStream::pair()?;
+    let stream = |end: UnixStream| {
+        end.set_nonblocking(true)?;
+        // A socket of any family is read and written alike.
+        TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(end)))
+    };
+    Ok((stream(one)?, stream(other)?))
 }
 
 /// Declines a stream.

@@ -16,6 +16,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::{TUNNEL_TIMEOUT, headers};
+use crate::authz::Permit;
 use crate::copy::{self, Side, burst};
 use crate::dial::{Failure, Hop};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
@@ -99,46 +100,76 @@ fn declined<T>(hop: &Hop, response: &Response<T>) -> Failure {
 /// The stream is reset where the socket broke; the caller resets the socket.
 pub(crate) async fn carry(
     conn: &Rc<Conn>,
+    _permit: &Permit,
     socket: &TcpStream,
     side: Side,
-    mut source: Incoming,
+    source: Incoming,
     sink: Outgoing,
     first: Option<Bytes>,
 ) -> Reason {
     conn.state.set(State::Open);
-    let messages = Messages::new(false);
-    let first = first.map_or(Vec::new(), |first| {
-        source.release(first.len());
-        first.to_vec()
-    });
-    let mut tunnel = Carried {
-        conn,
-        socket,
-        side,
-        source,
-        sink,
-        inbox: Inbox::default(),
-        bytes_ahead: first.len() as u64,
-        to_socket: ToSocket::new(first, BodyEncoder::new(Body::Tunnel), messages),
-        to_stream: ToStream::new(BodyDecoder::new(Body::Tunnel, &Limits::DEFAULT), messages),
-        is_told: false,
-    };
-    let mut gone = pin!(copy::watch(socket));
-    let ended = poll_fn(|cx| {
-        let polled = tunnel.poll(cx);
-        tunnel.count();
-        match polled {
-            // Nothing else would show that the socket was reset.
-            Poll::Pending if tunnel.is_deaf() => gone.as_mut().poll(cx).map(|error| Err(side.broke(&error))),
-            polled => polled,
+    let mut tunnel = Carried::new(conn, socket, side, source, sink, first);
+    tunnel.run().await
+}
+
+/// The same for bytes that are judged and counted where they are read: at the other end of a socket of our own, which is the upstream.
+pub(crate) async fn carry_unread(conn: &Rc<Conn>, socket: &TcpStream, source: Incoming, sink: Outgoing) -> Reason {
+    let mut tunnel = Carried::new(conn, socket, Side::Upstream, source, sink, None);
+    tunnel.is_counted = false;
+    tunnel.run().await
+}
+
+impl<'a> Carried<'a> {
+    fn new(
+        conn: &'a Rc<Conn>,
+        socket: &'a TcpStream,
+        side: Side,
+        mut source: Incoming,
+        sink: Outgoing,
+        first: Option<Bytes>,
+    ) -> Self {
+        let messages = Messages::new(false);
+        let first = first.map_or(Vec::new(), |first| {
+            source.release(first.len());
+            first.to_vec()
+        });
+        Self {
+            conn,
+            socket,
+            side,
+            source,
+            sink,
+            inbox: Inbox::default(),
+            bytes_ahead: first.len() as u64,
+            to_socket: ToSocket::new(first, BodyEncoder::new(Body::Tunnel), messages),
+            to_stream: ToStream::new(BodyDecoder::new(Body::Tunnel, &Limits::DEFAULT), messages),
+            is_told: false,
+            is_counted: true,
         }
-    })
-    .await;
-    match ended {
-        Ok(()) => Reason::Completed,
-        Err(reason) => {
-            tunnel.sink.send_reset(h2::Reason::CONNECT_ERROR);
-            reason
+    }
+
+    /// To the end.
+    async fn run(&mut self) -> Reason {
+        let (socket, side) = (self.socket, self.side);
+        let mut gone = pin!(copy::watch(socket));
+        let ended = poll_fn(|cx| {
+            let polled = self.poll(cx);
+            if self.is_counted {
+                self.count();
+            }
+            match polled {
+                // Nothing else would show that the socket was reset.
+                Poll::Pending if self.is_deaf() => gone.as_mut().poll(cx).map(|error| Err(side.broke(&error))),
+                polled => polled,
+            }
+        })
+        .await;
+        match ended {
+            Ok(()) => Reason::Completed,
+            Err(reason) => {
+                self.sink.send_reset(h2::Reason::CONNECT_ERROR);
+                reason
+            }
         }
     }
 }
@@ -173,6 +204,8 @@ struct Carried<'a> {
     to_stream: ToStream,
     /// The socket was told that no more comes.
     is_told: bool,
+    /// Its bytes are the connection's own.
+    is_counted: bool,
 }
 
 impl Carried<'_> {

@@ -9,6 +9,7 @@ use heddle_telemetry::Reason;
 use tokio::sync::oneshot;
 
 use super::{Conn, ConnectionView};
+use crate::authz;
 use crate::hash::FastMap;
 use crate::proxy::Workers;
 use crate::worker::Command;
@@ -71,6 +72,22 @@ impl Table {
         for conn in self.open.borrow().values().filter(|conn| conn.is_plaintext.get()) {
             if conn.mode(snapshot) == MtlsMode::Strict {
                 conn.cut(Reason::PlaintextRefused);
+            }
+        }
+    }
+
+    /// Ends what policies do not let in any more. Requests are judged one by one by whoever carries them; here a client's connection ends on
+    /// which none would be let in.
+    pub(crate) fn enforce_policies(&self) {
+        let judged: Vec<_> = self.open.borrow().values().filter(|c| c.is_judged.get()).cloned().collect();
+        for conn in judged {
+            let is_clients = conn.carrier.is_none() && !conn.is_peers.get();
+            let ends = match conn.is_http.get() {
+                true => is_clients && authz::is_denied(&conn),
+                false => !authz::stands(&conn, None),
+            };
+            if ends {
+                conn.cut(Reason::PolicyClosed);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use heddle_model::mesh::PodLimits;
 use heddle_model::{ClientAddr, Delta, Endpoint, Family, MeshConfig, PodUid, Service, ServicePort, Snapshot, Workload};
-use heddle_telemetry::{AccessLog, HttpMetrics, ProxyMetrics, TcpMetrics};
+use heddle_telemetry::{AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, TcpMetrics};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -121,6 +121,7 @@ impl Mesh {
             tcp: TcpMetrics::new(config.workers, 1000),
             http: HttpMetrics::new(config.workers, 1000),
             proxy: ProxyMetrics::new(config.workers),
+            policy: PolicyMetrics::new(config.workers, 1000),
             access: AccessLog::to(log.clone(), 100_000).unwrap(),
         };
         let (metrics, tcp, http) = (telemetry.proxy.clone(), telemetry.tcp.clone(), telemetry.http.clone());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use heddle_model::{ClientAddr, Delta, Endpoint, Family, PodUid, Service, ServicePort, Snapshot, Workload};
 use heddle_proxy::{Config, PodListeners, Proxy, ShardListeners, SocketFuture, SocketSource, Telemetry};
-use heddle_telemetry::{AccessLog, Direction, HttpMetrics, ProxyMetrics, Reason, TcpMetrics};
+use heddle_telemetry::{AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -112,6 +112,7 @@ impl World {
             tcp: TcpMetrics::new(1, 100),
             http: HttpMetrics::new(1, 1000),
             proxy: ProxyMetrics::new(1),
+            policy: PolicyMetrics::new(1, 1000),
             access: AccessLog::to(io::sink(), 10_000).expect("a log"),
         };
         let metrics = telemetry.proxy.clone();

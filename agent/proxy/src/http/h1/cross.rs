@@ -17,6 +17,7 @@ use http::{Request, response};
 use socket2::SockRef;
 
 use super::{Heads, Next, Server, Streamed};
+use crate::authz::View;
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
 use crate::http::client::{Opened, REPEATS_MAX, Unreached};
@@ -65,14 +66,20 @@ impl Server<'_> {
             let endpoint = &opened.held.0;
             self.conn.set_endpoint(endpoint.addr, endpoint.workload.as_ref());
             let down = End { stream: self.downstream, inbox: &mut self.inbox };
+            let mut judge = opened.permit.judge();
             let mut crossing = Crossing::new(self.conn, down, &asking, opened, response, &mut record);
             let mut gone = pin!(copy::watch(self.downstream));
-            let outcome = poll_fn(|cx| match crossing.poll(cx) {
-                // Nothing else would show that the client is gone.
-                Poll::Pending if crossing.is_deaf() => {
-                    gone.as_mut().poll(cx).map(|error| Err(crossing.failed(Side::Downstream.broke(&error))))
+            let outcome = poll_fn(|cx| {
+                if judge.poll(cx, || View::of_request(&asking.request)).is_ready() {
+                    return Poll::Ready(Err(crossing.failed(Reason::PolicyClosed)));
                 }
-                polled => polled,
+                match crossing.poll(cx) {
+                    // Nothing else would show that the client is gone.
+                    Poll::Pending if crossing.is_deaf() => {
+                        gone.as_mut().poll(cx).map(|error| Err(crossing.failed(Side::Downstream.broke(&error))))
+                    }
+                    polled => polled,
+                }
             })
             .await;
             crossing.finish(outcome.err().map(|failed| failed.reason));

@@ -16,6 +16,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::{Asking, Failed, Otherwise, fail, refuse, unless_reset};
+use crate::authz::View;
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
 use crate::http::client::Unreached;
@@ -46,9 +47,9 @@ impl Asking {
         let facts = Facts::of(&heads.request, &Limits::DEFAULT);
         let mut from = From::Pool;
         loop {
-            let connecting = client.connection(&mut choice, from, &mut record);
-            let upstream = match unless_reset(&mut body, &mut respond, connecting).await {
-                Ok(upstream) => upstream,
+            let connecting = client.connection(&mut choice, from, &heads.request, &mut record);
+            let (upstream, permit) = match unless_reset(&mut body, &mut respond, connecting).await {
+                Ok(connected) => connected,
                 Err(Unreached::OtherVersion) => {
                     let asking = Self { client, flow, parts, checked, body, respond, record };
                     return Some(Box::new((asking, choice)));
@@ -59,6 +60,13 @@ impl Asking {
                 }
             };
             record.set_endpoint(&upstream.endpoint);
+            if let Err(rule) = permit.apply_to_head(&mut heads.request) {
+                record.detail = rule.as_str();
+                client.put_back(upstream, true);
+                refuse(&client, respond, record, rule.request_reason());
+                return None;
+            }
+            let mut judge = permit.judge();
             let mut wire = worker.spare.take();
             heads.request.write(&mut wire);
             let mut crossing = Crossing {
@@ -84,12 +92,17 @@ impl Asking {
             };
             let outcome = {
                 let mut gone = pin!(copy::watch(&upstream.stream));
-                poll_fn(|cx| match crossing.poll(cx) {
-                    // Nothing else would show that the server is gone.
-                    Poll::Pending if crossing.is_deaf() => {
-                        gone.as_mut().poll(cx).map(|error| Err(crossing.failed(Side::Upstream.broke(&error))))
+                poll_fn(|cx| {
+                    if judge.poll(cx, || View::of_head(&heads.request)).is_ready() {
+                        return Poll::Ready(Err(crossing.failed(Reason::PolicyClosed)));
                     }
-                    polled => polled,
+                    match crossing.poll(cx) {
+                        // Nothing else would show that the server is gone.
+                        Poll::Pending if crossing.is_deaf() => {
+                            gone.as_mut().poll(cx).map(|error| Err(crossing.failed(Side::Upstream.broke(&error))))
+                        }
+                        polled => polled,
+                    }
                 })
                 .await
             };
