@@ -1,6 +1,6 @@
 //! `v1 Pod`: a workload, and how it asks to be captured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -307,22 +307,30 @@ fn list<T: Ord>(
     values.into_iter().collect()
 }
 
-/// Takes the STRICT ports out of the inbound exclusions (FEATURES A6), and says so: nothing may go round the agent to
-/// them. To be called when the workload's modes are known.
+/// Takes those ports out of the inbound exclusions to which nothing may go round the agent (FEATURES A6), and says so: STRICT ones, and those
+/// that `guarded` gives a reason for. To be called when the workload's modes are known.
 #[must_use]
-pub fn keep_strict_ports(workload: &mut Workload, mesh: &MeshConfig) -> Option<Problem> {
-    let strict = |port: &u16| workload.mtls.of(*port, mesh) == MtlsMode::Strict;
-    let kept: Vec<u16> = workload.capture.exclude_inbound_ports.iter().copied().filter(strict).collect();
-    if kept.is_empty() {
-        return None;
-    }
-    workload.capture.exclude_inbound_ports.retain(|port| !kept.contains(port));
-    let list: Vec<String> = kept.iter().map(u16::to_string).collect();
-    let message = format!(
-        "port {} stays captured: its mTLS mode is `Strict`, and nothing goes round the agent to such a port",
-        list.join(", ")
-    );
-    Some(Problem::new(meta::annotation_path(meta::EXCLUDE_INBOUND_PORTS), message))
+pub fn keep_captured(
+    workload: &mut Workload,
+    mesh: &MeshConfig,
+    guarded: impl Fn(u16) -> Option<String>,
+) -> Vec<Problem> {
+    let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut excluded = std::mem::take(&mut workload.capture.exclude_inbound_ports);
+    excluded.retain(|port| {
+        let is_strict = workload.mtls.of(*port, mesh) == MtlsMode::Strict;
+        let why = if is_strict { Some("its mTLS mode is `Strict`".to_owned()) } else { guarded(*port) };
+        let Some(why) = why else { return true };
+        kept.entry(why).or_default().push(port.to_string());
+        false
+    });
+    workload.capture.exclude_inbound_ports = excluded;
+    let problem = |(why, ports): (String, Vec<String>)| {
+        let ports = ports.join(", ");
+        let message = format!("port {ports} stays captured: {why}, and nothing goes round the agent to such a port");
+        Problem::new(meta::annotation_path(meta::EXCLUDE_INBOUND_PORTS), message)
+    };
+    kept.into_iter().map(problem).collect()
 }
 
 fn refused(asked: &Capture) -> impl Iterator<Item = Problem> {
