@@ -160,6 +160,16 @@ fn a_policy_of_a_service_applies_where_the_service_leads() {
 const WARNING: &str = "warning shop/web: spec.targetRefs[0].name";
 
 #[test]
+fn an_endpoint_in_another_namespace_carries_no_policy_there() {
+    let mut world = World::new(SHOP);
+    world.set(SERVICE);
+    world.set(&SERVICE.replace("endpoints: [", "endpoints: [{addresses: [10.2.0.1]}, {addresses: [192.0.2.1]}, "));
+    world.set(&policy("web", "targetRefs: [{kind: Service, name: web}], action: deny"));
+    assert_eq!(world.asked("shop/web", "10.1.0.1:8080"), ["web"]);
+    assert_eq!(world.asked("other/web", "10.2.0.1:8080"), Vec::<String>::new());
+}
+
+#[test]
 fn a_rejected_policy_denies_its_own_targets_only() {
     let mut world = World::new(SHOP);
     world.set(SERVICE);
