@@ -15,7 +15,7 @@ use heddle_api::{EndpointSlice, Key, Kind, MeshTls, Namespace, Object, Problem, 
 use heddle_model::network_policy::NetworkPolicy;
 use heddle_model::policy::AuthorizationPolicy;
 use heddle_model::workload::Labels;
-use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, Transport, Workload};
+use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, ServicePort, Transport, Workload};
 
 use crate::overruled::Overrulings;
 use crate::policies::{self, Policies};
@@ -332,7 +332,12 @@ impl Reducer {
         let Object::Service(service) = self.objects.get(&object)?.as_ref() else { return None };
         let mut service = service.clone();
         if service.invalid {
-            return Some(service);
+            // It is refused whatever its endpoints are, but where it leads its policies must hold on: also by ports that could not be read.
+            let known: BTreeSet<_> = service.ports.iter().map(|port| Arc::clone(&port.name)).collect();
+            let all = self.slices(key).flat_map(|slice| slice.ports.iter().map(|(name, _)| Arc::clone(name)));
+            let unread: BTreeSet<_> = all.filter(|name| !known.contains(name)).collect();
+            let port = |name| ServicePort { name, port: 0, app_protocol: None, endpoints: Arc::default() };
+            service.ports.extend(unread.into_iter().map(port));
         }
         for port in &mut service.ports {
             let mut endpoints: Vec<Endpoint> = Vec::new();

@@ -160,6 +160,21 @@ fn a_policy_of_a_service_applies_where_the_service_leads() {
 const WARNING: &str = "warning shop/web: spec.targetRefs[0].name";
 
 #[test]
+fn a_rejected_service_lifts_no_policy() {
+    let mut world = World::new(SHOP);
+    world.set(SERVICE);
+    world.set(&policy("web", "targetRefs: [{kind: Service, name: web}]"));
+    for wrong in
+        ["ports: [{port: 0}]", "ports: 80", "ports: [{port: 80, name: other}], sessionAffinity: no", "type: none"]
+    {
+        world.set(&SERVICE.replace("ports: [{port: 80}]}", &format!("{wrong}}}")));
+        assert_eq!(world.asked("shop/web", "10.1.0.1:8080"), ["web"], "{wrong}");
+        let service = world.snapshot.service("shop", "web").unwrap();
+        assert!(service.invalid, "{wrong}");
+    }
+}
+
+#[test]
 fn an_endpoint_in_another_namespace_carries_no_policy_there() {
     let mut world = World::new(SHOP);
     world.set(SERVICE);

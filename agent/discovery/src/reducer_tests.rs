@@ -213,7 +213,7 @@ fn host_network_pods_are_linked_by_name_and_address() {
 }
 
 #[test]
-fn a_rejected_service_has_no_endpoints_and_refuses() {
+fn a_rejected_service_refuses() {
     let mut world = World::new(SHOP);
     world.set("apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 0}]}\n");
     let to = OriginalDst::new("10.96.0.1:80".parse().unwrap());
