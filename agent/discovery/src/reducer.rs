@@ -6,6 +6,7 @@
 //! force, DESIGN §7).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_api::mesh_tls::Overruled;
@@ -32,6 +33,8 @@ pub struct Reducer {
     slices_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
     /// Services by the pods their slices name; followed for host-network pods, which own no address.
     services_of_target: HashMap<ServiceKey, BTreeSet<ServiceKey>>,
+    /// Host-network pods, by namespace and name, by their addresses, which are the node's.
+    hosts: HashMap<IpAddr, BTreeSet<ServiceKey>>,
     /// Names of MeshTLS objects by namespace.
     modes_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     overruled: Overrulings,
@@ -173,6 +176,10 @@ impl Reducer {
         for (object, present) in [(old, false), (new, true)] {
             let Some(Object::Pod(pod)) = object else { continue };
             change_set(&mut self.pods_by_uid, pod.uid().clone(), key.clone(), present);
+            for ip in pod.workload().addresses.iter().filter(|_| pod.workload().host_network) {
+                let host = (Arc::clone(&key.namespace), Arc::clone(&key.name));
+                change_set(&mut self.hosts, *ip, host, present);
+            }
             self.touch_pod(pod);
         }
         if new.is_none() {
@@ -184,9 +191,11 @@ impl Reducer {
         let workload = pod.workload();
         self.dirty.uids.insert(workload.uid.clone());
         self.policies.touch(&workload.uid);
-        if workload.host_network {
-            let target = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
-            self.dirty.services.extend(self.services_of_target.get(&target).into_iter().flatten().cloned());
+        // A pod that owns the address of a host-network one takes its endpoints, and leaves them when it goes.
+        let hosts = workload.addresses.iter().filter_map(|ip| self.hosts.get(ip)).flatten();
+        let own = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
+        for target in hosts.chain([&own].into_iter().filter(|_| workload.host_network)) {
+            self.dirty.services.extend(self.services_of_target.get(target).into_iter().flatten().cloned());
         }
     }
 

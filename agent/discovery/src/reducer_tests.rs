@@ -208,6 +208,11 @@ fn host_network_pods_are_linked_by_name_and_address() {
     world.set(&slice("172.18.0.3"));
     assert_eq!(world.endpoints("web", 80), ["172.18.0.3:80=?"], "a name alone proves nothing");
     world.set(&slice("172.18.0.2"));
+    let other = "apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: shop}\nstatus: {podIP: 172.18.0.2}\n";
+    world.set(other);
+    assert_eq!(world.endpoints("web", 80), ["172.18.0.2:80=other"], "it says that the address is its own");
+    world.remove(Kind::Pod, "shop", "other");
+    assert_eq!(world.endpoints("web", 80), ["172.18.0.2:80=host"]);
     world.remove(Kind::Pod, "shop", "host");
     assert_eq!(world.endpoints("web", 80), ["172.18.0.2:80=?"]);
 }
@@ -372,8 +377,8 @@ proptest! {
         let r = &lived.reducer;
         let indexes = [
             r.pods_of.len(), r.pods_by_uid.len(), r.slices_of.len(), r.services_of_target.len(), r.reports.len(),
-            r.modes_of.len(), r.overruled.len(), r.policies.len(),
+            r.modes_of.len(), r.overruled.len(), r.policies.len(), r.hosts.len(),
         ];
-        prop_assert_eq!(indexes, [0; 8]);
+        prop_assert_eq!(indexes, [0; 9]);
     }
 }
