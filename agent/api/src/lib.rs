@@ -5,22 +5,25 @@
 //! read of it comes out marked invalid, so that it denies its own targets (DESIGN §7).
 #![forbid(unsafe_code)]
 
+pub mod authorization_policy;
 mod de;
 pub mod mesh;
 pub mod mesh_tls;
 pub mod meta;
 pub mod namespace;
+pub mod network_policy;
 mod node;
 pub mod object;
 pub mod pod;
 mod problem;
+pub mod selector;
 pub mod service;
 pub mod slice;
 mod yaml;
 
 pub use mesh_tls::MeshTls;
 pub use namespace::{MeshLabel, Namespace};
-pub use object::{Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
+pub use object::{Dated, Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
 pub use pod::Pod;
 pub use problem::Problem;
 pub use slice::EndpointSlice;

@@ -10,8 +10,9 @@ use heddle_model::{MtlsMode, MtlsModes, Timestamp};
 
 use crate::mesh::MTLS_MODES;
 use crate::meta::{self, ObjectMeta};
-use crate::node::{Node, Value, shortened};
+use crate::node::{Node, Value};
 use crate::problem::Problems;
+use crate::selector::{self, SelectorFields, only};
 
 /// Most entries of `spec.ports`.
 pub const PORTS_MAX: usize = 128;
@@ -40,14 +41,6 @@ pub struct MeshTlsSpec {
     pub mode: Option<String>,
     /// Of single target ports.
     pub ports: Vec<PortFields>,
-}
-
-/// `spec.selector`.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct SelectorFields {
-    /// Labels a pod must have, all of them.
-    pub match_labels: BTreeMap<String, String>,
 }
 
 /// An item of `spec.ports`.
@@ -245,24 +238,12 @@ impl MeshTls {
 /// The selector of an object whose fields could be read.
 fn selected(labels: &Labels, root: &Node<'_>, problems: &mut Problems) -> Selector {
     let before = problems.errors.len();
-    let path = |key: &str| {
-        let mut path = "spec.selector.matchLabels".to_owned();
-        crate::node::join(&mut path, key);
-        path
-    };
-    for (key, value) in labels.iter().filter(|(_, value)| !meta::is_label_value(value)) {
-        problems.error(path(key), format!("`{}` is no label value: no pod can have it", shortened(value)));
-    }
-    // Elsewhere nothing is an absent field; here it would let the object speak for more pods than it names.
-    if let Some(Node { value: Value::Mapping(entries), .. }) = root.at(&["spec", "selector", "matchLabels"]) {
-        for entry in entries.iter().filter(|entry| entry.node.value == Value::Null) {
-            problems.error(path(&entry.key), "has no value: give one, or `\"\"`");
-        }
-    }
-    if problems.errors.len() > before { Selector::Unreadable } else { selector(labels) }
+    let node = root.at(&["spec", "selector", "matchLabels"]);
+    selector::check(labels, node, "spec.selector.matchLabels", problems);
+    if problems.errors.len() > before { Selector::Unreadable } else { selector_of(labels) }
 }
 
-fn selector(labels: &Labels) -> Selector {
+fn selector_of(labels: &Labels) -> Selector {
     if labels.is_empty() { Selector::Namespace } else { Selector::Labels(labels.clone()) }
 }
 
@@ -277,23 +258,11 @@ fn salvaged_selector(root: &Node<'_>) -> Selector {
         // A field that nobody knows may be a selector misspelt.
         return if only(spec, &["selector", "mode", "ports"]) { Selector::Namespace } else { Selector::Unreadable };
     };
-    if !only(of_spec, &["matchLabels"]) {
-        return Selector::Unreadable;
-    }
-    let Some(labels) = of_spec.get("matchLabels").filter(present) else { return Selector::Namespace };
-    let Value::Mapping(labels) = &labels.value else { return Selector::Unreadable };
-    let labels: Option<Labels> =
-        labels.iter().map(|label| Some((label.key.to_string(), label.node.text()?.to_owned()))).collect();
-    labels.map_or(Selector::Unreadable, |labels| selector(&labels))
+    selector::salvaged(of_spec).map_or(Selector::Unreadable, |labels| selector_of(&labels))
 }
 
 /// The fields of an object without `spec`.
 const META: &[&str] = &["apiVersion", "kind", "metadata", "spec"];
-
-/// Whether a node is a mapping with no other fields than these.
-fn only(node: &Node<'_>, known: &[&str]) -> bool {
-    matches!(&node.value, Value::Mapping(entries) if entries.iter().all(|entry| known.contains(&entry.key.as_ref())))
-}
 
 #[cfg(test)]
 #[path = "mesh_tls_tests.rs"]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_model::Timestamp;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::node::shortened;
@@ -141,6 +142,17 @@ pub(crate) fn is_label_value(text: &str) -> bool {
         && edge(text.chars().last())
 }
 
+/// Kubernetes' rule for the name of a container port (RFC 6335 §5.1, in lower case).
+pub(crate) fn is_port_name(text: &str) -> bool {
+    is_dns_label(text) && text.len() <= 15 && text.bytes().any(|b| b.is_ascii_lowercase()) && !text.contains("--")
+}
+
+/// Kubernetes' rule for the name of a label: an optional domain and `/`, then what a value may be, but not empty.
+pub(crate) fn is_label_key(text: &str) -> bool {
+    let (domain, name) = text.split_once('/').map_or((None, text), |(domain, name)| (Some(domain), name));
+    domain.is_none_or(is_dns_subdomain) && !name.is_empty() && is_label_value(name)
+}
+
 /// A port number.
 pub(crate) fn port(problems: &mut Problems, field: impl Into<String>, number: i64) -> Option<u16> {
     match u16::try_from(number) {
@@ -188,6 +200,14 @@ fn unreachable_kind(ip: IpAddr) -> Option<&'static str> {
     }
 }
 
+/// A network as clients' addresses are held against it: without bits behind its prefix, IPv4 never inside IPv6.
+pub(crate) fn canonical(net: IpNet) -> IpNet {
+    let net = net.trunc();
+    let (bits, mapped) = (net.prefix_len().checked_sub(96), net.addr().to_canonical());
+    let as_v4 = bits.filter(|_| net.addr() != mapped).and_then(|bits| IpNet::new(mapped, bits).ok());
+    as_v4.unwrap_or(net)
+}
+
 /// One of a few words; `None` and a problem for any other.
 pub(crate) fn one_of<T: Copy>(problems: &mut Problems, field: &str, text: &str, words: &[(&str, T)]) -> Option<T> {
     let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
@@ -220,6 +240,25 @@ mod tests {
         ];
         for (text, label, subdomain) in table {
             assert_eq!((is_dns_label(text), is_dns_subdomain(text)), (label, subdomain), "{text}");
+        }
+    }
+
+    #[test]
+    fn label_keys_table() {
+        let table = [
+            ("app", true),
+            ("App_1.x", true),
+            ("app.kubernetes.io/name", true),
+            ("", false),
+            ("/app", false),
+            ("a/", false),
+            ("A.b/app", false),
+            ("a/b/c", false),
+            ("a b", false),
+            ("-a", false),
+        ];
+        for (text, expected) in table {
+            assert_eq!(is_label_key(text), expected, "{text}");
         }
     }
 

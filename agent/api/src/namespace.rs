@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use heddle_model::Timestamp;
-use heddle_model::workload::FailurePolicy;
+use heddle_model::workload::{FailurePolicy, Labels};
 use serde::Deserialize;
 
 use crate::meta::{self, ObjectMeta};
@@ -17,11 +17,16 @@ pub struct NamespaceFields {
     pub metadata: ObjectMeta,
 }
 
+/// The label with the namespace's name. Whatever the object says: the API server sets it so.
+pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// A Namespace as the mesh sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// Name.
     pub name: Arc<str>,
+    /// `metadata.labels`, with the one that Kubernetes gives every namespace, [`NAME_LABEL`]; none where they cannot be read.
+    pub labels: Option<Arc<Labels>>,
     /// Label `heddle.dev/mesh`.
     pub mesh: MeshLabel,
     /// Annotation `heddle.dev/failure-policy`; `Closed` where it cannot be read.
@@ -66,6 +71,7 @@ impl Namespace {
     pub fn absent(name: &str) -> Self {
         Self {
             name: name.into(),
+            labels: None,
             mesh: MeshLabel::Unset,
             failure_policy: FailurePolicy::Closed,
             allow_exclusions: false,
@@ -82,9 +88,12 @@ impl Namespace {
             meta::one_of(problems, &meta::annotation_path(key), text, words)
         };
         let open = annotation(meta::FAILURE_POLICY, &[("Closed", false), ("Open", true)]);
+        let mut labels = meta.labels.clone();
+        labels.insert(NAME_LABEL.to_owned(), meta.name.clone());
         let allow = annotation(meta::ALLOW_EXCLUSIONS, &[("true", true), ("false", false)]);
         Self {
             name: meta.name.as_str().into(),
+            labels: Some(Arc::new(labels)),
             mesh: MeshLabel::read(meta, problems),
             failure_policy: if open == Some(true) { FailurePolicy::Open } else { FailurePolicy::Closed },
             allow_exclusions: allow == Some(true),

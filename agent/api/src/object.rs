@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use heddle_model::network_policy::NetworkPolicy;
+use heddle_model::policy::AuthorizationPolicy;
 use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
 
+use crate::authorization_policy::{self, AuthorizationPolicyFields};
 use crate::mesh::{self, MeshFields};
 use crate::mesh_tls::{MeshTls, MeshTlsFields};
 use crate::meta;
 use crate::namespace::{Namespace, NamespaceFields};
+use crate::network_policy::{self, NetworkPolicyFields};
 use crate::node::{Node, Value, shortened};
 use crate::pod::{Pod, PodFields};
 use crate::problem::{Problem, Problems};
@@ -53,6 +57,25 @@ pub enum Object {
     Mesh(Option<MeshConfig>),
     /// `heddle.dev/v1alpha1 MeshTLS`.
     MeshTls(MeshTls),
+    /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
+    AuthorizationPolicy(Dated<AuthorizationPolicy>),
+    /// `networking.k8s.io/v1 NetworkPolicy`.
+    NetworkPolicy(Dated<NetworkPolicy>),
+}
+
+/// A policy as the model has it, which does not care how old it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dated<T> {
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// The policy.
+    pub policy: Arc<T>,
+}
+
+impl<T> Dated<T> {
+    pub(crate) fn new(created: Option<Timestamp>, policy: T) -> Self {
+        Self { created, policy: Arc::new(policy) }
+    }
 }
 
 /// Which kind an object is of.
@@ -70,6 +93,10 @@ pub enum Kind {
     Mesh,
     /// `heddle.dev/v1alpha1 MeshTLS`.
     MeshTls,
+    /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
+    AuthorizationPolicy,
+    /// `networking.k8s.io/v1 NetworkPolicy`.
+    NetworkPolicy,
 }
 
 /// What makes an object that object.
@@ -94,6 +121,12 @@ impl Object {
             Self::EndpointSlice(o) => (Kind::EndpointSlice, Arc::clone(&o.namespace), Arc::clone(&o.name)),
             Self::Mesh(_) => (Kind::Mesh, Arc::default(), mesh::NAME.into()),
             Self::MeshTls(o) => (Kind::MeshTls, Arc::clone(&o.namespace), Arc::clone(&o.name)),
+            Self::AuthorizationPolicy(Dated { policy, .. }) => {
+                (Kind::AuthorizationPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
+            }
+            Self::NetworkPolicy(Dated { policy, .. }) => {
+                (Kind::NetworkPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
+            }
         };
         Key { kind, namespace, name }
     }
@@ -108,6 +141,8 @@ impl Object {
             Self::EndpointSlice(o) => o.created,
             Self::Mesh(_) => None,
             Self::MeshTls(o) => o.created,
+            Self::AuthorizationPolicy(o) => o.created,
+            Self::NetworkPolicy(o) => o.created,
         }
     }
 }
@@ -123,6 +158,8 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Mesh => "Mesh",
             Self::MeshTls => "MeshTLS",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
     }
 
@@ -132,15 +169,25 @@ impl Kind {
         match self {
             Self::Namespace | Self::Pod | Self::Service => "v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Mesh | Self::MeshTls => "heddle.dev/v1alpha1",
+            Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy => "heddle.dev/v1alpha1",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
         }
     }
 
     const fn namespaced(self) -> bool {
-        matches!(self, Self::Pod | Self::Service | Self::EndpointSlice | Self::MeshTls)
+        !matches!(self, Self::Namespace | Self::Mesh)
     }
 
-    const ALL: [Self; 6] = [Self::Namespace, Self::Pod, Self::Service, Self::EndpointSlice, Self::Mesh, Self::MeshTls];
+    const ALL: [Self; 8] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Mesh,
+        Self::MeshTls,
+        Self::AuthorizationPolicy,
+        Self::NetworkPolicy,
+    ];
 }
 
 impl Key {
@@ -282,10 +329,11 @@ impl Reader {
                 let unnamed = service::salvage(namespace, &format!("{}:{line}", self.origin), root);
                 (!unnamed.vips.is_empty()).then_some(Object::Service(unnamed))
             }
-            // It was meant for somebody, and a name is all that is wrong with it: its targets are strict.
-            (false, Kind::MeshTls) if meta::is_dns_label(namespace) => {
-                let name = format!("{}:{line}", self.origin);
-                Some(Object::MeshTls(MeshTls::salvage(namespace, &name, root)))
+            // It was meant for somebody, and a name is all that is wrong with it: its targets are strict, or denied.
+            (false, Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy)
+                if meta::is_dns_label(namespace) =>
+            {
+                salvage(kind, namespace, &format!("{}:{line}", self.origin), root)
             }
             (false, _) => None,
         };
@@ -361,7 +409,6 @@ fn known(id: &Identity<'_>, root: &Node<'_>) -> Known {
             Known::Unknown(format!("unknown kind `{version} {kind}`: read are {} and v1 List", kinds.join(", ")))
         }
         "gateway.networking.k8s.io" => Known::NotYet,
-        "networking.k8s.io" if id.kind == "NetworkPolicy" => Known::NotYet,
         _ => Known::Ignored,
     }
 }
@@ -396,7 +443,9 @@ fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut
     }
     let right = match kind {
         Kind::Namespace | Kind::Service => meta::is_dns_label(id.name),
-        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls => meta::is_dns_subdomain(id.name),
+        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy => {
+            meta::is_dns_subdomain(id.name)
+        }
         Kind::Mesh => id.name == mesh::NAME,
     };
     if id.name.is_empty() {
@@ -437,6 +486,11 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
         }
         Kind::MeshTls => fields::<MeshTlsFields>(root, problems)
             .map(|fields| Object::MeshTls(MeshTls::convert(namespace, &fields, root, problems))),
+        Kind::AuthorizationPolicy => fields::<AuthorizationPolicyFields>(root, problems).map(|fields| {
+            Object::AuthorizationPolicy(authorization_policy::convert(namespace, &fields, root, problems))
+        }),
+        Kind::NetworkPolicy => fields::<NetworkPolicyFields>(root, problems)
+            .map(|fields| Object::NetworkPolicy(network_policy::convert(namespace, &fields, root, problems))),
     };
     let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     converted.or_else(|| salvage(kind, namespace, name, root))
@@ -451,6 +505,14 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
         Kind::EndpointSlice => None,
         Kind::Mesh => Some(Object::Mesh(None)),
         Kind::MeshTls => Some(Object::MeshTls(MeshTls::salvage(namespace, name, root))),
+        Kind::AuthorizationPolicy => {
+            let policy = authorization_policy::salvage(namespace, name, root);
+            Some(Object::AuthorizationPolicy(Dated::new(None, policy)))
+        }
+        Kind::NetworkPolicy => {
+            let policy = network_policy::salvage(namespace, name, root);
+            Some(Object::NetworkPolicy(Dated::new(None, policy)))
+        }
     }
 }
 

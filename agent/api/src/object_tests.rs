@@ -71,9 +71,16 @@ fn kinds_table() {
 
 #[test]
 fn other_kinds_are_ignored_or_said_to_have_no_effect_yet() {
-    let ignored =
-        ["v1 ConfigMap", "v1 Secret", "apps/v1 Deployment", "serving.knative.dev/v1 Service", "example.com/v1 Any"];
-    let unsupported = ["gateway.networking.k8s.io/v1 HTTPRoute", "networking.k8s.io/v1 NetworkPolicy"];
+    let ignored = [
+        "networking.k8s.io/v1 Ingress",
+        "security.istio.io/v1 AuthorizationPolicy",
+        "v1 ConfigMap",
+        "v1 Secret",
+        "apps/v1 Deployment",
+        "serving.knative.dev/v1 Service",
+        "example.com/v1 Any",
+    ];
+    let unsupported = ["gateway.networking.k8s.io/v1 HTTPRoute", "gateway.networking.k8s.io/v1 Gateway"];
     let object = |text: &str| {
         let (version, kind) = text.split_once(' ').unwrap();
         read("f", format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n").as_bytes())
@@ -161,6 +168,25 @@ fn namespaces_keep_what_can_be_read() {
     for (meta, expected) in table {
         assert_eq!(namespace(meta), expected, "{meta}");
     }
+}
+
+#[test]
+fn namespaces_have_their_name_as_a_label() {
+    let labels = |meta: &str| {
+        let reading =
+            read("f", format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop{meta}}}\n").as_bytes());
+        match reading.items.into_iter().next().map(|item| item.object) {
+            Some(Object::Namespace(n)) => n.labels.map(|labels| format!("{labels:?}")),
+            other => panic!("{other:?}"),
+        }
+    };
+    let name = r#""kubernetes.io/metadata.name": "shop""#;
+    assert_eq!(labels("").as_deref(), Some(&*format!("{{{name}}}")));
+    assert_eq!(
+        labels(", labels: {a: b, kubernetes.io/metadata.name: other}"),
+        Some(format!(r#"{{"a": "b", {name}}}"#))
+    );
+    assert_eq!(labels(", labels: [a]"), None, "nobody knows them");
 }
 
 #[test]

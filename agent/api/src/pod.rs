@@ -1,6 +1,6 @@
 //! `v1 Pod`: a workload, and how it asks to be captured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -36,6 +36,32 @@ pub struct PodSpec {
     pub service_account_name: String,
     /// `hostNetwork`.
     pub host_network: bool,
+    /// `containers`.
+    pub containers: Vec<ContainerFields>,
+    /// `initContainers`; those that are restarted always run beside the others.
+    pub init_containers: Vec<ContainerFields>,
+}
+
+/// An item of `spec.containers` or `spec.initContainers`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerFields {
+    /// `ports`.
+    pub ports: Vec<ContainerPortFields>,
+    /// `restartPolicy`, of an init container.
+    pub restart_policy: String,
+}
+
+/// An item of a container's `ports`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerPortFields {
+    /// `name`, empty without.
+    pub name: String,
+    /// `containerPort`.
+    pub container_port: i64,
+    /// `protocol`, TCP by default.
+    pub protocol: Option<String>,
 }
 
 /// `status` of a Pod.
@@ -66,8 +92,6 @@ pub struct Pod {
     /// Everything the Pod alone decides; `membership` is not decided yet, `capture` is what it asks for, `transport` is
     /// what reaches it while it is outside this mesh.
     workload: Workload,
-    /// `metadata.labels`, for selectors.
-    labels: Labels,
     /// Its own label.
     mesh: MeshLabel,
     /// The object was rejected; what could be read is in `workload`.
@@ -89,8 +113,8 @@ impl Pod {
 
     /// `metadata.labels`; none of a Pod whose fields could not be read, which is never in the mesh.
     #[must_use]
-    pub const fn labels(&self) -> &Labels {
-        &self.labels
+    pub fn labels(&self) -> &Labels {
+        &self.workload.labels
     }
 
     /// The workload under its namespace (FEATURES A1, A6), and what it asked for that has no effect.
@@ -149,6 +173,8 @@ impl Pod {
         workload.workload_name = owner(meta);
         workload.app = meta.first_label(&["app.kubernetes.io/name", "app"]);
         workload.version = meta.first_label(&["app.kubernetes.io/version", "version"]);
+        workload.labels = Arc::new(meta.labels.clone());
+        workload.named_ports = named_ports(spec, problems);
         workload.zone = meta.first_label(&["topology.kubernetes.io/zone"]);
         workload.created = meta.created(problems);
         workload.terminating = meta.deletion_timestamp.is_some();
@@ -176,7 +202,7 @@ impl Pod {
         workload.capture = asked(meta, problems);
         workload.standalone = standalone(meta, problems);
         let mesh = MeshLabel::read(meta, problems);
-        Self { workload, labels: meta.labels.clone(), mesh, invalid: !problems.errors.is_empty() }
+        Self { workload, mesh, invalid: !problems.errors.is_empty() }
     }
 
     /// What can be known of a Pod that was rejected before its fields were: enough to list it and its addresses.
@@ -206,8 +232,33 @@ impl Pod {
             },
             _ => MeshLabel::Unset,
         };
-        Self { workload, labels: Labels::new(), mesh, invalid: true }
+        Self { workload, mesh, invalid: true }
     }
+}
+
+/// TCP ports with a name, for NetworkPolicies. A number that is none is a warning: nobody listens there.
+fn named_ports(spec: &PodSpec, problems: &mut Problems) -> Arc<[(Arc<str>, u16)]> {
+    let mut named = Vec::new();
+    let containers = spec.containers.iter().enumerate().map(|at| ("containers", at));
+    let sidecars = spec.init_containers.iter().enumerate().filter(|(_, c)| c.restart_policy == "Always");
+    for (list, (index, container)) in containers.chain(sidecars.map(|at| ("initContainers", at))) {
+        for (at, port) in container.ports.iter().enumerate().filter(|(_, port)| !port.name.is_empty()) {
+            if port.protocol.as_deref().is_some_and(|protocol| protocol != "TCP") {
+                continue;
+            }
+            match u16::try_from(port.container_port) {
+                Ok(number) if number > 0 => named.push((port.name.as_str().into(), number)),
+                _ => {
+                    let field = format!("spec.{list}[{index}].ports[{at}].containerPort");
+                    problems.warn(
+                        field,
+                        format!("{} is no port, so `{}` names none", port.container_port, shortened(&port.name)),
+                    );
+                }
+            }
+        }
+    }
+    named.into()
 }
 
 /// What reaches the pod if this mesh does not capture it. Istio sets its annotation once it has redirected the pod.
@@ -256,22 +307,30 @@ fn list<T: Ord>(
     values.into_iter().collect()
 }
 
-/// Takes the STRICT ports out of the inbound exclusions (FEATURES A6), and says so: nothing may go round the agent to
-/// them. To be called when the workload's modes are known.
+/// Takes those ports out of the inbound exclusions to which nothing may go round the agent (FEATURES A6), and says so: STRICT ones, and those
+/// that `guarded` gives a reason for. To be called when the workload's modes are known.
 #[must_use]
-pub fn keep_strict_ports(workload: &mut Workload, mesh: &MeshConfig) -> Option<Problem> {
-    let strict = |port: &u16| workload.mtls.of(*port, mesh) == MtlsMode::Strict;
-    let kept: Vec<u16> = workload.capture.exclude_inbound_ports.iter().copied().filter(strict).collect();
-    if kept.is_empty() {
-        return None;
-    }
-    workload.capture.exclude_inbound_ports.retain(|port| !kept.contains(port));
-    let list: Vec<String> = kept.iter().map(u16::to_string).collect();
-    let message = format!(
-        "port {} stays captured: its mTLS mode is `Strict`, and nothing goes round the agent to such a port",
-        list.join(", ")
-    );
-    Some(Problem::new(meta::annotation_path(meta::EXCLUDE_INBOUND_PORTS), message))
+pub fn keep_captured(
+    workload: &mut Workload,
+    mesh: &MeshConfig,
+    guarded: impl Fn(u16) -> Option<String>,
+) -> Vec<Problem> {
+    let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut excluded = std::mem::take(&mut workload.capture.exclude_inbound_ports);
+    excluded.retain(|port| {
+        let is_strict = workload.mtls.of(*port, mesh) == MtlsMode::Strict;
+        let why = if is_strict { Some("its mTLS mode is `Strict`".to_owned()) } else { guarded(*port) };
+        let Some(why) = why else { return true };
+        kept.entry(why).or_default().push(port.to_string());
+        false
+    });
+    workload.capture.exclude_inbound_ports = excluded;
+    let problem = |(why, ports): (String, Vec<String>)| {
+        let ports = ports.join(", ");
+        let message = format!("port {ports} stays captured: {why}, and nothing goes round the agent to such a port");
+        Problem::new(meta::annotation_path(meta::EXCLUDE_INBOUND_PORTS), message)
+    };
+    kept.into_iter().map(problem).collect()
 }
 
 fn refused(asked: &Capture) -> impl Iterator<Item = Problem> {

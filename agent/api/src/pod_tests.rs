@@ -35,7 +35,17 @@ metadata:
   labels: {app: web, version: v2, app.kubernetes.io/name: shop-web, topology.kubernetes.io/zone: z1}
   annotations: {standalone.heddle.dev/netns: /run/netns/web, standalone.heddle.dev/cgroup: /sys/fs/cgroup/web}
   ownerReferences: [{kind: Node, name: x}, {kind: ReplicaSet, name: web-7d4b9, controller: true}]
-spec: {nodeName: a, serviceAccountName: web, containers: [{name: c}], hostNetwork: null}
+spec:
+  nodeName: a
+  serviceAccountName: web
+  hostNetwork: null
+  containers:
+  - {name: c}
+  - {name: d, ports: [{name: http, containerPort: 8080}, {containerPort: 81}, {name: dns, containerPort: 53, protocol: UDP}]}
+  - {name: e, ports: [{name: http, containerPort: 8081, protocol: TCP, hostPort: 1}]}
+  initContainers:
+  - {name: once, ports: [{name: init, containerPort: 1}]}
+  - {name: sidecar, restartPolicy: Always, ports: [{name: metrics, containerPort: 9100}]}
 status: {phase: Running, podIP: 10.1.0.1, podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1'}, {ip: '::ffff:10.1.0.2'}]}
 ");
     assert_eq!((invalid, warnings), (vec![], vec![]));
@@ -43,11 +53,24 @@ status: {phase: Running, podIP: 10.1.0.1, podIPs: [{ip: 10.1.0.1}, {ip: 'fd00::1
     assert_eq!((w.uid.as_str(), &*w.namespace, &*w.name), ("6a7b", "shop", "web-7d4b9-x2x4z"));
     assert_eq!((&*w.app, &*w.version, &*w.zone, &*w.node), ("shop-web", "v2", "z1", "a"));
     assert_eq!(&*w.service_account, "web");
+    let ports: Vec<_> = w.named_ports.iter().map(|(name, port)| (&**name, *port)).collect();
+    assert_eq!(ports, [("http", 8080), ("http", 8081), ("metrics", 9100)]);
+    assert_eq!((w.labels.len(), w.labels["app"].as_str()), (4, "web"));
     assert_eq!(w.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.1.0.1", "fd00::1", "10.1.0.2"]);
     assert!(w.terminating && !w.finished && !w.host_network);
     assert_eq!(w.created.map(heddle_model::Timestamp::unix), Some(1_786_270_272));
     let paths = w.standalone.as_ref().unwrap();
     assert_eq!((&*paths.netns, paths.cgroup.as_deref()), ("/run/netns/web", Some("/sys/fs/cgroup/web")));
+}
+
+#[test]
+fn a_container_port_that_is_none_is_warned_of() {
+    let (pod, invalid, warnings) = pod(
+        "metadata: {name: web}\nspec: {containers: [{ports: [{name: a, containerPort: 0}, {name: b, containerPort: 80}]}]}\n",
+    );
+    let told = "4: spec.containers[0].ports[0].containerPort: 0 is no port, so `a` names none";
+    assert_eq!((invalid, warnings), (vec![], vec![told.to_owned()]));
+    assert_eq!(*pod.workload().named_ports, [("b".into(), 80)]);
 }
 
 #[test]

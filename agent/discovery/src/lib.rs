@@ -6,6 +6,7 @@
 
 pub mod files;
 mod overruled;
+mod policies;
 pub mod reducer;
 
 pub use files::{FilesError, FilesSource, FilesStatus};

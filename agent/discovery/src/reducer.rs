@@ -1,19 +1,25 @@
-//! Objects in, delta out: joins pods with their namespaces and mTLS modes, and Services with their EndpointSlices.
+//! Objects in, delta out: joins pods with their namespaces, mTLS modes and policies, and Services with their EndpointSlices.
 //!
-//! Pure and incremental: a slice recomputes its Service, a namespace its pods, a MeshTLS those it selects, a pod itself.
+//! Pure and incremental: a slice recomputes its Service, a namespace its pods, a MeshTLS those it selects, a pod itself. A policy recomputes what
+//! applies to the pods it selects, and the pods themselves only where they exclude ports.
 //! What comes out depends on the objects that are set, not on the order in which they were (but for the Mesh: a rejected one leaves the former in
 //! force, DESIGN §7).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use heddle_api::mesh_tls::Overruled;
 use heddle_api::pod::{self, Pod};
 use heddle_api::slice::SliceEndpoint;
 use heddle_api::{EndpointSlice, Key, Kind, MeshTls, Namespace, Object, Problem, mesh_tls};
-use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, Transport, Workload};
+use heddle_model::network_policy::NetworkPolicy;
+use heddle_model::policy::AuthorizationPolicy;
+use heddle_model::workload::Labels;
+use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, ServicePort, Transport, Workload};
 
 use crate::overruled::Overrulings;
+use crate::policies::{self, Policies};
 
 /// The desired objects, and what of them has not been given out yet.
 #[derive(Debug, Default)]
@@ -27,9 +33,12 @@ pub struct Reducer {
     slices_of: HashMap<ServiceKey, BTreeSet<Arc<str>>>,
     /// Services by the pods their slices name; followed for host-network pods, which own no address.
     services_of_target: HashMap<ServiceKey, BTreeSet<ServiceKey>>,
+    /// Host-network pods, by namespace and name, by their addresses, which are the node's.
+    hosts: HashMap<IpAddr, BTreeSet<ServiceKey>>,
     /// Names of MeshTLS objects by namespace.
     modes_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     overruled: Overrulings,
+    policies: Policies,
     dirty: Dirty,
     mesh_in_force: MeshConfig,
     reports: BTreeMap<Key, Vec<Report>>,
@@ -48,6 +57,8 @@ pub struct Report {
 struct Dirty {
     uids: BTreeSet<PodUid>,
     services: BTreeSet<ServiceKey>,
+    /// Namespaces where a policy may have begun or ceased to speak of a Service's endpoints.
+    targets: BTreeSet<Arc<str>>,
     mesh: bool,
 }
 
@@ -67,6 +78,10 @@ impl Reducer {
         match key.kind {
             Kind::Namespace => {
                 self.touch_pods(&key.name, |_| true);
+                let [before, after] = [old.as_deref(), object.as_deref()].map(namespace_labels);
+                if before != after {
+                    self.policies.set_namespace(&key.name, after);
+                }
             }
             Kind::Pod => self.set_pod(key, old.as_deref(), object.as_deref()),
             Kind::Service => drop(self.dirty.services.insert((Arc::clone(&key.namespace), Arc::clone(&key.name)))),
@@ -78,6 +93,15 @@ impl Reducer {
             Kind::MeshTls => {
                 change_set(&mut self.modes_of, Arc::clone(&key.namespace), Arc::clone(&key.name), object.is_some());
                 self.touch_selected(&key.namespace, old.as_deref(), object.as_deref());
+            }
+            Kind::AuthorizationPolicy => {
+                let [old, new] = [old.as_deref(), object.as_deref()].map(authorization_policy);
+                self.policies.set_authorization(key, old, new);
+                self.report(key, Vec::new());
+            }
+            Kind::NetworkPolicy => {
+                let [old, new] = [old.as_deref(), object.as_deref()].map(network_policy);
+                self.policies.set_network(key, old, new);
             }
         }
         match object {
@@ -94,6 +118,7 @@ impl Reducer {
         if std::mem::take(&mut self.dirty.mesh) {
             delta.mesh = self.next_mesh();
         }
+        self.touch_targets();
         let dirty = std::mem::take(&mut self.dirty);
         for uid in dirty.uids {
             let workload = self.join_pod(&uid);
@@ -103,6 +128,14 @@ impl Reducer {
             let service = self.join_service(&key);
             delta.services.push((key, service));
         }
+        let (objects, pods_by_uid) = (&self.objects, &self.pods_by_uid);
+        delta.policies = self.policies.delta(|uid| {
+            let pod = pods_by_uid.get(uid).and_then(BTreeSet::first)?;
+            match objects.get(pod)?.as_ref() {
+                Object::Pod(pod) => Some((&pod.workload().namespace, pod.labels())),
+                _ => None,
+            }
+        });
         delta
     }
 
@@ -143,6 +176,10 @@ impl Reducer {
         for (object, present) in [(old, false), (new, true)] {
             let Some(Object::Pod(pod)) = object else { continue };
             change_set(&mut self.pods_by_uid, pod.uid().clone(), key.clone(), present);
+            for ip in pod.workload().addresses.iter().filter(|_| pod.workload().host_network) {
+                let host = (Arc::clone(&key.namespace), Arc::clone(&key.name));
+                change_set(&mut self.hosts, *ip, host, present);
+            }
             self.touch_pod(pod);
         }
         if new.is_none() {
@@ -153,9 +190,12 @@ impl Reducer {
     fn touch_pod(&mut self, pod: &Pod) {
         let workload = pod.workload();
         self.dirty.uids.insert(workload.uid.clone());
-        if workload.host_network {
-            let target = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
-            self.dirty.services.extend(self.services_of_target.get(&target).into_iter().flatten().cloned());
+        self.policies.touch(&workload.uid);
+        // A pod that owns the address of a host-network one takes its endpoints, and leaves them when it goes.
+        let hosts = workload.addresses.iter().filter_map(|ip| self.hosts.get(ip)).flatten();
+        let own = (Arc::clone(&workload.namespace), Arc::clone(&workload.name));
+        for target in hosts.chain([&own].into_iter().filter(|_| workload.host_network)) {
+            self.dirty.services.extend(self.services_of_target.get(target).into_iter().flatten().cloned());
         }
     }
 
@@ -181,10 +221,55 @@ impl Reducer {
         self.touch_pods(namespace, |pod| selectors.iter().flatten().any(|selector| selector.matches(pod.labels())));
     }
 
+    /// Touches what changed policies speak or spoke of, and tells of those whose Service there is not.
+    fn touch_targets(&mut self) {
+        for (namespace, touched) in self.policies.take_touched() {
+            for name in self.pods_of.get(&namespace).cloned().unwrap_or_default() {
+                let pod = Key { kind: Kind::Pod, namespace: Arc::clone(&namespace), name };
+                let Some(object) = self.objects.get(&pod).cloned() else { continue };
+                let Object::Pod(pod) = object.as_ref() else { continue };
+                if self.dirty.uids.contains(pod.uid()) || !touched.concerns(pod.labels()) {
+                    continue;
+                }
+                if excludes(pod) {
+                    self.touch_pod(pod);
+                } else {
+                    self.policies.touch(pod.uid());
+                }
+            }
+        }
+        let services: BTreeSet<_> = self.policies.changed_services().chain(&self.dirty.services).cloned().collect();
+        for service in services.iter().filter(|service| self.policies.speak_of(service)).cloned().collect::<Vec<_>>() {
+            self.report_target(&service);
+        }
+        self.dirty.targets.extend(self.policies.changed_services().map(|(namespace, _)| Arc::clone(namespace)));
+        for namespace in std::mem::take(&mut self.dirty.targets) {
+            self.touch_pods(&namespace, excludes);
+        }
+    }
+
+    /// Tells of the policies of a Service whether it is there.
+    fn report_target(&mut self, target: &ServiceKey) {
+        let (namespace, service) = target;
+        let key = |kind, name: &Arc<str>| Key { kind, namespace: Arc::clone(namespace), name: Arc::clone(name) };
+        let is_there = self.objects.contains_key(&key(Kind::Service, service));
+        let message = format!("Service {namespace}/{service} does not exist: no effect until it does");
+        let problem = Problem { field: "spec.targetRefs[0].name".to_owned(), line: 0, message };
+        let report = Report { problem, warning: true };
+        let policies = self.policies.of_service(target);
+        let policies: Vec<_> = policies.map(|policy| key(Kind::AuthorizationPolicy, &policy.name)).collect();
+        for policy in policies {
+            self.report(&policy, if is_there { Vec::new() } else { vec![report.clone()] });
+        }
+    }
+
     fn set_slice(&mut self, key: &Key, object: Option<&Object>, present: bool) {
         let Some(Object::EndpointSlice(slice)) = object else { return };
         let service = (Arc::clone(&slice.namespace), Arc::clone(&slice.service));
         self.dirty.services.insert(service.clone());
+        if self.policies.speak_of(&service) {
+            self.dirty.targets.insert(Arc::clone(&service.0));
+        }
         change_set(&mut self.slices_of, service.clone(), Arc::clone(&key.name), present);
         for target in slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.clone()) {
             // Another slice of the Service may name the pod too: the entry then stays until that one goes.
@@ -227,8 +312,28 @@ impl Reducer {
             let speaking = self.modes(namespace).filter(|modes| modes.selector.matches(pod.labels()));
             (workload.mtls, overruled) = mesh_tls::resolve(speaking);
         }
-        warnings.extend(pod::keep_strict_ports(&mut workload, &self.mesh_in_force));
+        if !workload.capture.exclude_inbound_ports.is_empty() {
+            let of_pod = self.policies.of_pod(namespace, pod.labels());
+            let guarded = |port| policies::guard(&of_pod, self.policies_of_endpoint(pod, port), port);
+            warnings.extend(pod::keep_captured(&mut workload, &self.mesh_in_force, guarded));
+        }
         (workload, warnings, overruled)
+    }
+
+    /// The AuthorizationPolicies of the Services that may lead to a port of a pod: in doubt they do.
+    fn policies_of_endpoint(&self, pod: &Pod, port: u16) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        let workload = pod.workload();
+        let is_pod = |endpoint: &SliceEndpoint| {
+            let is_named =
+                endpoint.pod.as_ref().is_some_and(|(ns, name)| (ns, name) == (&workload.namespace, &workload.name));
+            is_named || workload.addresses.contains(&endpoint.ip)
+        };
+        let leads_to = move |slice: &EndpointSlice| {
+            slice.ports.iter().any(|(_, target)| *target == port) && slice.endpoints.iter().any(is_pod)
+        };
+        let services = self.policies.services_in(&workload.namespace);
+        let services = services.filter(move |service| self.slices(service).any(leads_to));
+        services.flat_map(|service| self.policies.of_service(service))
     }
 
     fn join_service(&self, key: &ServiceKey) -> Option<Service> {
@@ -236,7 +341,12 @@ impl Reducer {
         let Object::Service(service) = self.objects.get(&object)?.as_ref() else { return None };
         let mut service = service.clone();
         if service.invalid {
-            return Some(service);
+            // It is refused whatever its endpoints are, but where it leads its policies must hold on: also by ports that could not be read.
+            let known: BTreeSet<_> = service.ports.iter().map(|port| Arc::clone(&port.name)).collect();
+            let all = self.slices(key).flat_map(|slice| slice.ports.iter().map(|(name, _)| Arc::clone(name)));
+            let unread: BTreeSet<_> = all.filter(|name| !known.contains(name)).collect();
+            let port = |name| ServicePort { name, port: 0, app_protocol: None, endpoints: Arc::default() };
+            service.ports.extend(unread.into_iter().map(port));
         }
         for port in &mut service.ports {
             let mut endpoints: Vec<Endpoint> = Vec::new();
@@ -281,7 +391,7 @@ impl Reducer {
         let changed = next != self.mesh_in_force;
         if next.mtls != self.mesh_in_force.mtls {
             for namespace in self.pods_of.keys().cloned().collect::<Vec<_>>() {
-                self.touch_pods(&namespace, |pod| !pod.workload().capture.exclude_inbound_ports.is_empty());
+                self.touch_pods(&namespace, excludes);
             }
         }
         self.mesh_in_force.clone_from(&next);
@@ -332,6 +442,32 @@ impl Reducer {
     }
 }
 
+/// Whether a pod asks for inbound ports to be left alone.
+fn excludes(pod: &Pod) -> bool {
+    !pod.workload().capture.exclude_inbound_ports.is_empty()
+}
+
+fn namespace_labels(object: Option<&Object>) -> Option<Arc<Labels>> {
+    match object {
+        Some(Object::Namespace(namespace)) => namespace.labels.clone(),
+        _ => None,
+    }
+}
+
+fn authorization_policy(object: Option<&Object>) -> Option<&Arc<AuthorizationPolicy>> {
+    match object {
+        Some(Object::AuthorizationPolicy(dated)) => Some(&dated.policy),
+        _ => None,
+    }
+}
+
+fn network_policy(object: Option<&Object>) -> Option<&Arc<NetworkPolicy>> {
+    match object {
+        Some(Object::NetworkPolicy(dated)) => Some(&dated.policy),
+        _ => None,
+    }
+}
+
 fn change_set<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: K, value: V, present: bool) {
     if present {
         map.entry(key).or_default().insert(value);
@@ -350,3 +486,7 @@ mod tests;
 #[cfg(test)]
 #[path = "reducer_mtls_tests.rs"]
 mod mtls_tests;
+
+#[cfg(test)]
+#[path = "reducer_policies_tests.rs"]
+mod policies_tests;

@@ -39,7 +39,10 @@ impl World {
         let delta = self.reducer.delta();
         let pods = delta.workloads.iter().map(|(uid, _)| format!("pod {uid}"));
         let services = delta.services.iter().map(|((_, name), _)| format!("service {name}"));
-        let told = pods.chain(services).chain(delta.mesh.iter().map(|_| "mesh".to_owned())).collect();
+        let of_pods = delta.policies.workloads.iter().map(|(uid, _)| format!("access {uid}"));
+        let of_services = delta.policies.services.iter().map(|((_, name), _)| format!("access service {name}"));
+        let mesh = delta.mesh.iter().map(|_| "mesh".to_owned());
+        let told = pods.chain(services).chain(of_pods).chain(of_services).chain(mesh).collect();
         self.snapshot = self.snapshot.apply(delta);
         told
     }
@@ -205,12 +208,17 @@ fn host_network_pods_are_linked_by_name_and_address() {
     world.set(&slice("172.18.0.3"));
     assert_eq!(world.endpoints("web", 80), ["172.18.0.3:80=?"], "a name alone proves nothing");
     world.set(&slice("172.18.0.2"));
+    let other = "apiVersion: v1\nkind: Pod\nmetadata: {name: other, namespace: shop}\nstatus: {podIP: 172.18.0.2}\n";
+    world.set(other);
+    assert_eq!(world.endpoints("web", 80), ["172.18.0.2:80=other"], "it says that the address is its own");
+    world.remove(Kind::Pod, "shop", "other");
+    assert_eq!(world.endpoints("web", 80), ["172.18.0.2:80=host"]);
     world.remove(Kind::Pod, "shop", "host");
     assert_eq!(world.endpoints("web", 80), ["172.18.0.2:80=?"]);
 }
 
 #[test]
-fn a_rejected_service_has_no_endpoints_and_refuses() {
+fn a_rejected_service_refuses() {
     let mut world = World::new(SHOP);
     world.set("apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 0}]}\n");
     let to = OriginalDst::new("10.96.0.1:80".parse().unwrap());
@@ -267,6 +275,34 @@ fn catalogue() -> Vec<(Key, Arc<Object>)> {
             ));
         }
     }
+    for name in ["p", "q"] {
+        for spec in [
+            "{}",
+            "selector: {matchLabels: {app: a}}, rules: [{to: [{ports: [9100]}]}]",
+            "selector: {matchLabels: {app: b}}, action: Deny, rules: [{to: [{ports: [9200]}]}]",
+            "selector: {matchLabels: {app: b}}, action: Audit, rules: [{}]",
+            "selector: {app: a}, dryRun: true",
+            "targetRefs: [{kind: Service, name: s}], rules: [{to: [{ports: [9100]}]}]",
+            "targetRefs: [{kind: Service, name: t}], action: deny",
+        ] {
+            let spec = spec.strip_prefix("{}").unwrap_or(spec);
+            add(format!(
+                "apiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: n}}\n\
+                 spec: {{{spec}}}\n"
+            ));
+        }
+        for spec in [
+            "podSelector: {}, policyTypes: [Egress]",
+            "podSelector: {matchLabels: {app: a}}",
+            "podSelector: {matchExpressions: [{key: app, operator: In, values: [a, b]}]}, ingress: [{}]",
+            "podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [b]}]}, ingress: [{form: []}]",
+        ] {
+            add(format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}, namespace: n}}\n\
+                 spec: {{{spec}}}\n"
+            ));
+        }
+    }
     for name in ["a", "b"] {
         for (ip, uid, host, phase) in [
             (1, "x", false, "Running"),
@@ -298,7 +334,8 @@ fn catalogue() -> Vec<(Key, Arc<Object>)> {
         {
             add(format!(
                 "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: n, \
-                 labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nports: [{{port: 80}}]\n\
+                 labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\n\
+                 ports: [{{port: 80}}, {{name: m, port: 9100}}]\n\
                  endpoints: [{{addresses: [10.0.0.{ip}], conditions: {{ready: {ready}}}, targetRef: {{kind: Pod, name: a}}}}]\n"
             ));
         }
@@ -340,8 +377,8 @@ proptest! {
         let r = &lived.reducer;
         let indexes = [
             r.pods_of.len(), r.pods_by_uid.len(), r.slices_of.len(), r.services_of_target.len(), r.reports.len(),
-            r.modes_of.len(), r.overruled.len(),
+            r.modes_of.len(), r.overruled.len(), r.policies.len(), r.hosts.len(),
         ];
-        prop_assert_eq!(indexes, [0; 7]);
+        prop_assert_eq!(indexes, [0; 9]);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::network_policy::NetworkPolicy;
 use crate::policy::{AuthorizationPolicy, PortAccess};
-use crate::service::ServiceKey;
+use crate::service::{Service, ServiceKey};
 use crate::sharded::Sharded;
 use crate::snapshot::Snapshot;
 use crate::workload::{Labels, PodUid};
@@ -113,7 +113,11 @@ impl Snapshot {
         if self.policies.services.len() == 0 {
             return PortAccess::new(of_pod, addr.port());
         }
-        let of_services = self.services_at(addr).filter_map(|service| self.policies.services.get(&service.key()));
+        // Anyone may write the address of another namespace's pod into an EndpointSlice; a policy speaks for its own namespace only.
+        let owner = self.workload_by_ip(addr.ip());
+        let is_own = |service: &&Arc<Service>| owner.is_none_or(|owner| owner.namespace == service.namespace);
+        let services = self.services_at(addr).filter(is_own);
+        let of_services = services.filter_map(|service| self.policies.services.get(&service.key()));
         let of_services: Vec<_> = of_services.flat_map(|list| list.iter()).collect();
         PortAccess::new(of_pod.iter().chain(of_services), addr.port())
     }

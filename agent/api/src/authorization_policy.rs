@@ -1,0 +1,200 @@
+//! `heddle.dev/v1alpha1 AuthorizationPolicy`: who may do what at ports of a namespace's, selected pods' or a Service's (FEATURES C1).
+//!
+//! Nothing in it may match more than it names: a field that nobody knows, a list without entries and a field without a value are refused, not
+//! taken for absent. Of a rejected object so much is left that its targets are denied (DESIGN §7).
+
+mod normal_path;
+mod rules;
+
+use heddle_model::policy::{Action, AuthorizationPolicy, Rules, Target};
+
+pub use rules::{HeaderFields, OperationFields, PathFields, RuleFields, SourceFields};
+pub use rules::{LISTED_MAX, OPERATIONS_MAX, REGEXES_MAX, RULES_MAX, SOURCES_MAX, VALUES_MAX};
+
+use crate::meta::{self, ObjectMeta};
+use crate::node::{self, Node, Value, shortened};
+use crate::object::Dated;
+use crate::problem::Problems;
+use crate::selector::{self, SelectorFields, only};
+
+/// An AuthorizationPolicy.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AuthorizationPolicyFields {
+    /// `apiVersion`.
+    pub api_version: String,
+    /// `kind`.
+    pub kind: String,
+    /// `metadata`.
+    pub metadata: ObjectMeta,
+    /// `spec`.
+    pub spec: Option<AuthorizationPolicySpec>,
+}
+
+/// `spec` of an AuthorizationPolicy.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AuthorizationPolicySpec {
+    /// `Allow` (default), `Deny` or `Audit`.
+    pub action: Option<String>,
+    /// Decides nothing, and tells what it would have decided.
+    pub dry_run: bool,
+    /// Which pods of the namespace; not beside `targetRefs`.
+    pub selector: Option<SelectorFields>,
+    /// Which Service of the namespace: exactly one.
+    pub target_refs: Option<Vec<TargetRefFields>>,
+    /// When it matches: if one of these does.
+    pub rules: Option<Vec<RuleFields>>,
+}
+
+/// An item of `spec.targetRefs`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetRefFields {
+    /// API group, empty for a Service.
+    #[serde(default)]
+    pub group: String,
+    /// `Service`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+const ACTIONS: [(&str, Action); 3] = [("Allow", Action::Allow), ("Deny", Action::Deny), ("Audit", Action::Audit)];
+
+pub(crate) fn convert(
+    namespace: &str,
+    fields: &AuthorizationPolicyFields,
+    root: &Node<'_>,
+    problems: &mut Problems,
+) -> Dated<AuthorizationPolicy> {
+    let AuthorizationPolicyFields { metadata, spec, .. } = fields;
+    let name = &metadata.name;
+    let created = metadata.created(problems);
+    let Some(spec) = spec else {
+        problems.error("spec", "is missing: `spec: {}` would let nobody in to any pod of the namespace");
+        return Dated::new(created, salvage(namespace, name, root));
+    };
+    if let Some(node) = root.get("spec") {
+        refuse_nulls(node, &mut "spec".to_owned(), problems);
+    }
+    let action = spec.action.as_deref();
+    let action = action.and_then(|text| meta::one_of(problems, "spec.action", text, &ACTIONS)).unwrap_or_default();
+    check_target(spec, problems);
+    let rules = rules::convert(namespace, spec.rules.as_deref().unwrap_or_default(), problems);
+    if !problems.errors.is_empty() {
+        return Dated::new(created, salvage(namespace, name, root));
+    }
+    if rules.is_empty() && action != Action::Allow {
+        let message = format!(
+            "has no `rules`: without any {} has no effect; `rules: [{{}}]` matches everything",
+            action.as_str()
+        );
+        problems.warn("spec", message);
+    }
+    let (dry_run, target) = (spec.dry_run, target(root));
+    let (namespace, name) = (namespace.into(), name.as_str().into());
+    Dated::new(created, AuthorizationPolicy { namespace, name, target, action, dry_run, rules: Rules::Any(rules) })
+}
+
+/// What is left of one that was rejected: its targets are denied, unless it is certain that it would have decided nothing.
+pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> AuthorizationPolicy {
+    let text = root.at(&["spec", "action"]).and_then(Node::text);
+    let action = ACTIONS.iter().find(|(word, _)| Some(*word) == text).map(|(_, action)| *action).unwrap_or_default();
+    let dry_run = root.at(&["spec", "dryRun"]).is_some_and(|node| node.value == Value::Bool(true));
+    let (namespace, name) = (namespace.into(), name.into());
+    AuthorizationPolicy { namespace, name, target: target(root), action, dry_run, rules: Rules::Rejected }
+}
+
+/// Elsewhere a field without a value is an absent one; here that would let a policy match more than it names.
+fn refuse_nulls(node: &Node<'_>, path: &mut String, problems: &mut Problems) {
+    let length = path.len();
+    match &node.value {
+        Value::Null => problems.error(path.as_str(), "has no value: give it one, or leave it out"),
+        Value::Mapping(entries) => {
+            for entry in entries {
+                node::join(path, &entry.key);
+                refuse_nulls(&entry.node, path, problems);
+                path.truncate(length);
+            }
+        }
+        Value::Sequence(items) => {
+            for (index, item) in items.iter().enumerate() {
+                path.push_str(&format!("[{index}]"));
+                refuse_nulls(item, path, problems);
+                path.truncate(length);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn check_target(spec: &AuthorizationPolicySpec, problems: &mut Problems) {
+    if let Some(selector) = &spec.selector {
+        selector::check(&selector.match_labels, None, "spec.selector.matchLabels", problems);
+    }
+    let Some(refs) = &spec.target_refs else { return };
+    if spec.selector.is_some() {
+        problems.error("spec.targetRefs", "beside `selector`: one or the other, or a policy for each");
+    }
+    if refs.len() != 1 {
+        let message = format!(
+            "{} entries: exactly one, and a policy for each Service; without the field all pods of the namespace are meant",
+            refs.len()
+        );
+        problems.error("spec.targetRefs", message);
+    }
+    for (index, target) in refs.iter().enumerate().take(LISTED_MAX) {
+        let TargetRefFields { group, kind, name } = target;
+        let path = format!("spec.targetRefs[{index}]");
+        let of = if group.is_empty() { "" } else { " of group " };
+        if kind != "Service" || !group.is_empty() {
+            let message = format!(
+                "`{}`{of}{} is not supported yet: a Service (group \"\"), or pods by `selector`",
+                shortened(kind),
+                shortened(group)
+            );
+            problems.error(format!("{path}.kind"), message);
+        } else if !meta::is_dns_label(name) {
+            problems.error(format!("{path}.name"), format!("`{}` is no name of a Service", shortened(name)));
+        }
+    }
+}
+
+/// Whose traffic it speaks of, if every part that says so can be read; that of a valid object can.
+fn target(root: &Node<'_>) -> Target {
+    let Some(spec) = root.get("spec").filter(|spec| spec.value != Value::Null) else {
+        return if only(root, &["apiVersion", "kind", "metadata", "spec"]) {
+            Target::Namespace
+        } else {
+            Target::Unreadable
+        };
+    };
+    match (spec.get("selector"), spec.get("targetRefs")) {
+        // A field that nobody knows may be one of the two misspelt.
+        (None, None) if only(spec, &["action", "dryRun", "rules"]) => Target::Namespace,
+        (Some(selector), None) => match selector::salvaged(selector) {
+            None => Target::Unreadable,
+            Some(labels) if labels.is_empty() => Target::Namespace,
+            Some(labels) => Target::Labels(labels),
+        },
+        (None, Some(refs)) => match refs.items() {
+            [target] => service(target).map_or(Target::Unreadable, |name| Target::Service(name.into())),
+            _ => Target::Unreadable,
+        },
+        _ => Target::Unreadable,
+    }
+}
+
+/// The Service that an item of `targetRefs` names.
+fn service<'n>(target: &'n Node<'_>) -> Option<&'n str> {
+    let text = |field: &str| target.get(field).and_then(Node::text);
+    let is_service = only(target, &["group", "kind", "name"])
+        && text("kind") == Some("Service")
+        && target.get("group").is_none_or(|group| group.text() == Some(""));
+    text("name").filter(|name| is_service && meta::is_dns_label(name))
+}
+
+#[cfg(test)]
+#[path = "authorization_policy_tests.rs"]
+mod tests;
