@@ -33,7 +33,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     ebpf::build()?;
     let packages = ["-p", "heddle", "-p", "heddle-bench", "-p", "heddle-testkit"];
     tools::run(tools::cargo().args(["build", "--release", "--bins"]).args(packages))?;
-    for (package, example) in [("heddle-discovery", "load_bench"), ("heddle-proxy", "record_bench")] {
+    for (package, example) in
+        [("heddle-discovery", "load_bench"), ("heddle-proxy", "record_bench"), ("heddle-model", "policy_bench")]
+    {
         tools::run(tools::cargo().args(["build", "--release", "-p", package, "--example", example]))?;
     }
 
@@ -45,6 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     bench.arg("run").arg("--envoy").arg(envoy).arg("--haproxy").arg(haproxy);
     bench.arg("--discovery-bench").arg(release.join("examples/load_bench"));
     bench.arg("--record-bench").arg(release.join("examples/record_bench"));
+    bench.arg("--policy-bench").arg(release.join("examples/policy_bench"));
     bench.args(["--rounds", &arguments.rounds.to_string(), "--seconds", &arguments.seconds.to_string()]);
     if let Some(path) = &arguments.json {
         bench.arg("--json").arg(path);

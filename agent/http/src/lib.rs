@@ -11,7 +11,6 @@
 pub mod answer;
 pub mod detect;
 pub mod h1;
-pub mod path;
 pub mod translate;
 pub mod websocket;
 
@@ -19,5 +18,6 @@ mod limits;
 mod reject;
 mod syntax;
 
+pub use heddle_model::policy::path;
 pub use limits::Limits;
 pub use reject::Reject;

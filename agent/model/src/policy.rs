@@ -6,10 +6,13 @@
 mod access;
 mod authorization;
 mod matcher;
+pub mod path;
 
 pub use access::{Decision, Observer, Outlook, PortAccess, Why};
 pub use authorization::{Action, AuthorizationPolicy, Operation, Rule, Rules, Source, Target};
-pub use matcher::{HeaderMatch, HostMatch, IdentityMatch, PathMatch, PathTemplate, Pattern, PatternError, TextMatch};
+pub use matcher::{
+    HeaderMatch, HostMatch, IdentityMatch, PATTERN_BYTES_MAX, PathMatch, PathTemplate, Pattern, PatternError, TextMatch,
+};
 
 use std::net::IpAddr;
 

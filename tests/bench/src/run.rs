@@ -35,6 +35,9 @@ pub struct Arguments {
     /// The program that measures the recording of requests
     #[arg(long)]
     record_bench: PathBuf,
+    /// The program that measures decisions of policies
+    #[arg(long)]
+    policy_bench: PathBuf,
     /// Write the rows there
     #[arg(long)]
     json: Option<PathBuf>,
@@ -107,6 +110,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if is_wanted("http-record") {
         rows.extend(told_by(&arguments.record_bench, "http-record", Some(RECORD_US_MAX))?);
+    }
+    if is_wanted("policy") {
+        rows.extend(told_by(&arguments.policy_bench, "policy", None)?);
     }
     if is_wanted("discovery-load") {
         rows.extend(told_by(&arguments.discovery_bench, "discovery-load", None)?);
@@ -211,6 +217,8 @@ struct Told {
     metric: String,
     value: f64,
     unit: String,
+    /// Its own, if it knows one.
+    bar: Option<f64>,
 }
 
 /// What a room measures about itself: a program that prints a JSON object per measurement.
@@ -229,7 +237,7 @@ fn told_by(program: &Path, scenario: &str, bar: Option<f64>) -> Result<Vec<Row>>
         .filter(|line| line.starts_with('{'))
         .map(|line| {
             let told: Told = serde_json::from_str(line).with_context(|| format!("not a measurement: {line}"))?;
-            Ok(Row::alone(scenario, 0, &told.metric, &told.unit, told.value, bar))
+            Ok(Row::alone(scenario, 0, &told.metric, &told.unit, told.value, told.bar.or(bar)))
         })
         .collect()
 }

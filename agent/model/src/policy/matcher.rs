@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use regex::bytes::{Regex, RegexBuilder};
 
+use super::path;
+
 /// Longest pattern, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 1024;
 /// What one compiled pattern may take.
@@ -23,6 +25,9 @@ pub enum PatternError {
     /// A path that does not begin with `/`.
     #[error("does not begin with `/`")]
     NotAPath,
+    /// A path that no request has once it is normalized, so that a rule would silently never match.
+    #[error("{0}")]
+    NotNormal(String),
     /// A part in braces that is none of `{name}`, `{*}`, `{**}`, or more of `{**}` than one.
     #[error("{0}")]
     Template(String),
@@ -184,17 +189,17 @@ impl PathMatch {
     /// This very path.
     ///
     /// # Errors
-    /// [`PatternError::NotAPath`], [`PatternError::TooLong`].
+    /// [`PatternError::NotAPath`], [`PatternError::NotNormal`], [`PatternError::TooLong`].
     pub fn exact(path: &str) -> Result<Self, PatternError> {
-        Ok(Self::Exact(a_path(path)?.into()))
+        Ok(Self::Exact(a_normal_path(path)?.into()))
     }
 
     /// A path and all below it.
     ///
     /// # Errors
-    /// [`PatternError::NotAPath`], [`PatternError::TooLong`].
+    /// [`PatternError::NotAPath`], [`PatternError::NotNormal`], [`PatternError::TooLong`].
     pub fn prefix(path: &str) -> Result<Self, PatternError> {
-        Ok(Self::Prefix(a_path(path)?.trim_end_matches('/').into()))
+        Ok(Self::Prefix(a_normal_path(path)?.trim_end_matches('/').into()))
     }
 
     /// Whether a path is meant.
@@ -219,6 +224,17 @@ fn a_path(text: &str) -> Result<&str, PatternError> {
     }
 }
 
+/// A path that a request may have.
+fn a_normal_path(text: &str) -> Result<&str, PatternError> {
+    let text = a_path(text)?;
+    match path::normalize(text) {
+        _ if text.contains('?') => Err(PatternError::NotNormal("has a query, which is no part of a path".to_owned())),
+        Ok(normal) if normal == text => Ok(text),
+        Ok(normal) => Err(PatternError::NotNormal(format!("requests have this path as `{normal}`: write that"))),
+        Err(why) => Err(PatternError::NotNormal(format!("no request has such a path: {why}"))),
+    }
+}
+
 /// `/users/{id}/files/{**}`: `{name}` and `{*}` are one segment, not empty; `{**}` any number of them, none included, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTemplate {
@@ -237,10 +253,11 @@ impl PathTemplate {
     /// Reads one.
     ///
     /// # Errors
-    /// [`PatternError::NotAPath`], [`PatternError::TooLong`], [`PatternError::Template`].
+    /// [`PatternError::NotAPath`], [`PatternError::NotNormal`], [`PatternError::TooLong`], [`PatternError::Template`].
     pub fn new(text: &str) -> Result<Self, PatternError> {
         let mut template = Self { head: Vec::new(), tail: None };
-        for part in a_path(text)?[1..].split('/') {
+        let mut parts = a_path(text)?[1..].split('/').peekable();
+        while let Some(part) = parts.next() {
             let segment = match part.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
                 Some("**") if template.tail.is_some() => {
                     return Err(PatternError::Template("has `{**}` twice: once is the most".to_owned()));
@@ -254,7 +271,12 @@ impl PathTemplate {
                     let message = format!("`{part}` is none of `{{name}}`, `{{*}}`, `{{**}}`, and no plain segment");
                     return Err(PatternError::Template(message));
                 }
-                _ => Segment::Exact(part.into()),
+                _ if part.is_empty() && parts.peek().is_some() => {
+                    return Err(PatternError::NotNormal(
+                        "has two slashes in a row: requests have one there".to_owned(),
+                    ));
+                }
+                _ => Segment::Exact(a_normal_path(&format!("/{part}"))?[1..].into()),
             };
             template.tail.as_mut().unwrap_or(&mut template.head).push(segment);
         }

@@ -109,6 +109,31 @@ fn exact_paths_and_prefixes() {
     assert!(PathMatch::exact(&long[..PATTERN_BYTES_MAX]).is_ok());
 }
 
+/// What would silently never match, and what is said of it.
+#[test]
+fn paths_that_no_request_has() {
+    for (text, said) in [
+        ("//", "requests have this path as `/`: write that"),
+        ("/a//b", "requests have this path as `/a/b`: write that"),
+        ("/a/../b", "requests have this path as `/b`: write that"),
+        ("/caf%c3%a9", "requests have this path as `/caf%C3%A9`: write that"),
+        ("/café", "requests have this path as `/caf%C3%A9`: write that"),
+        ("/a[1]", "requests have this path as `/a%5B1%5D`: write that"),
+        ("/%61", "requests have this path as `/a`: write that"),
+        ("/a%2Fb", "requests have this path as `/a/b`: write that"),
+        ("/a?b", "has a query, which is no part of a path"),
+        ("/a%", "no request has such a path: path_escape"),
+        ("/..;/a", "no request has such a path: path_parameters"),
+    ] {
+        let expected = PatternError::NotNormal(said.to_owned());
+        assert_eq!(PathMatch::exact(text), Err(expected.clone()), "{text}");
+        assert_eq!(PathMatch::prefix(text), Err(expected), "{text}");
+    }
+    for text in ["/a//b", "//", "/{a}//", "/../{a}", "/{a}/.", "/{a}/%61", "/{a}/b%2fc", "/{a}/b?c", "/{a}/%"] {
+        assert!(matches!(PathTemplate::new(text), Err(PatternError::NotNormal(_))), "{text}");
+    }
+}
+
 /// A template, what it matches, what it does not.
 const TEMPLATES: &[(&str, &[&str], &[&str])] = &[
     ("/", &["/"], &["/a", "", "*"]),
@@ -277,6 +302,7 @@ proptest! {
         let (template, path) = (format!("/{}", template.join("/")), format!("/{}", path.join("/")));
         match PathTemplate::new(&template) {
             Ok(read) => prop_assert_eq!(read.matches(&path), reference(&template, &path), "{} {}", template, path),
+            Err(PatternError::NotNormal(_)) => prop_assert_eq!(template.contains("//"), true),
             Err(_) => prop_assert_eq!(template.split("{**}").count().min(3), 3),
         }
     }

@@ -80,7 +80,7 @@ pub fn normalize(path_and_query: &str) -> Result<Cow<'_, str>, Ambiguous> {
 /// What is before the first `?`.
 #[must_use]
 pub fn without_query(path_and_query: &str) -> &str {
-    memchr::memchr(b'?', path_and_query.as_bytes()).map_or(path_and_query, |at| &path_and_query[..at])
+    path_and_query.split_once('?').map_or(path_and_query, |(path, _)| path)
 }
 
 /// `unreserved` of RFC 3986 §2.3.
