@@ -489,3 +489,18 @@ fn a_policy_decides_what_it_says() {
     assert_eq!(decided, expected.into_iter().collect());
     assert!(access(81).is_open());
 }
+
+/// What users copy must be right.
+#[test]
+fn the_examples_in_the_documentation_are_accepted() {
+    let text = include_str!("../../../docs/authorization.md");
+    let examples: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let mut kinds = Vec::new();
+    for example in &examples {
+        let reading = read("authorization.md", example.as_bytes());
+        assert_eq!((reading.invalid, reading.warnings), (vec![], vec![]), "{example}");
+        kinds.extend(reading.items.iter().map(|item| item.object.key().kind.as_str()));
+    }
+    let policies = ["AuthorizationPolicy"; 4];
+    assert_eq!(kinds, policies.into_iter().chain(["NetworkPolicy"]).collect::<Vec<_>>());
+}
