@@ -99,9 +99,11 @@ pub(crate) fn convert(
 
 /// What is left of one that was rejected: its targets are denied, unless it is certain that it would have decided nothing.
 pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> AuthorizationPolicy {
-    let text = root.at(&["spec", "action"]).and_then(Node::text);
+    let spec = root.get("spec").filter(|_| !root.is_contested("spec"));
+    let said = |field: &str| spec.filter(|spec| !spec.is_contested(field))?.get(field);
+    let text = said("action").and_then(Node::text);
     let action = ACTIONS.iter().find(|(word, _)| Some(*word) == text).map(|(_, action)| *action).unwrap_or_default();
-    let dry_run = root.at(&["spec", "dryRun"]).is_some_and(|node| node.value == Value::Bool(true));
+    let dry_run = said("dryRun").is_some_and(|node| node.value == Value::Bool(true));
     let (namespace, name) = (namespace.into(), name.into());
     AuthorizationPolicy { namespace, name, target: target(root), action, dry_run, rules: Rules::Rejected }
 }
@@ -170,6 +172,9 @@ fn target(root: &Node<'_>) -> Target {
             Target::Unreadable
         };
     };
+    if root.is_contested("spec") || ["selector", "targetRefs"].into_iter().any(|field| spec.is_contested(field)) {
+        return Target::Unreadable;
+    }
     match (spec.get("selector"), spec.get("targetRefs")) {
         // A field that nobody knows may be one of the two misspelt.
         (None, None) if only(spec, &["action", "dryRun", "rules"]) => Target::Namespace,
@@ -190,6 +195,7 @@ fn target(root: &Node<'_>) -> Target {
 fn service<'n>(target: &'n Node<'_>) -> Option<&'n str> {
     let text = |field: &str| target.get(field).and_then(Node::text);
     let is_service = only(target, &["group", "kind", "name"])
+        && !["group", "kind", "name"].into_iter().any(|field| target.is_contested(field))
         && text("kind") == Some("Service")
         && target.get("group").is_none_or(|group| group.text() == Some(""));
     text("name").filter(|name| is_service && meta::is_dns_label(name))

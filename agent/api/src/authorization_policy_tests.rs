@@ -382,6 +382,31 @@ fn what_would_have_decided_nothing_denies_nothing() {
     }
 }
 
+/// Of what is said twice nobody can say which was meant; the worst is assumed.
+#[test]
+fn what_is_said_twice_is_not_believed_table() {
+    let web = &labels(&[("app", "web")]);
+    let table = [
+        ("action: Audit, action: Deny, selector: {matchLabels: {app: web}}", web, Action::Allow, false),
+        ("dryRun: true, dryRun: false, selector: {matchLabels: {app: web}}", web, Action::Allow, false),
+        ("rules: [], rules: [], selector: {matchLabels: {app: web}}, action: Audit", web, Action::Audit, false),
+        ("selector: {matchLabels: {app: web}}, selector: {}", &Target::Unreadable, Action::Allow, false),
+        ("selector: {matchLabels: {app: web}, matchLabels: {}}", &Target::Unreadable, Action::Allow, false),
+        ("selector: {matchLabels: {app: web, app: db}}", &Target::Unreadable, Action::Allow, false),
+        ("targetRefs: [{kind: Service, name: a, name: b}]", &Target::Unreadable, Action::Allow, false),
+        ("targetRefs: [{kind: Service, name: a}], targetRefs: []", &Target::Unreadable, Action::Allow, false),
+    ];
+    for (text, target, action, dry_run) in table {
+        let (policy, invalid) = spec(text);
+        assert!(invalid.len() == 1 && invalid[0].contains("is there twice"), "{text}: {invalid:?}");
+        assert_eq!((&policy.rules, &policy.target), (&Rules::Rejected, target), "{text}");
+        assert_eq!((policy.action, policy.dry_run), (action, dry_run), "{text}");
+    }
+    let (object, _, _) = policy("metadata: {name: web}\nspec: {action: Audit, dryRun: true}\nspec: {}\n");
+    let policy = object.unwrap().policy;
+    assert_eq!((&policy.target, policy.action, policy.dry_run), (&Target::Unreadable, Action::Allow, false));
+}
+
 #[test]
 fn one_without_spec_says_nothing_and_denies() {
     for (text, target) in [("", Target::Namespace), ("spec:\n", Target::Namespace), ("sepc: {}\n", Target::Unreadable)]
@@ -488,4 +513,19 @@ fn a_policy_decides_what_it_says() {
     let expected = [((web, "/api/x"), true), ((web, "/apix"), false), ((other, "/api"), false), (("", "/api"), false)];
     assert_eq!(decided, expected.into_iter().collect());
     assert!(access(81).is_open());
+}
+
+/// What users copy must be right.
+#[test]
+fn the_examples_in_the_documentation_are_accepted() {
+    let text = include_str!("../../../docs/authorization.md");
+    let examples: Vec<&str> = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let mut kinds = Vec::new();
+    for example in &examples {
+        let reading = read("authorization.md", example.as_bytes());
+        assert_eq!((reading.invalid, reading.warnings), (vec![], vec![]), "{example}");
+        kinds.extend(reading.items.iter().map(|item| item.object.key().kind.as_str()));
+    }
+    let policies = ["AuthorizationPolicy"; 4];
+    assert_eq!(kinds, policies.into_iter().chain(["NetworkPolicy"]).collect::<Vec<_>>());
 }

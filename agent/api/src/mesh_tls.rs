@@ -251,6 +251,9 @@ fn selector_of(labels: &Labels) -> Selector {
 fn salvaged_selector(root: &Node<'_>) -> Selector {
     let present = |node: &&Node<'_>| node.value != Value::Null;
     let Value::Mapping(fields) = &root.value else { return Selector::Unreadable };
+    if root.is_contested("spec") || root.get("spec").is_some_and(|spec| spec.is_contested("selector")) {
+        return Selector::Unreadable;
+    }
     let Some(spec) = fields.iter().find(|field| field.key == "spec").map(|f| &f.node).filter(present) else {
         return if only(root, META) { Selector::Namespace } else { Selector::Unreadable };
     };

@@ -109,6 +109,16 @@ fn rejections_table() {
             &Selector::Unreadable,
         ),
         ("mode: Strict, selector: web", "spec.selector: must be a mapping, not the text `web`", &Selector::Unreadable),
+        (
+            "mode: Permissive, selector: {matchLabels: {app: web, app: db}}",
+            ": `app` is there twice, first on line 4: keep one",
+            &Selector::Unreadable,
+        ),
+        (
+            "mode: Permissive, selector: {matchLabels: {app: web}}, selector: {}",
+            ": `selector` is there twice",
+            &Selector::Unreadable,
+        ),
         ("ports: [{port: 0, mode: Strict}]", "spec.ports[0].port: 0 is no port: 1 to 65535", &Selector::Namespace),
         ("ports: [{port: http, mode: Strict}]", "spec.ports[0].port: must be a whole number", &Selector::Namespace),
         ("ports: [{port: 80}]", "spec.ports[0]: missing field `mode`", &Selector::Namespace),

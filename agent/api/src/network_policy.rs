@@ -169,7 +169,9 @@ pub(crate) fn convert(
 
 /// What is left of one that was rejected: the pods it selects are isolated both ways, all of the namespace if nobody can tell which.
 pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> NetworkPolicy {
-    let selector = root.at(&["spec", "podSelector"]).filter(|node| node.value != Value::Null);
+    // Of two selectors, or two values in one, nobody can say which was meant.
+    let spec = root.get("spec").filter(|spec| !root.is_contested("spec") && !spec.is_contested("podSelector"));
+    let selector = spec.and_then(|spec| spec.get("podSelector")).filter(|node| !is_contested(node));
     let pods = selector.and_then(|node| {
         let fields: LabelSelectorFields = de::from_node(node).ok()?;
         let mut problems = Problems::default();
@@ -183,6 +185,14 @@ pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> NetworkPo
         ingress: Some(Vec::new()),
         egress: Some(Vec::new()),
         is_rejected: true,
+    }
+}
+
+fn is_contested(node: &Node<'_>) -> bool {
+    match &node.value {
+        Value::Mapping(entries) => entries.iter().any(|entry| entry.is_contested || is_contested(&entry.node)),
+        Value::Sequence(items) => items.iter().any(is_contested),
+        _ => false,
     }
 }
 

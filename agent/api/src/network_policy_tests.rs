@@ -282,6 +282,20 @@ fn rejections_table() {
 }
 
 #[test]
+fn a_selector_that_is_said_twice_is_not_believed() {
+    for text in [
+        "podSelector: {matchLabels: {app: web}}, podSelector: {}",
+        "podSelector: {matchLabels: {app: web, app: db}}",
+        "podSelector: {matchExpressions: [{key: a, key: b, operator: Exists}]}",
+    ] {
+        let (policy, invalid) = spec(text);
+        assert_eq!((invalid.len(), policy.is_rejected, policy.pods), (1, true, LabelSelector::default()), "{text}");
+    }
+    let (policy, _) = spec("podSelector: {matchLabels: {app: web}}, ingress: [], ingress: []");
+    assert_eq!(policy.pods, selector(&[("app", one_of(&["web"]))]));
+}
+
+#[test]
 fn every_list_is_bounded() {
     let many = |item: &str, count: usize| vec![item; count].join(", ");
     let table = [

@@ -42,6 +42,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) line: u64,
     /// Its value.
     pub(crate) node: Node<'a>,
+    /// It is there again with another value, which is told of: nobody can say which was meant.
+    pub(crate) is_contested: bool,
 }
 
 impl<'a> Node<'a> {
@@ -53,6 +55,11 @@ impl<'a> Node<'a> {
     /// The node at a chain of fields.
     pub(crate) fn at(&self, path: &[&str]) -> Option<&Self> {
         path.iter().try_fold(self, |node, key| node.get(key))
+    }
+
+    /// Whether a field of a mapping is there more than once.
+    pub(crate) fn is_contested(&self, key: &str) -> bool {
+        self.entry(key).is_some_and(|entry| entry.is_contested)
     }
 
     /// The text of a string.

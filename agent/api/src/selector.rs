@@ -42,7 +42,7 @@ pub(crate) fn check(labels: &Labels, node: Option<&Node<'_>>, path: &str, proble
 
 /// The labels that a `selector` of an invalid object names, if every part of it can be read and could hold for a pod.
 pub(crate) fn salvaged(selector: &Node<'_>) -> Option<Labels> {
-    if !only(selector, &["matchLabels"]) {
+    if !only(selector, &["matchLabels"]) || selector.is_contested("matchLabels") {
         return None;
     }
     let Some(labels) = selector.get("matchLabels").filter(|node| node.value != Value::Null) else {
@@ -51,7 +51,7 @@ pub(crate) fn salvaged(selector: &Node<'_>) -> Option<Labels> {
     let Value::Mapping(labels) = &labels.value else { return None };
     let legible = |key: &str, value: &str| meta::is_label_key(key) && meta::is_label_value(value);
     let label = |entry: &node::Entry<'_>| {
-        let value = entry.node.text().filter(|value| legible(&entry.key, value))?;
+        let value = entry.node.text().filter(|value| legible(&entry.key, value) && !entry.is_contested)?;
         Some((entry.key.to_string(), value.to_owned()))
     };
     labels.iter().map(label).collect()

@@ -229,12 +229,13 @@ impl<'a> Builder<'a, StrInput<'a>> {
                     };
                     if let Some(first) = first {
                         self.problem(line, &format!("`{key}` is there twice, first on line {first}: keep one"));
+                        entries.iter_mut().filter(|e| e.key == key).for_each(|e| e.is_contested = true);
                         continue;
                     }
                     if !index.is_empty() {
                         index.insert(key.clone(), line);
                     }
-                    entries.push(Entry { key, line, node });
+                    entries.push(Entry { key, line, node, is_contested: false });
                 }
             }
         }

@@ -1,13 +1,15 @@
 //! Short fuzzing without a fuzzer, for every CI run: arbitrary bytes, and files that are nearly right.
 //! The long run is `tests/fuzz`, with the same seeds and the same claim.
 
-use heddle_api::{Reading, read};
+use heddle_api::{Object, Reading, read};
+use heddle_model::policy::Rules;
 use proptest::prelude::*;
 
-const SEEDS: [&str; 3] = [
+const SEEDS: [&str; 4] = [
     include_str!("../../../tests/fuzz/seeds/yaml_objects/shop.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/mesh.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/odd.yaml"),
+    include_str!("../../../tests/fuzz/seeds/yaml_objects/policies.yaml"),
 ];
 
 const BEFORE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: before-the-fuzz}\n---\n";
@@ -112,10 +114,10 @@ fn the_seeds_reach_every_kind() {
     let all: Vec<Reading> = SEEDS.iter().map(|seed| between(seed.as_bytes())).collect();
     let kinds: std::collections::BTreeSet<&str> =
         all.iter().flat_map(|r| &r.items).map(|item| item.object.key().kind.as_str()).collect();
-    assert_eq!(
-        kinds.into_iter().collect::<Vec<_>>(),
-        ["EndpointSlice", "Mesh", "MeshTLS", "Namespace", "Pod", "Service"]
-    );
+    let every =
+        ["AuthorizationPolicy", "EndpointSlice", "Mesh", "MeshTLS", "Namespace", "NetworkPolicy", "Pod", "Service"];
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), every);
+    assert_eq!((&all[3].invalid, &all[3].warnings), (&vec![], &vec![]), "nor is anything wrong with the policies");
     assert_eq!(all[0].invalid, [], "the first seed is all right, so that an edit has something to break");
     assert!(!all[2].invalid.is_empty() && !all[2].warnings.is_empty() && all[2].ignored == 2);
 }
@@ -153,7 +155,7 @@ proptest! {
         let service = SEEDS[0].split("---\n").nth(2).unwrap();
         let reading = read("fuzz", &edited(service, &edits));
         if let [item] = reading.items.as_slice()
-            && let heddle_api::Object::Service(service) = &item.object
+            && let Object::Service(service) = &item.object
         {
             let object = item.object.key().object();
             // One without a usable name is kept under its place in the file, to refuse its addresses.
@@ -161,6 +163,22 @@ proptest! {
             let about = |object_told: &str| unnamed || object_told == object;
             let told = reading.invalid.iter().any(|r| &*r.kind == "Service" && about(&r.object));
             prop_assert_eq!(service.invalid, told, "{:?} {:?}", service, reading.invalid);
+        }
+    }
+    #[test]
+    fn a_policy_is_read_whole_or_rejected(which in 0_usize..3, edits in proptest::collection::vec(some_edit(), 1..4)) {
+        let policy = SEEDS[3].split("---\n").nth(which).unwrap();
+        let reading = read("fuzz", &edited(policy, &edits));
+        if let [item] = reading.items.as_slice() {
+            let rejected = match &item.object {
+                Object::AuthorizationPolicy(dated) => dated.policy.rules == Rules::Rejected,
+                Object::NetworkPolicy(dated) => dated.policy.is_rejected,
+                _ => return Ok(()),
+            };
+            // An edit may have made another document of its end.
+            let kind = item.object.key().kind.as_str();
+            let told = reading.invalid.iter().any(|report| &*report.kind == kind);
+            prop_assert_eq!(rejected, told, "{:?} {:?}", item, reading.invalid);
         }
     }
 }
