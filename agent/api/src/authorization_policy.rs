@@ -3,7 +3,6 @@
 //! Nothing in it may match more than it names: a field that nobody knows, a list without entries and a field without a value are refused, not
 //! taken for absent. Of a rejected object so much is left that its targets are denied (DESIGN §7).
 
-mod normal_path;
 mod rules;
 
 use heddle_model::policy::{Action, AuthorizationPolicy, Rules, Target};

@@ -273,21 +273,21 @@ fn rejected_rules_table() {
         ("[{to: [{paths: [{exact: a}]}]}]", "$[0].paths[0]: `a`: does not begin with `/`"),
         (
             "[{to: [{paths: [{exact: /a//b}]}]}]",
-            "$[0].paths[0]: `/a//b` never matches, as paths are normalized before: write `/a/b`",
+            "$[0].paths[0]: `/a//b`: requests have this path as `/a/b`: write that",
         ),
         (
             "[{to: [{notPaths: [{prefix: /a/../b}]}]}]",
-            "$[0].notPaths[0]: `/a/../b` never matches, as paths are normalized before: write `/b`",
+            "$[0].notPaths[0]: `/a/../b`: requests have this path as `/b`: write that",
         ),
         (
             "[{to: [{paths: [{exact: '/a%2fb'}]}]}]",
-            "$[0].paths[0]: `/a%2fb` never matches, as paths are normalized before: write `/a/b`",
+            "$[0].paths[0]: `/a%2fb`: requests have this path as `/a/b`: write that",
         ),
         (
             "[{to: [{paths: [{template: '/%61/{id}'}]}]}]",
-            "$[0].paths[0]: `/%61/{id}` never matches, as paths are normalized before: write `/a/{id}`",
+            "$[0].paths[0]: `/%61/{id}`: requests have this path as `/a`: write that",
         ),
-        ("[{to: [{paths: [{exact: '/a?b'}]}]}]", "$[0].paths[0]: `/a?b` has a `?` or `#`: a path ends before it"),
+        ("[{to: [{paths: [{exact: '/a?b'}]}]}]", "$[0].paths[0]: `/a?b`: has a query, which is no part of a path"),
         ("[{to: [{paths: [{template: '/{a'}]}]}]", "$[0].paths[0]: `/{a`: `{a` is none of `{name}`"),
         ("[{to: [{paths: [{template: '/{**}/{**}'}]}]}]", "$[0].paths[0]: `/{**}/{**}`: has `{**}` twice"),
         ("[{to: [{paths: [{regex: '('}]}]}]", "$[0].paths[0]: `(`: not a regular expression: "),

@@ -9,7 +9,6 @@ use heddle_model::policy::{
 };
 use ipnet::IpNet;
 
-use super::normal_path;
 use crate::meta;
 use crate::node::shortened;
 use crate::problem::Problems;
@@ -355,17 +354,10 @@ fn path_match(fields: &PathFields) -> Result<PathMatch, String> {
     let PathFields { exact, prefix, template, regex } = fields;
     let told = |text: &str, error: PatternError| format!("`{}`: {error}", shortened(text));
     match (exact, prefix, template, regex) {
-        (Some(text), None, None, None) => {
-            let path = PathMatch::exact(text).map_err(|error| told(text, error))?;
-            normal_path::check(text, false).map(|()| path)
-        }
-        (None, Some(text), None, None) => {
-            let path = PathMatch::prefix(text).map_err(|error| told(text, error))?;
-            normal_path::check(text, false).map(|()| path)
-        }
+        (Some(text), None, None, None) => PathMatch::exact(text).map_err(|error| told(text, error)),
+        (None, Some(text), None, None) => PathMatch::prefix(text).map_err(|error| told(text, error)),
         (None, None, Some(text), None) => {
-            let path = PathTemplate::new(text).map_err(|error| told(text, error))?;
-            normal_path::check(text, true).map(|()| PathMatch::Template(path))
+            PathTemplate::new(text).map(PathMatch::Template).map_err(|error| told(text, error))
         }
         (None, None, None, Some(text)) => Pattern::new(text).map(PathMatch::Regex).map_err(|error| told(text, error)),
         _ => Err("exactly one of `exact`, `prefix`, `template`, `regex` is needed".to_owned()),

@@ -115,6 +115,24 @@ fn header(wanted: &HeaderMatch, asked: &Asked) -> Holds {
     }
 }
 
+/// A path as it is, and as a server reads it that drops parameters.
+fn path(wanted: &[PathMatch], asked: &str) -> Holds {
+    let mut bare = String::new();
+    let mut is_dropped = false;
+    for character in asked.chars() {
+        is_dropped = character != '/' && (is_dropped || character == ';');
+        if !is_dropped {
+            bare.push(character);
+        }
+    }
+    let is = |path: &str| wanted.iter().any(|m| m.matches(path));
+    match (is(asked), is(&bare)) {
+        (true, true) => Yes,
+        (false, false) => No,
+        _ => Doubt,
+    }
+}
+
 fn operation(operation: &Operation, port: u16, asked: Option<&Asked>) -> Holds {
     let of_request = |is: &dyn Fn(&Asked) -> bool| asked.map_or(Doubt, |asked| is(asked).into());
     let of_header = |wanted: &HeaderMatch| asked.map_or(Doubt, |asked| header(wanted, asked));
@@ -122,7 +140,7 @@ fn operation(operation: &Operation, port: u16, asked: Option<&Asked>) -> Holds {
         field(&operation.ports, &operation.not_ports, |ports| ports.contains(&port).into()),
         field(&operation.hosts, &operation.not_hosts, |l| of_request(&|a| l.iter().any(|m| m.matches(&a.host)))),
         field(&operation.methods, &operation.not_methods, |l| of_request(&|a| l.iter().any(|m| **m == *a.method))),
-        field(&operation.paths, &operation.not_paths, |l| of_request(&|a| l.iter().any(|m| m.matches(&a.path)))),
+        field(&operation.paths, &operation.not_paths, |l| asked.map_or(Doubt, |asked| path(l, &asked.path))),
         every(operation.headers.iter().map(of_header)),
         some(operation.not_headers.iter().map(of_header)).not(),
     ])
@@ -294,7 +312,7 @@ fn some_asked() -> impl Strategy<Value = Option<Asked>> {
     let request = (
         proptest::sample::select(&["GET", "POST", "get"][..]),
         proptest::sample::select(&["h", "H.", "a.h", "i", ""][..]),
-        proptest::sample::select(&["/", "/a", "/a/", "/a/b", "/b", "/ab", "*"][..]),
+        proptest::sample::select(&["/", "/a", "/a/", "/a/b", "/b", "/ab", "*", "/a;v=1", "/a;v/b", "/b;/a"][..]),
         proptest::sample::subsequence(fields.to_vec(), 0..5),
     )
         .prop_map(|(method, host, path, fields)| Asked {

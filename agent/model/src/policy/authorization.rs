@@ -246,7 +246,16 @@ impl Operation {
     pub(super) fn matches<R: Request + ?Sized>(&self, request: &R, quantifier: Quantifier) -> Result<(), Missed> {
         let host = |list: &[HostMatch]| list.iter().any(|m| m.matches(request.host()));
         let method = |list: &[Box<str>]| list.iter().any(|m| **m == *request.method());
-        let path = |list: &[PathMatch]| list.iter().any(|m| m.matches(request.path()));
+        let bare = without_parameters(request.path());
+        let path = |list: &[PathMatch], quantifier| {
+            let of = |path: &str| list.iter().any(|m| m.matches(path));
+            // Some servers drop `;v=1`, some do not: whichever it is, what allows wants both readings, what denies one.
+            match (&bare, quantifier) {
+                (None, _) => of(request.path()),
+                (Some(bare), Quantifier::All) => of(request.path()) && of(bare),
+                (Some(bare), Quantifier::Any) => of(request.path()) || of(bare),
+            }
+        };
         let values = |name: &str, each: &mut dyn FnMut(&[u8])| request.header(name, each);
         let headers = || self.headers.iter().all(|m| m.matches(values, quantifier));
         let not_headers = || !self.not_headers.iter().any(|m| m.matches(values, quantifier.opposite()));
@@ -255,11 +264,19 @@ impl Operation {
             (self.not_methods.is_empty(), &|| !method(&self.not_methods), "to.notMethods"),
             (self.hosts.is_empty(), &|| host(&self.hosts), "to.hosts"),
             (self.not_hosts.is_empty(), &|| !host(&self.not_hosts), "to.notHosts"),
-            (self.paths.is_empty(), &|| path(&self.paths), "to.paths"),
-            (self.not_paths.is_empty(), &|| !path(&self.not_paths), "to.notPaths"),
+            (self.paths.is_empty(), &|| path(&self.paths, quantifier), "to.paths"),
+            (self.not_paths.is_empty(), &|| !path(&self.not_paths, quantifier.opposite()), "to.notPaths"),
             (self.headers.is_empty(), &headers, "to.headers"),
             (self.not_headers.is_empty(), &not_headers, "to.notHeaders"),
         ];
         all_hold(&checks)
     }
+}
+
+/// The path without the parameters of its segments (RFC 3986 §3.3), where it has any.
+fn without_parameters(path: &str) -> Option<String> {
+    path.contains(';').then(|| {
+        let segments = path.split('/').map(|segment| segment.split(';').next().unwrap_or_default());
+        segments.collect::<Vec<_>>().join("/")
+    })
 }

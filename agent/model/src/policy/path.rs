@@ -12,7 +12,7 @@
 //! * bytes that no path may have (RFC 3986 §3.3: `[`, `|`, blanks, what is not ASCII …) are escaped, as browsers do.
 //!
 //! What servers are known to read in more than one way, and honest clients do not send, is refused ([`Ambiguous`]). Parameters
-//! (`/a;v=1/b`) are data of their segment (RFC 3986 §3.3) and stay; a server that drops them needs patterns which allow for that.
+//! (`/a;v=1/b`) are data of their segment (RFC 3986 §3.3) and stay; as some servers drop them, a path is matched with and without them.
 //!
 //! The query is nobody's business here, and stays byte for byte.
 
