@@ -80,6 +80,20 @@ pub trait Observer {
 
 impl Observer for () {}
 
+/// Hears of what is only tried: the rest was told before.
+struct OnlyTried<'a, O> {
+    observer: &'a mut O,
+    policies: &'a [Arc<AuthorizationPolicy>],
+}
+
+impl<O: Observer> Observer for OnlyTried<'_, O> {
+    fn looked(&mut self, policy: usize, rule: Option<usize>, outcome: Result<(), &'static str>) {
+        if self.policies.get(policy).is_some_and(|policy| policy.dry_run) {
+            self.observer.looked(policy, rule, outcome);
+        }
+    }
+}
+
 impl PortAccess {
     /// Of the policies that speak of a workload, in any order, what is of one target port of it.
     pub fn new<'a>(policies: impl IntoIterator<Item = &'a Arc<AuthorizationPolicy>>, port: u16) -> Self {
@@ -208,7 +222,8 @@ impl PortAccess {
         let (is_allowed, why) = self.verdict(peer, request, false, observer);
         let is_tried = !self.dry_deny.is_empty() || self.is_dry_selected;
         let would_deny = if is_allowed && is_tried {
-            let (would_allow, why) = self.verdict(peer, request, true, observer);
+            let mut observer = OnlyTried { observer, policies: &self.policies };
+            let (would_allow, why) = self.verdict(peer, request, true, &mut observer);
             (!would_allow).then_some(why)
         } else {
             None

@@ -384,24 +384,30 @@ async fn parse(
     };
     let Ok(sink) = respond.send_response(Response::new(()), false) else { return Reason::DownstreamReset };
     let sink = Outgoing::new(sink, flow);
-    let carrying = pin!(tunnel::carry_unread(conn, &clients, source, sink));
-    let mut serving = pin!(protocol::run(conn, route, ours));
-    // It has no task of its own: this is where it hears that it is out of time.
-    let serving = pin!(poll_fn(|cx| {
-        let _ = conn.poll_cut(cx.waker());
-        serving.as_mut().poll(cx).map(|ended| ended.reason)
-    }));
-    match select(serving, carrying).await {
-        // What was answered last may be on its way still.
-        Either::Left((reason, carrying)) => {
-            if reason.is_success() {
+    let mut unread = tunnel::Unread::new(conn, &clients, source, sink);
+    let reason = {
+        let carrying = pin!(unread.carry());
+        let mut serving = pin!(protocol::run(conn, route, ours));
+        // It has no task of its own: this is where it hears that it is out of time.
+        let serving = pin!(poll_fn(|cx| {
+            let _ = conn.poll_cut(cx.waker());
+            serving.as_mut().poll(cx).map(|ended| ended.reason)
+        }));
+        match select(serving, carrying).await {
+            // What was answered last may be on its way still.
+            Either::Left((reason, carrying)) if reason.is_success() => {
                 let _ = timeout(GOODBYE.0, carrying).await;
+                return reason;
             }
-            reason
+            Either::Left((reason, _)) => reason,
+            Either::Right((reason, serving)) if reason.is_success() => {
+                return timeout(GOODBYE.0, serving).await.unwrap_or(reason);
+            }
+            Either::Right((reason, _)) => return reason,
         }
-        Either::Right((reason, serving)) if reason.is_success() => timeout(GOODBYE.0, serving).await.unwrap_or(reason),
-        Either::Right((reason, _)) => reason,
-    }
+    };
+    unread.reset();
+    reason
 }
 
 /// Two ends of one connection inside this process.

@@ -112,11 +112,24 @@ pub(crate) async fn carry(
     tunnel.run().await
 }
 
-/// The same for bytes that are judged and counted where they are read: at the other end of a socket of our own, which is the upstream.
-pub(crate) async fn carry_unread(conn: &Rc<Conn>, socket: &TcpStream, source: Incoming, sink: Outgoing) -> Reason {
-    let mut tunnel = Carried::new(conn, socket, Side::Upstream, source, sink, None);
-    tunnel.is_counted = false;
-    tunnel.run().await
+/// Bytes that are judged and counted where they are read: at the other end of a socket of our own, which is the upstream.
+pub(crate) struct Unread<'a>(Carried<'a>);
+
+impl<'a> Unread<'a> {
+    pub(crate) fn new(conn: &'a Rc<Conn>, socket: &'a TcpStream, source: Incoming, sink: Outgoing) -> Self {
+        let tunnel = Carried::new(conn, socket, Side::Upstream, source, sink, None);
+        Self(Carried { is_counted: false, ..tunnel })
+    }
+
+    /// Carries them to the end.
+    pub(crate) async fn carry(&mut self) -> Reason {
+        self.0.run().await
+    }
+
+    /// Whoever read them refused them: their client sees a reset.
+    pub(crate) fn reset(mut self) {
+        self.0.sink.send_reset(h2::Reason::CONNECT_ERROR);
+    }
 }
 
 impl<'a> Carried<'a> {
