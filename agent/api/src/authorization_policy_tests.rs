@@ -502,7 +502,7 @@ fn a_policy_decides_what_it_says() {
     assert_eq!(invalid, Vec::<String>::new());
     let access = |port| PortAccess::new([&std::sync::Arc::new(allow.clone())], port);
     let decide = |id: &'static str, path| {
-        let peer = Peer { principal: Principal::of(id), address: "10.0.0.1".parse().unwrap() };
+        let peer = Peer { principal: Principal::of(id, "cluster.local"), address: "10.0.0.1".parse().unwrap() };
         access(80).decide(&peer, Some(&Get(path)), &mut ()).is_allowed
     };
     let (web, other) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/other/sa/web");

@@ -75,7 +75,10 @@ fn asked() -> Asked {
 }
 
 fn peer() -> Peer<'static> {
-    Peer { principal: Principal::of("spiffe://cluster.local/ns/front/sa/web"), address: IpAddr::from([10, 9, 0, 7]) }
+    Peer {
+        principal: Principal::of("spiffe://cluster.local/ns/front/sa/web", "cluster.local"),
+        address: IpAddr::from([10, 9, 0, 7]),
+    }
 }
 
 fn address(workload: usize) -> SocketAddr {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use crate::policies::WorkloadPolicies;
 use crate::snapshot::Snapshot;
 use crate::workload::{Labels, PodUid, Workload};
 
@@ -157,12 +158,26 @@ pub fn between<'a>(
     to: &Workload,
     to_addr: SocketAddr,
 ) -> (NetworkDecision<'a>, NetworkDecision<'a>) {
+    let policies = |pod: &PodUid| snapshot.policies_of(pod).map(|policies| &**policies);
+    let (caller, called) = ((from, policies(&from.uid)), (to, policies(&to.uid)));
+    between_those(snapshot, caller, from_address, called, to_addr)
+}
+
+/// The same for pods with the policies that select them: one whose object is gone keeps those it had.
+#[must_use]
+pub fn between_those<'a>(
+    snapshot: &Snapshot,
+    (from, of_caller): (&Workload, Option<&'a WorkloadPolicies>),
+    from_address: IpAddr,
+    (to, of_called): (&Workload, Option<&'a WorkloadPolicies>),
+    to_addr: SocketAddr,
+) -> (NetworkDecision<'a>, NetworkDecision<'a>) {
     let party = |workload, address| Party::of(snapshot, workload, address);
     let (caller, called) = (party(from, from_address), party(to, to_addr.ip()));
-    let policies = |pod: &PodUid| snapshot.policies_of(pod).map_or(&[][..], |policies| &policies.network);
+    let network = |policies: Option<&'a WorkloadPolicies>| policies.map_or(&[][..], |policies| &policies.network);
     (
-        egress(policies(&from.uid), &caller, &called, to_addr.port()),
-        ingress(policies(&to.uid), &caller, &called, to_addr.port()),
+        egress(network(of_caller), &caller, &called, to_addr.port()),
+        ingress(network(of_called), &caller, &called, to_addr.port()),
     )
 }
 

@@ -80,9 +80,14 @@ impl Policies {
         set(&mut self.namespaces, delta.namespaces);
     }
 
-    /// Whether no decision depends on anything here.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.authorization.len() == 0 && self.network.len() == 0
+    /// Whether a decision may depend on pods besides by what selects them: on labels of peers, or on who owns an address.
+    pub(crate) fn depend_on_pods(&self) -> bool {
+        self.network.len() > 0 || self.depend_on_services()
+    }
+
+    /// Whether a decision may depend on where Services lead.
+    pub(crate) fn depend_on_services(&self) -> bool {
+        self.services.len() > 0
     }
 }
 
@@ -103,19 +108,19 @@ impl Snapshot {
     /// address and port.
     #[must_use]
     pub fn port_access(&self, pod: &PodUid, addr: SocketAddr) -> PortAccess {
-        self.port_access_of(self.policies_of(pod).map(|policies| &**policies), addr)
+        let namespace = self.workload(pod).map_or("", |pod| &pod.namespace);
+        self.port_access_of(self.policies_of(pod).map(|policies| &**policies), namespace, addr)
     }
 
-    /// The same for a pod that these policies select: one whose object is gone keeps those it had.
+    /// The same for a pod of a namespace that these policies select: one whose object is gone keeps those it had.
     #[must_use]
-    pub fn port_access_of(&self, of_pod: Option<&WorkloadPolicies>, addr: SocketAddr) -> PortAccess {
+    pub fn port_access_of(&self, of_pod: Option<&WorkloadPolicies>, namespace: &str, addr: SocketAddr) -> PortAccess {
         let of_pod = of_pod.map_or(&[][..], |policies| &policies.authorization);
         if self.policies.services.len() == 0 {
             return PortAccess::new(of_pod, addr.port());
         }
         // Anyone may write the address of another namespace's pod into an EndpointSlice; a policy speaks for its own namespace only.
-        let owner = self.workload_by_ip(addr.ip());
-        let is_own = |service: &&Arc<Service>| owner.is_none_or(|owner| owner.namespace == service.namespace);
+        let is_own = |service: &&Arc<Service>| *service.namespace == *namespace;
         let services = self.services_at(addr).filter(is_own);
         let of_services = services.filter_map(|service| self.policies.services.get(&service.key()));
         let of_services: Vec<_> = of_services.flat_map(|list| list.iter()).collect();

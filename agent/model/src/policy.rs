@@ -37,13 +37,15 @@ pub struct Principal<'a> {
 }
 
 impl<'a> Principal<'a> {
-    /// An identity that was verified; `None` of an empty text, which is nobody's.
+    /// An identity that was verified; `None` of an empty text, which is nobody's. Namespace and account are those of the mesh's own trust
+    /// domain: elsewhere the same names are somebody else's.
     #[must_use]
-    pub fn of(id: &'a str) -> Option<Self> {
+    pub fn of(id: &'a str, trust_domain: &str) -> Option<Self> {
         if id.is_empty() {
             return None;
         }
-        let path = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/')).map_or("", |(_, path)| path);
+        let parts = id.strip_prefix("spiffe://").and_then(|rest| rest.split_once('/'));
+        let path = parts.filter(|(domain, _)| *domain == trust_domain).map_or("", |(_, path)| path);
         let mut parts = path.split('/');
         let (namespace, service_account) = match std::array::from_fn(|_| parts.next()) {
             [Some("ns"), Some(namespace), Some("sa"), Some(account), None] => (namespace, account),
@@ -55,11 +57,12 @@ impl<'a> Principal<'a> {
 
 /// What policies ask of an HTTP request.
 pub trait Request {
-    /// The method, as sent.
+    /// The method, as sent. CONNECT is no request like others: what follows it may be anything, and so it is matched as bytes are, but by an
+    /// operation that lists CONNECT among its `methods`.
     fn method(&self) -> &str;
     /// Host without port, or empty.
     fn host(&self) -> &str;
-    /// Path without query, normalized as it is forwarded.
+    /// Path without query, normalized as it is forwarded. CONNECT has none.
     fn path(&self) -> &str;
     /// Calls `each` with every value of the header fields of this (lower-case) name.
     fn header(&self, name: &str, each: &mut dyn FnMut(&[u8]));
@@ -77,9 +80,10 @@ mod tests {
             ("spiffe://cluster.local/sa/web/ns/shop", Some(("", ""))),
             ("spiffe://cluster.local", Some(("", ""))),
             ("https://cluster.local/ns/shop/sa/web", Some(("", ""))),
+            ("spiffe://partner/ns/shop/sa/web", Some(("", ""))),
             ("", None),
         ] {
-            let found = Principal::of(id).map(|p| (p.namespace, p.service_account));
+            let found = Principal::of(id, "cluster.local").map(|p| (p.namespace, p.service_account));
             assert_eq!(found, expected, "{id}");
         }
     }

@@ -229,9 +229,9 @@ impl Snapshot {
         }
         let is_of_policies = !delta.policies.is_empty();
         next.policies.apply(delta.policies);
-        // Selectors of peers, and targets that are Services, are as of the pods and endpoints there are.
-        let changes_others = !delta.workloads.is_empty() || !delta.services.is_empty();
-        if is_of_policies || changes_others && !next.policies.is_empty() {
+        let is_of_pods = !delta.workloads.is_empty() && next.policies.depend_on_pods();
+        let is_of_services = !delta.services.is_empty() && next.policies.depend_on_services();
+        if is_of_policies || is_of_pods || is_of_services {
             next.policy_generation += 1;
         }
         // Pods first: endpoints link to them.

@@ -23,7 +23,7 @@ use heddle_telemetry::{Direction, Reason, Via};
 use http::Request;
 use http::uri::PathAndQuery;
 
-pub(crate) use judge::{Judge, Judges};
+pub(crate) use judge::{Judge, Judges, Revoked};
 pub(crate) use network::NetworkVerdict;
 pub(crate) use rules::{AsOf, Decided, RuleCache, Rules};
 pub(crate) use view::View;
@@ -59,9 +59,15 @@ impl Permit {
         Ok(())
     }
 
+    /// Whether policies may have changed since.
+    pub(crate) fn is_stale(&self) -> bool {
+        let of = |(conn, generation): &(Rc<Conn>, u64)| conn.worker.refresh().policy_generation != *generation;
+        self.judged.as_ref().is_some_and(of)
+    }
+
     /// Watches over what it lets in.
     pub(crate) fn judge(&self) -> Judge {
-        Judge::new(self.judged.clone())
+        Judge::new(self.judged.clone(), self.path.clone())
     }
 }
 
@@ -91,7 +97,6 @@ impl Admission {
 
 /// How the bytes of a called connection are taken; a calling one is judged elsewhere.
 pub(crate) fn admission(conn: &Conn) -> Admission {
-    conn.is_judged.set(true);
     if conn.direction == Direction::Outbound {
         return Admission::Free;
     }
@@ -102,16 +107,19 @@ pub(crate) fn admission(conn: &Conn) -> Admission {
     if rules.access.is_open() { Admission::Free } else { with_peer(conn, |peer| Admission::of(&rules.access, peer)) }
 }
 
-/// Whether a connection has to be looked at before it is handed over to a pod of this node, at `addr`: it may carry HTTP that rules ask for.
-pub(crate) fn looks_at_handover(conn: &Conn, pod: &Pod, addr: SocketAddr) -> bool {
-    let rules = conn.worker.rules.get(pod, OriginalDst::new(addr), &conn.worker.refresh());
-    let peer = Peer { principal: Principal::of(conn.pod.principal()), address: conn.client.get().ip() };
-    Admission::of(&rules.access, &peer) != Admission::Free
+/// The same of a calling connection, if it were handed over to a pod of this node, at `addr`.
+pub(crate) fn admission_of_handover(conn: &Conn, pod: &Pod, addr: SocketAddr) -> Admission {
+    let snapshot = conn.worker.refresh();
+    let rules = conn.worker.rules.get(pod, OriginalDst::new(addr), &snapshot);
+    if !network::lets_through(conn, pod, addr, &snapshot) {
+        return Admission::Refused;
+    }
+    let principal = Principal::of(conn.pod.principal(), &snapshot.mesh.trust_domain);
+    Admission::of(&rules.access, &Peer { principal, address: conn.client.get().ip() })
 }
 
 /// Decides about a called connection that is no HTTP.
 pub(crate) fn opaque(conn: &Rc<Conn>) -> Result<Permit, Reason> {
-    conn.is_judged.set(true);
     if conn.direction == Direction::Outbound {
         return Ok(Permit::free());
     }
@@ -120,7 +128,9 @@ pub(crate) fn opaque(conn: &Rc<Conn>) -> Result<Permit, Reason> {
         decided.count(&conn.worker);
         conn.decided.replace(Some(decided));
     }
-    judgement.permit(conn)
+    let permit = judgement.permit(conn)?;
+    conn.carries_bytes.set(true);
+    Ok(permit)
 }
 
 /// Why a called connection that is no HTTP may not go on, if it may not.
@@ -130,10 +140,16 @@ pub(crate) fn refusal(conn: &Rc<Conn>) -> Reason {
 
 /// Decides about a request on a called connection. What was decided is left in `told`, to be counted when the request ends.
 pub(crate) fn request(conn: &Rc<Conn>, view: &mut View<'_>, told: &mut Told) -> Result<Permit, Reason> {
-    conn.is_judged.set(true);
     let (judgement, decided) = decide(conn, Some(view));
     *told = Told { decided, detail: judgement.detail };
     judgement.permit(conn)
+}
+
+impl Told {
+    /// What it was let in by is taken back.
+    pub(crate) fn revoke(&mut self, revoked: Revoked) {
+        *self = Self { decided: revoked.0, detail: "" };
+    }
 }
 
 /// What a decision about a request left to tell.
@@ -144,14 +160,33 @@ pub(crate) struct Told {
     pub(crate) detail: &'static str,
 }
 
-/// Whether a called connection, or a request on it, would still be let in.
-pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> bool {
-    conn.direction == Direction::Outbound || ask(conn, view).1.verdict.is_ok()
+/// Asks again about a called connection, or a request on it, that was let in. An error is what there is to tell if it would not be now.
+pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> Result<(), Option<Box<Decided>>> {
+    if conn.direction == Direction::Outbound {
+        return Ok(());
+    }
+    let (judgement, decided) = decide(conn, view);
+    // What was sent as it is must not be let in for what it might be taken for.
+    if judgement.verdict.is_ok() && judgement.path.is_none() { Ok(()) } else { Err(decided) }
 }
 
-/// Whether nothing that a called connection carries would be let in.
-pub(crate) fn is_denied(conn: &Conn) -> bool {
-    admission(conn) == Admission::Refused
+/// A policy changed: ends the connection if what it carries is not let in any more. Requests are judged one by one by whoever carries them;
+/// here a client's connection ends on which none would be. Whoever has said nothing yet is judged when it speaks.
+pub(crate) fn enforce(conn: &Conn, is_clients_http: bool) {
+    if is_clients_http {
+        if admission(conn) == Admission::Refused {
+            conn.ends_for_itself();
+            conn.cut(Reason::PolicyClosed);
+        }
+    } else if conn.carries_bytes.get()
+        && let Err(decided) = stands(conn, None)
+    {
+        if let Some(decided) = decided {
+            decided.count(&conn.worker);
+            conn.decided.replace(Some(decided));
+        }
+        conn.cut(Reason::PolicyClosed);
+    }
 }
 
 /// What the policies of one port come to, for the data plane and for those who ask it why.
@@ -231,17 +266,13 @@ fn rules(conn: &Conn) -> Rc<Rules> {
     }
 }
 
-fn ask(conn: &Conn, view: Option<&mut View<'_>>) -> (Rc<Rules>, Judgement) {
-    let rules = rules(conn);
-    let is_let_through = network::verdict(conn).is_none_or(|verdict| verdict.is_allowed);
-    let judgement = with_peer(conn, |peer| Judgement::of(&rules.access, is_let_through, peer, view, &mut ()));
-    (rules, judgement)
-}
-
 /// The judgement, and what is to be told of it.
 fn decide(conn: &Conn, mut view: Option<&mut View<'_>>) -> (Judgement, Option<Box<Decided>>) {
-    let (rules, judgement) = ask(conn, view.as_deref_mut());
+    let rules = rules(conn);
     let network = network::verdict(conn);
+    let is_let_through = network.as_ref().is_none_or(|verdict| verdict.is_allowed);
+    let judgement =
+        with_peer(conn, |peer| Judgement::of(&rules.access, is_let_through, peer, view.as_deref_mut(), &mut ()));
     if rules.access.is_open() && network.is_none() {
         return (judgement, None);
     }
@@ -257,7 +288,8 @@ fn decide(conn: &Conn, mut view: Option<&mut View<'_>>) -> (Judgement, Option<Bo
 /// Who calls: by what was proved on the way here, or not at all. Never by a header or an address.
 fn with_peer<T>(conn: &Conn, ask: impl FnOnce(&Peer<'_>) -> T) -> T {
     let proved = if conn.via() == Via::Plain { Arc::default() } else { conn.source_principal() };
-    ask(&Peer { principal: Principal::of(&proved), address: conn.client.get().ip() })
+    let snapshot = conn.worker.snapshot();
+    ask(&Peer { principal: Principal::of(&proved, &snapshot.mesh.trust_domain), address: conn.client.get().ip() })
 }
 
 /// The reason for a refusal.

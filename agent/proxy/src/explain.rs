@@ -257,7 +257,7 @@ fn judged(snapshot: &Snapshot, question: &Question<'_>, called: &Arc<Workload>, 
         format!("spiffe://{}/ns/{}/sa/{}", snapshot.mesh.trust_domain, from.namespace, from.service_account);
     let proved = if told.via == Via::Plain { "" } else { &principal };
     let address = source_address(from, told.addr.ip());
-    let peer = Peer { principal: Principal::of(proved), address };
+    let peer = Peer { principal: Principal::of(proved, &snapshot.mesh.trust_domain), address };
     let mut is_let_through = true;
     if told.via == Via::Handover {
         let (egress, ingress) = network_policy::between(snapshot, from, address, called, told.addr);

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use heddle_http::answer;
 use heddle_http::detect::{
-    self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, Protocol,
+    self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, HttpVersion, Protocol,
 };
 use heddle_identity::Alpn;
 use heddle_model::{ServicePort, Snapshot, Transport, Workload};
@@ -35,7 +35,7 @@ use crate::mesh::greeting::{self, Greeting};
 use crate::mesh::tunnel;
 use crate::mesh::way::Way;
 use crate::registry::{Conn, State};
-use crate::route::{self, Connected, EndpointRef, Kind, Route, Tunnel, Upstream};
+use crate::route::{self, Choice, Connected, EndpointRef, Kind, Route, Tunnel, Upstream};
 use crate::task::Ended;
 
 /// Where a dial failed before the client spoke, and nothing says whether it speaks HTTP: how long it may take to begin. A request
@@ -146,17 +146,20 @@ fn admission(conn: &Rc<Conn>, route: &Route) -> Admission {
     if conn.direction == Direction::Inbound {
         return authz::admission(conn);
     }
-    let looks = |workload: Option<&Arc<Workload>>, addr| match Way::to(conn, workload, addr) {
-        Way::Handover(pod) => authz::looks_at_handover(conn, &pod, addr),
-        Way::Direct | Way::Heddle(_) | Way::Hbone(_) => false,
+    let to = |workload: Option<&Arc<Workload>>, addr| match Way::to(conn, workload, addr) {
+        Way::Handover(pod) => authz::admission_of_handover(conn, &pod, addr),
+        Way::Direct | Way::Heddle(_) | Way::Hbone(_) => Admission::Free,
     };
-    let is_looked_at = match &route.kind {
-        Kind::Refused { .. } => false,
-        Kind::Address { hop, workload, .. } => looks(workload.as_ref(), hop.addr),
-        Kind::Service { candidates, .. } => candidates.iter().any(|e| looks(e.workload.as_ref(), e.addr)),
-    };
-    // What comes of that is decided where an endpoint is chosen.
-    if is_looked_at { Admission::Parsed } else { Admission::Free }
+    match &route.kind {
+        Kind::Refused { .. } => Admission::Free,
+        Kind::Address { hop, workload, .. } => to(workload.as_ref(), hop.addr),
+        Kind::Service { candidates, .. } => {
+            let mut all = candidates.iter().map(|e| to(e.workload.as_ref(), e.addr));
+            let Some(first) = all.next() else { return Admission::Free };
+            // Where some would let in what others would not, what comes of it is decided when one is chosen.
+            all.fold(first, |one, other| if one == other { one } else { Admission::Parsed })
+        }
+    }
 }
 
 /// Only requests may be let in, and each is judged by itself. The application hears of nothing before that.
@@ -165,6 +168,13 @@ async fn requests_only(conn: &Rc<Conn>, route: Rc<Route>, downstream: TcpStream,
         Spoken::Http1(downstream) => http::run_h1(conn, route, downstream, None).await,
         Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
         Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+        // Both sides tell of it; nobody is dialled for what is refused whoever is chosen.
+        Spoken::Other(downstream) if conn.direction == Direction::Outbound => {
+            let reason = Choice::new(conn, &route, HttpVersion::Http1, None)
+                .and_then(|choice| permit_bytes(conn, &choice.endpoint(conn)))
+                .map_or_else(|reason| reason, |_| Reason::PolicyDenied);
+            Ended::refused(reason, downstream)
+        }
         Spoken::Other(downstream) => Ended::refused(authz::refusal(conn), downstream),
         Spoken::Lost(ended) => ended,
     }

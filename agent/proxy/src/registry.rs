@@ -128,8 +128,8 @@ pub(crate) struct Conn {
     called: RefCell<Option<Rc<Conn>>>,
     /// It was taken as plain text, which its port may stop to allow.
     pub(crate) is_plaintext: Cell<bool>,
-    /// What it carries was judged: it ends when that is not let in any more.
-    pub(crate) is_judged: Cell<bool>,
+    /// Its bytes were let in: it ends when they are not any more.
+    pub(crate) carries_bytes: Cell<bool>,
     /// It carries the streams of a peer, each of which is judged by itself.
     pub(crate) is_peers: Cell<bool>,
     /// The rules of the called port, as of which policies.
@@ -203,7 +203,7 @@ impl Conn {
             carrier,
             called: RefCell::default(),
             is_plaintext: Cell::new(false),
-            is_judged: Cell::new(false),
+            carries_bytes: Cell::new(false),
             is_peers: Cell::new(false),
             rules: RefCell::default(),
             network: RefCell::default(),
@@ -334,6 +334,11 @@ impl Conn {
         if &*principals.1 != destination {
             principals.1 = destination.into();
         }
+    }
+
+    /// The connection that carries it.
+    pub(crate) fn carrier(&self) -> Option<&Rc<Self>> {
+        self.carrier.as_ref()
     }
 
     /// Whether another connection carries it, and it has no socket of its own.

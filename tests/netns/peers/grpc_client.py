@@ -1,6 +1,7 @@
-"""Calls grpc_server.py and checks every answer. Usage: grpc_client.py HOST:PORT [counted].
+"""Calls grpc_server.py and checks every answer. Usage: grpc_client.py HOST:PORT [counted|denied|closed].
 
-Everything gRPC can do; or, `counted`, a few calls whose messages can be counted.
+Everything gRPC can do; or, `counted`, a few calls whose messages can be counted; `denied`: only `Unary` is let in; `closed`: a stream that is
+open must end when a policy closes it, which is waited for.
 """
 
 import sys
@@ -133,8 +134,32 @@ def concurrency():
     assert [list(s) for s in open_streams] == [[b"echo:last"]] * 10
 
 
+def denied():
+    """A policy lets in one method."""
+    assert unary(b"hello", timeout=10).startswith(b"unary:hello")
+    for call in (server_stream(b"3", timeout=10), bidi(iter([b"x"]), timeout=10)):
+        assert fails(lambda call=call: call).code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def closed():
+    """A stream that is open ends when it is not let in any more, and another on the same connection does not."""
+    ticks = server_stream(b"forever", timeout=30)
+    assert next(ticks) == b"tick"
+    print("open", flush=True)
+    try:
+        for _ in ticks:
+            pass
+    except grpc.RpcError as error:
+        print("ended with", error.code(), flush=True)
+    assert unary(b"hello", timeout=10).startswith(b"unary:hello")
+
+
 if sys.argv[2:] == ["counted"]:
     counted()
+elif sys.argv[2:] == ["denied"]:
+    denied()
+elif sys.argv[2:] == ["closed"]:
+    closed()
 else:
     for act in (metadata, four_kinds, large, compression, errors, deadlines, cancellation, concurrency):
         act()

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use heddle_testkit::pki::{claims, spiffe_id};
 use heddle_testkit::prelude::*;
 use heddle_testkit::programs::program;
-use heddle_tests_netns::peers::{nginx, run, serve_script};
+use heddle_tests_netns::peers::{nginx, run, run_script, script, serve_script};
 use heddle_tests_netns::secure_peers::{id_of, mtls_client, wait_certified};
 use heddle_tests_netns::{HBONE_PORT, SOON, both_families, wait_logged, wait_reason};
 use serde_json::{Value, json};
@@ -351,6 +351,37 @@ fn network_policy(name: &str, spec: Value) -> Value {
         "metadata": {"name": name, "namespace": "shop"},
         "spec": spec,
     })
+}
+
+#[test]
+fn pythons_grpc_is_told_permission_denied_and_an_open_stream_ends() -> Result<()> {
+    let mesh = mesh("policies-grpc")?;
+    let (client, near, far) = (mesh.pod("client"), mesh.pod("near"), mesh.pod("far"));
+    let _near = serve_script(near, "grpc_server.py", &["grpcio"], 50051)?;
+    let _far = serve_script(far, "grpc_server.py", &["grpcio"], 50051)?;
+    let methods = |paths: &[&str]| {
+        let paths: Vec<_> = paths.iter().map(|path| json!({"exact": format!("/test.Peer/{path}")})).collect();
+        policy("calls", json!({"rules": [{"from": [{"identities": [id_of(client)]}], "to": [{"paths": paths}]}]}))
+    };
+    for to in [near, far] {
+        let at = SocketAddr::new(to.v4(), 50051).to_string();
+        mesh.source().write("policy.yaml", &[methods(&["Unary"])])?;
+        wait_until("the policy is in force", SOON, || {
+            run_script(client, "grpc_client.py", &["grpcio"], &[&at, "denied"]).is_ok()
+        })?;
+        mesh.source().write("policy.yaml", &[methods(&["Unary", "ServerStream"])])?;
+        let open = wait_for("a stream is open", SOON, || {
+            let mut command = script("grpc_client.py", &["grpcio"])?;
+            command.args([&at, "closed"]);
+            let process = client.spawn("grpc", command)?;
+            let opened = wait_until("it is open", SOON / 2, || process.stdout().contains("open\n"));
+            Ok(opened.is_ok().then_some(process))
+        })?;
+        mesh.source().write("policy.yaml", &[methods(&["Unary"])])?;
+        ensure!(open.wait(SOON * 2)?.success(), "{}", open.tail());
+        ensure!(open.stdout().contains("ended with"), "{}", open.stdout());
+    }
+    Ok(())
 }
 
 #[test]

@@ -134,13 +134,18 @@ fn path(wanted: &[PathMatch], asked: &str) -> Holds {
 }
 
 fn operation(operation: &Operation, port: u16, asked: Option<&Asked>) -> Holds {
+    // A tunnel is bytes, but for an operation that lists CONNECT; and no path of it is known then either.
+    let is_tunnel = asked.is_some_and(|asked| asked.method == "CONNECT");
+    let asked = asked.filter(|_| !is_tunnel || operation.methods.iter().any(|method| **method == *"CONNECT"));
     let of_request = |is: &dyn Fn(&Asked) -> bool| asked.map_or(Doubt, |asked| is(asked).into());
     let of_header = |wanted: &HeaderMatch| asked.map_or(Doubt, |asked| header(wanted, asked));
     every([
         field(&operation.ports, &operation.not_ports, |ports| ports.contains(&port).into()),
         field(&operation.hosts, &operation.not_hosts, |l| of_request(&|a| l.iter().any(|m| m.matches(&a.host)))),
         field(&operation.methods, &operation.not_methods, |l| of_request(&|a| l.iter().any(|m| **m == *a.method))),
-        field(&operation.paths, &operation.not_paths, |l| asked.map_or(Doubt, |asked| path(l, &asked.path))),
+        field(&operation.paths, &operation.not_paths, |l| {
+            asked.filter(|_| !is_tunnel).map_or(Doubt, |asked| path(l, &asked.path))
+        }),
         every(operation.headers.iter().map(of_header)),
         some(operation.not_headers.iter().map(of_header)).not(),
     ])
@@ -238,6 +243,7 @@ const TO: &[&str] = &[
     "!host=h",
     "method=GET",
     "method=POST",
+    "method=CONNECT",
     "!method=GET",
     "path=/a",
     "path=/a/*",
@@ -310,7 +316,7 @@ fn some_peer() -> impl Strategy<Value = Known> {
 fn some_asked() -> impl Strategy<Value = Option<Asked>> {
     let fields = ["x:a", "x:a", "x:b", "x:ab", "x:", "y:a", "y:b", "z:a"];
     let request = (
-        proptest::sample::select(&["GET", "POST", "get"][..]),
+        proptest::sample::select(&["GET", "POST", "get", "CONNECT"][..]),
         proptest::sample::select(&["h", "H.", "a.h", "i", ""][..]),
         proptest::sample::select(&["/", "/a", "/a/", "/a/b", "/b", "/ab", "*", "/a;v=1", "/a;v/b", "/b;/a"][..]),
         proptest::sample::subsequence(fields.to_vec(), 0..5),

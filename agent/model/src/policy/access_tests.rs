@@ -352,7 +352,7 @@ impl Known {
     }
 
     fn peer(&self) -> Peer<'_> {
-        Peer { principal: Principal::of(&self.id), address: self.address }
+        Peer { principal: Principal::of(&self.id, "td"), address: self.address }
     }
 }
 

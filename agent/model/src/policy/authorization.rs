@@ -139,6 +139,9 @@ pub struct Operation {
     pub not_headers: Vec<HeaderMatch>,
 }
 
+/// The method that opens a tunnel.
+const CONNECT: &str = "CONNECT";
+
 /// The field of a rule that did not match.
 pub(super) type Missed = &'static str;
 
@@ -242,8 +245,26 @@ impl Operation {
         !self.paths.is_empty() || !self.not_paths.is_empty()
     }
 
-    /// Whether a request is meant, whose port is.
+    /// Whether a request is meant, whose port is. What a CONNECT opens is not known: it is bytes, for which an operation speaks that lists it.
     pub(super) fn matches<R: Request + ?Sized>(&self, request: &R, quantifier: Quantifier) -> Result<(), Missed> {
+        if request.method() != CONNECT {
+            return self.matches_request(request, quantifier);
+        }
+        let is_listed = self.methods.iter().any(|method| **method == *CONNECT);
+        match quantifier {
+            Quantifier::Any if !is_listed => Ok(()),
+            Quantifier::All if !is_listed && self.is_of_http() => Err("to: asks for HTTP, and CONNECT is a tunnel"),
+            // Which path is called inside of it is anybody's guess.
+            Quantifier::All if self.reads_paths() => Err("to.paths"),
+            Quantifier::Any if self.reads_paths() => {
+                let pathless = Self { paths: Vec::new(), not_paths: Vec::new(), ..self.clone() };
+                pathless.matches_request(request, quantifier)
+            }
+            _ => self.matches_request(request, quantifier),
+        }
+    }
+
+    fn matches_request<R: Request + ?Sized>(&self, request: &R, quantifier: Quantifier) -> Result<(), Missed> {
         let host = |list: &[HostMatch]| list.iter().any(|m| m.matches(request.host()));
         let method = |list: &[Box<str>]| list.iter().any(|m| **m == *request.method());
         let bare = without_parameters(request.path());

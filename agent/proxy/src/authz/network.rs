@@ -1,12 +1,14 @@
 //! NetworkPolicy, where this agent stands in for the network: between two pods of its node whose bytes it hands over.
 
 use std::cell::OnceCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use heddle_model::Snapshot;
 use heddle_model::network_policy::{self, NetworkPolicy, NetworkWhy};
 use heddle_telemetry::{PolicyHandle, PolicyLabels, PolicyVerdict, Via};
 
+use crate::budget::Pod;
 use crate::registry::Conn;
 use crate::worker::Worker;
 
@@ -47,9 +49,33 @@ pub(super) fn verdict(conn: &Conn) -> Option<Rc<NetworkVerdict>> {
     }
 }
 
+/// Whether they let a calling connection through to a pod of this node.
+pub(super) fn lets_through(conn: &Conn, pod: &Pod, addr: SocketAddr, snapshot: &Snapshot) -> bool {
+    let (Some(from), Some(to)) = (&conn.source, pod.workload(snapshot)) else { return true };
+    let from = snapshot.workload(&from.uid).unwrap_or(from);
+    super::remember(&conn.pod, snapshot);
+    super::remember(pod, snapshot);
+    let (of_caller, of_called) = (conn.pod.policies.borrow(), pod.policies.borrow());
+    let (caller, called) = ((&**from, of_caller.as_deref()), (&*to, of_called.as_deref()));
+    let (egress, ingress) = network_policy::between_those(snapshot, caller, conn.client.get().ip(), called, addr);
+    egress.is_allowed && ingress.is_allowed
+}
+
 fn judge(conn: &Conn, snapshot: &Snapshot) -> Option<NetworkVerdict> {
     let (from, to, addr) = (conn.source.as_ref()?, conn.pod.workload(snapshot)?, conn.original?.get());
-    let (egress, ingress) = network_policy::between(snapshot, from, conn.client.get().ip(), &to, addr);
+    // As it is labelled now.
+    let from = snapshot.workload(&from.uid).unwrap_or(from);
+    let caller = conn.carrier()?.pod.clone();
+    super::remember(&caller, snapshot);
+    super::remember(&conn.pod, snapshot);
+    let (of_caller, of_called) = (caller.policies.borrow().clone(), conn.pod.policies.borrow().clone());
+    let (egress, ingress) = network_policy::between_those(
+        snapshot,
+        (from, of_caller.as_deref()),
+        conn.client.get().ip(),
+        (&to, of_called.as_deref()),
+        addr,
+    );
     // The one that refuses; else the one that lets in.
     let decisions = [("ingress", ingress), ("egress", egress)];
     let telling = decisions.iter().find(|(_, decision)| !decision.is_allowed);

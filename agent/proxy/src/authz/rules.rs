@@ -137,7 +137,9 @@ impl RuleCache {
             known.clear();
         }
         remember(pod, snapshot);
-        let access = snapshot.port_access_of(pod.policies.borrow().as_deref(), original.get());
+        let own = pod.workload(snapshot);
+        let namespace = own.as_ref().map_or("", |workload| &workload.namespace);
+        let access = snapshot.port_access_of(pod.policies.borrow().as_deref(), namespace, original.get());
         let rules = match known.get(&key) {
             // What is the same goes on counting where it did.
             Some((_, same)) if same.access == access => same.clone(),

@@ -145,6 +145,7 @@ impl Client {
                 async |hop: &Hop, dials: &mut u32| self.pool_h2(hop.publish).place(&self.conn, hop, dials).await;
             let view = || View::of_request(request);
             let (endpoint, place, permit) = self.reach(choice, HttpVersion::Http2, view, record, place).await?;
+            let permit = self.renewed(permit, &endpoint, || View::of_request(request), record)?;
             record.set_endpoint(&endpoint);
             // What few streams need is boxed: the others hold no room for it.
             let patience = self.conn.worker.config.connect_timeout;
@@ -275,9 +276,22 @@ impl Client {
         authz::request(&called, &mut view, &mut record.judged)
     }
 
+    /// The permit with which a request is sent that had to wait for its upstream: policies may have changed meanwhile.
+    pub(crate) fn renewed<'v>(
+        &self,
+        permit: Permit,
+        endpoint: &EndpointRef,
+        view: impl Fn() -> View<'v>,
+        record: &mut Record,
+    ) -> Result<Permit, Reason> {
+        if permit.is_stale() { self.permit(&endpoint.way, endpoint.addr, view(), record) } else { Ok(permit) }
+    }
+
     /// The called side of requests to a pod of this node.
     fn called(&self, pod: &Rc<Pod>, addr: SocketAddr) -> Result<Rc<Conn>, Reason> {
-        let called = self.handed.borrow().get(&addr).filter(|called| !called.is_leaving()).cloned();
+        // Another pod may have the address by now.
+        let is_its = |called: &&Rc<Conn>| !called.is_leaving() && Rc::ptr_eq(&called.pod, pod);
+        let called = self.handed.borrow().get(&addr).filter(is_its).cloned();
         let called = match called {
             Some(called) => called,
             None => {

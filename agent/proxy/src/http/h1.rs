@@ -271,6 +271,14 @@ impl Server<'_> {
                 }
             };
             let Heads { request, response } = heads;
+            let renewed = self.client.renewed(permit, &upstream.endpoint, || View::of_head(request), &mut record);
+            let permit = match renewed {
+                Ok(permit) => permit,
+                Err(reason) => {
+                    self.put_back(upstream, true);
+                    return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
+                }
+            };
             record.set_endpoint(&upstream.endpoint);
             if let Err(rule) = permit.apply_to_head(request) {
                 record.detail = rule.as_str();
@@ -285,12 +293,17 @@ impl Server<'_> {
                 let down = End { stream: self.downstream, inbox: &mut self.inbox };
                 let up = End { stream: &upstream.stream, inbox: &mut upbox };
                 let mut relay = Relay::new(self.conn, down, up, facts, wire, response, &mut record, limits);
+                let mut revoked = None;
                 let outcome = poll_fn(|cx| match judge.poll(cx, || View::of_head(request)) {
-                    Poll::Ready(()) => Poll::Ready(relay.cut(Reason::PolicyClosed)),
+                    Poll::Ready(by) => {
+                        revoked = Some(by);
+                        Poll::Ready(relay.cut(Reason::PolicyClosed))
+                    }
                     Poll::Pending => relay.poll(cx),
                 })
                 .await;
                 relay.recycle();
+                revoked.into_iter().for_each(|by| record.judged.revoke(by));
                 outcome
             };
             upbox.release();
@@ -505,7 +518,12 @@ impl Server<'_> {
     async fn tunnel(&mut self, tunnel: Tunnel) -> Reason {
         let Tunnel { upstream, mut upbox, mut record, request, mut judge } = tunnel;
         record.begin_tunnel();
+        let mut revoked = None;
         let mut ahead = poll_fn(|cx| {
+            if let Poll::Ready(by) = judge.poll(cx, || View::of_head(&request)) {
+                revoked = Some(by);
+                return Poll::Ready(Err(Reason::PolicyClosed));
+            }
             let before = (self.inbox.len(), upbox.len());
             let up = poll_empty(cx, &mut self.inbox, &upstream.stream).map_err(|e| Side::Upstream.broke(&e));
             let down = poll_empty(cx, &mut upbox, self.downstream).map_err(|e| Side::Downstream.broke(&e));
@@ -522,13 +540,17 @@ impl Server<'_> {
             Ok(_) => {
                 let mut carrying = pin!(copy::carry(self.conn, self.downstream, &upstream.stream));
                 poll_fn(|cx| match judge.poll(cx, || View::of_head(&request)) {
-                    Poll::Ready(()) => Poll::Ready(Reason::PolicyClosed),
+                    Poll::Ready(by) => {
+                        revoked = Some(by);
+                        Poll::Ready(Reason::PolicyClosed)
+                    }
                     Poll::Pending => carrying.as_mut().poll(cx),
                 })
                 .await
             }
             Err(reason) => *reason,
         };
+        revoked.into_iter().for_each(|by| record.judged.revoke(by));
         record.finish(reason);
         if reason.is_success() {
             pool::close(upstream.stream);

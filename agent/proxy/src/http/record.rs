@@ -183,6 +183,7 @@ impl Record {
     /// It is not handed over, or no longer: a pod that was tried before had no part in it.
     pub(crate) fn goes_elsewhere(&mut self) {
         self.called = None;
+        self.judged = Judged::default();
     }
 
     /// Ends it.

@@ -142,8 +142,10 @@ impl Asking {
             };
             exchange.up.ended = ended;
             let mut judge = opened.permit.judge();
+            let mut revoked = None;
             let outcome = poll_fn(|cx| {
-                if judge.poll(cx, || View::of_request(&request)).is_ready() {
+                if let Poll::Ready(by) = judge.poll(cx, || View::of_request(&request)) {
+                    revoked = Some(by);
                     return Poll::Ready(Err(Failed::new(Reason::PolicyClosed, h2::Reason::CANCEL)));
                 }
                 let polled = exchange.poll(cx, &mut respond, &mut record);
@@ -152,6 +154,7 @@ impl Asking {
                 polled
             })
             .await;
+            revoked.into_iter().for_each(|by| record.judged.revoke(by));
             let Err(mut failed) = outcome else {
                 opened.held.1.complete();
                 record.finish(Reason::Completed);

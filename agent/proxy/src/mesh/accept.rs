@@ -206,13 +206,14 @@ impl Accepted {
             let conn = &carried.0;
             let reason = tokio::select! {
                 biased;
-                reason = conn.cut_while_carried() => reason,
+                // First, as it resets its stream when it is cut.
                 reason = async {
                     match admission {
                         Admission::Free => carry(conn, &route, flow, source, respond, forbidden).await,
                         _ => Box::pin(parse(conn, route, flow, source, respond)).await,
                     }
                 } => reason,
+                reason = conn.cut_while_carried() => reason,
             };
             conn.end(reason);
         }))
@@ -394,11 +395,6 @@ async fn parse(
             serving.as_mut().poll(cx).map(|ended| ended.reason)
         }));
         match select(serving, carrying).await {
-            // What was answered last may be on its way still.
-            Either::Left((reason, carrying)) if reason.is_success() => {
-                let _ = timeout(GOODBYE.0, carrying).await;
-                return reason;
-            }
             Either::Left((reason, _)) => reason,
             Either::Right((reason, serving)) if reason.is_success() => {
                 return timeout(GOODBYE.0, serving).await.unwrap_or(reason);
@@ -406,7 +402,16 @@ async fn parse(
             Either::Right((reason, _)) => return reason,
         }
     };
-    unread.reset();
+    if !reason.is_success() {
+        unread.reset();
+        return reason;
+    }
+    // What was answered last may be on its way still: as long as its client takes, like what is in a socket's queue.
+    let delivered = unread.deliver().await;
+    if !delivered.is_success() {
+        return delivered;
+    }
+    let _ = timeout(GOODBYE.0, unread.carry()).await;
     reason
 }
 

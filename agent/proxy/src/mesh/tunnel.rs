@@ -126,6 +126,16 @@ impl<'a> Unread<'a> {
         self.0.run().await
     }
 
+    /// Carries to its client what was written last.
+    pub(crate) async fn deliver(&mut self) -> Reason {
+        let ended = poll_fn(|cx| match self.0.poll(cx) {
+            Poll::Pending if self.0.to_stream.is_done() => Poll::Ready(Ok(())),
+            polled => polled,
+        });
+        let ended = ended.await;
+        self.0.end(ended)
+    }
+
     /// Whoever read them refused them: their client sees a reset.
     pub(crate) fn reset(mut self) {
         self.0.sink.send_reset(h2::Reason::CONNECT_ERROR);
@@ -166,6 +176,12 @@ impl<'a> Carried<'a> {
         let (socket, side) = (self.socket, self.side);
         let mut gone = pin!(copy::watch(socket));
         let ended = poll_fn(|cx| {
+            // One that is carried has no task that would obey a cut.
+            if self.conn.is_carried()
+                && let Some(reason) = self.conn.poll_cut(cx.waker())
+            {
+                return Poll::Ready(Err(reason));
+            }
             let polled = self.poll(cx);
             if self.is_counted {
                 self.count();
@@ -177,6 +193,10 @@ impl<'a> Carried<'a> {
             }
         })
         .await;
+        self.end(ended)
+    }
+
+    fn end(&mut self, ended: Result<(), Reason>) -> Reason {
         match ended {
             Ok(()) => Reason::Completed,
             Err(reason) => {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use heddle_model::{MtlsMode, Snapshot};
-use heddle_telemetry::Reason;
+use heddle_telemetry::{Direction, Reason};
 use tokio::sync::oneshot;
 
 use super::{Conn, ConnectionView};
@@ -76,18 +76,15 @@ impl Table {
         }
     }
 
-    /// Ends what policies do not let in any more. Requests are judged one by one by whoever carries them; here a client's connection ends on
-    /// which none would be let in.
+    /// Ends what policies do not let in any more.
     pub(crate) fn enforce_policies(&self) {
-        let judged: Vec<_> = self.open.borrow().values().filter(|c| c.is_judged.get()).cloned().collect();
-        for conn in judged {
-            let is_clients = conn.carrier.is_none() && !conn.is_peers.get();
-            let ends = match conn.is_http.get() {
-                true => is_clients && authz::is_denied(&conn),
-                false => !authz::stands(&conn, None),
-            };
-            if ends {
-                conn.cut(Reason::PolicyClosed);
+        let inbound = |conn: &&Rc<Conn>| conn.direction == Direction::Inbound && !conn.is_peers.get();
+        // Ended behind the borrow: that takes them out of the table.
+        let all: Vec<_> = self.open.borrow().values().filter(inbound).cloned().collect();
+        for conn in all {
+            match conn.is_http.get() {
+                true if conn.carrier.is_some() => {}
+                is_http => authz::enforce(&conn, is_http),
             }
         }
     }

@@ -69,8 +69,10 @@ impl Server<'_> {
             let mut judge = opened.permit.judge();
             let mut crossing = Crossing::new(self.conn, down, &asking, opened, response, &mut record);
             let mut gone = pin!(copy::watch(self.downstream));
+            let mut revoked = None;
             let outcome = poll_fn(|cx| {
-                if judge.poll(cx, || View::of_request(&asking.request)).is_ready() {
+                if let Poll::Ready(by) = judge.poll(cx, || View::of_request(&asking.request)) {
+                    revoked = Some(by);
                     return Poll::Ready(Err(crossing.failed(Reason::PolicyClosed)));
                 }
                 match crossing.poll(cx) {
@@ -83,6 +85,7 @@ impl Server<'_> {
             })
             .await;
             crossing.finish(outcome.err().map(|failed| failed.reason));
+            revoked.into_iter().for_each(|by| record.judged.revoke(by));
             match outcome {
                 Ok(keep_client) => return Streamed::Done(self.complete(record, keep_client).await),
                 Err(Failed { again: true, .. }) if repeats < REPEATS_MAX => {

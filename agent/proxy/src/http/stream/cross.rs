@@ -59,6 +59,15 @@ impl Asking {
                     return None;
                 }
             };
+            let renewed = client.renewed(permit, &upstream.endpoint, || View::of_head(&heads.request), &mut record);
+            let permit = match renewed {
+                Ok(permit) => permit,
+                Err(reason) => {
+                    client.put_back(upstream, true);
+                    refuse(&client, respond, record, reason);
+                    return None;
+                }
+            };
             record.set_endpoint(&upstream.endpoint);
             if let Err(rule) = permit.apply_to_head(&mut heads.request) {
                 record.detail = rule.as_str();
@@ -90,10 +99,12 @@ impl Asking {
                 record: &mut record,
                 is_tunnel: false,
             };
+            let mut revoked = None;
             let outcome = {
                 let mut gone = pin!(copy::watch(&upstream.stream));
                 poll_fn(|cx| {
-                    if judge.poll(cx, || View::of_head(&heads.request)).is_ready() {
+                    if let Poll::Ready(by) = judge.poll(cx, || View::of_head(&heads.request)) {
+                        revoked = Some(by);
                         return Poll::Ready(Err(crossing.failed(Reason::PolicyClosed)));
                     }
                     match crossing.poll(cx) {
@@ -107,6 +118,7 @@ impl Asking {
                 .await
             };
             let (sink, keep_upstream) = crossing.finish();
+            revoked.into_iter().for_each(|by| record.judged.revoke(by));
             match outcome {
                 Ok(()) => {
                     client.put_back(upstream, keep_upstream);
