@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::place::Place;
@@ -151,6 +151,57 @@ pub fn curl_page(place: &Place, to: SocketAddr, path: &str) -> Result<String> {
     shell(place, &format!("{CURL} -i http://{to}{path}"), CALL_TIMEOUT)
 }
 
+/// The value of a header in what [`curl_page`] shows.
+pub fn header<'a>(page: &'a str, name: &str) -> Option<&'a str> {
+    let fields = page.lines().take_while(|line| !line.trim().is_empty()).filter_map(|line| line.split_once(':'));
+    fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
+}
+
+/// How a call was answered, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answered {
+    /// The HTTP status, 0 if there was none.
+    pub status: u16,
+    /// By the clock of [`now`], a moment after the answer.
+    pub at: Duration,
+}
+
+/// Somebody who makes the same call again and again, each time on a connection of its own.
+pub struct Asking(Process);
+
+/// Starts him.
+pub fn ask(place: &Place, to: SocketAddr, path: &str) -> Result<Asking> {
+    let call = format!("{CURL} -o /dev/null -w '%{{http_code}} ' http://{to}{path}; date +%s%3N");
+    let mut command = Command::new("sh");
+    // The shell ends after a call, never within one.
+    command.args(["-c", &format!("trap end=1 TERM; while [ -z \"$end\" ]; do {call}; done")]);
+    Ok(Asking(place.spawn("asking", command)?))
+}
+
+impl Asking {
+    /// The answers so far.
+    pub fn answers(&self) -> Vec<Answered> {
+        self.0.stdout().lines().filter_map(answered).collect()
+    }
+
+    /// All answers, after the last.
+    pub fn finish(self) -> Result<Vec<Answered>> {
+        let status = self.0.terminate(CALL_TIMEOUT)?;
+        ensure!(status.success(), "the calls failed: {status}\n{}", self.0.tail());
+        Ok(self.answers())
+    }
+}
+
+/// Time since the epoch, as the programs in the pods tell it.
+pub fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+fn answered(line: &str) -> Option<Answered> {
+    let (status, at) = line.split_once(' ')?;
+    Some(Answered { status: status.parse().ok()?, at: Duration::from_millis(at.parse().ok()?) })
+}
+
 fn shell(place: &Place, script: &str, timeout: Duration) -> Result<String> {
     let mut command = Command::new("sh");
     command.args(["-c", script]);
@@ -287,6 +338,22 @@ mod tests {
         let servers: Vec<&str> = fetches.fetched.iter().map(|fetched| fetched.server.as_str()).collect();
         assert_eq!(servers, ["web-1", "web-2"]);
         assert_eq!(fetches.fetched[0].server_seen, "10.96.0.10:80".parse().unwrap());
+    }
+
+    #[test]
+    fn a_header_is_found_in_the_head_whatever_its_case() {
+        let page = "HTTP/1.1 503 Service Unavailable\r\nX-Heddle-Reason: why\r\n\r\nafter: the head\n";
+        assert_eq!(header(page, "x-heddle-reason"), Some("why"));
+        assert_eq!(header(page, "after"), None);
+    }
+
+    #[test]
+    fn answers_are_read_once_their_lines_are_whole() {
+        let at = Duration::from_millis(1_700_000_000_123);
+        assert_eq!(answered("403 1700000000123"), Some(Answered { status: 403, at }));
+        assert_eq!(answered("000 1700000000123"), Some(Answered { status: 0, at }));
+        assert_eq!(answered("403 "), None);
+        assert_eq!(answered("40"), None);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! `heddle-demo`: two nodes on this machine, real programs in their pods, and what the mesh does for them, told in under a
 //! minute. Started by `cargo xtask demo`.
 //!
-//! [`story`] is what happens, [`traffic`] its middle part, [`apps`] the programs, [`account`] what is made of logs and metrics, [`page`] how it looks.
+//! [`story`] is what happens, [`traffic`] its middle part, [`wire`] and [`policy`] the chapters about identities and who may call what, [`apps`]
+//! the programs, [`account`] what is made of logs and metrics, [`page`] how it looks.
 #![forbid(unsafe_code)]
 
 mod account;
 mod apps;
 mod interrupt;
 mod page;
+mod policy;
 mod story;
 mod traffic;
 mod wire;

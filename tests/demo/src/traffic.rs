@@ -205,7 +205,7 @@ impl Traffic {
         for line in self.unserved.lines() {
             page.say(format!("  {}", line.trim_end()));
         }
-        let head = |name: &str| header(&self.unserved, name);
+        let head = |name: &str| apps::header(&self.unserved, name);
         let told = head("x-heddle-reason").unwrap_or_default();
         let logged =
             self.records.iter().map(Record).find(|record| record.is_request() && record.number("status") == 503);
@@ -218,7 +218,7 @@ impl Traffic {
         let reason = logged.map(|record| record.text("reason")).unwrap_or_default();
         page.verdict(
             self.missing.starts_with("HTTP/1.1 404 ")
-                && header(&self.missing, "x-heddle-reason").is_none()
+                && apps::header(&self.missing, "x-heddle-reason").is_none()
                 && reason == "completed",
             format!("404 (/missing) came from nginx: no such header, and {reason} in the log"),
         );
@@ -323,23 +323,5 @@ impl Traffic {
             ));
         }
         Ok(())
-    }
-}
-
-/// The value of a header in what `curl -i` printed.
-fn header<'a>(page: &'a str, name: &str) -> Option<&'a str> {
-    let fields = page.lines().take_while(|line| !line.trim().is_empty()).filter_map(|line| line.split_once(':'));
-    fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_header_is_found_in_the_head_whatever_its_case() {
-        let page = "HTTP/1.1 503 Service Unavailable\r\nX-Heddle-Reason: why\r\n\r\nafter: the head\n";
-        assert_eq!(header(page, "x-heddle-reason"), Some("why"));
-        assert_eq!(header(page, "after"), None);
     }
 }
