@@ -174,6 +174,11 @@ impl Kind {
         }
     }
 
+    /// Whether it keeps somebody out: one that goes unnoticed is a hole.
+    const fn guards(self) -> bool {
+        matches!(self, Self::MeshTls | Self::AuthorizationPolicy | Self::NetworkPolicy)
+    }
+
     const fn namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Mesh)
     }
@@ -319,7 +324,10 @@ impl Reader {
         let object = object_name(namespace, id.name);
         let mut problems = Problems { errors: broken.to_vec(), ..Problems::default() };
         let named = check_identity(kind, namespace, id, &mut problems);
+        let has_strange_metadata = kind.guards() && !check_metadata(root, &mut problems);
         let converted = match (named, kind) {
+            // What is misspelt may be the namespace: nobody can tell whom it was meant for.
+            _ if has_strange_metadata && id.namespace.is_empty() => None,
             (true, _) if problems.errors.is_empty() => convert(kind, namespace, root, &mut problems),
             (true, _) => salvage(kind, namespace, id.name, root),
             // Its addresses are refused under a name that no Service can have.
@@ -409,9 +417,19 @@ fn known(id: &Identity<'_>, root: &Node<'_>) -> Known {
             Known::Unknown(format!("unknown kind `{version} {kind}`: read are {} and v1 List", kinds.join(", ")))
         }
         "gateway.networking.k8s.io" => Known::NotYet,
+        "networking.k8s.io" if NETWORKING_KINDS.contains(&id.kind) => Known::Ignored,
+        "networking.k8s.io" => {
+            let (version, kind) = (shortened(id.api_version), shortened(id.kind));
+            Known::Unknown(format!("unknown kind `{version} {kind}`: read of that group is NetworkPolicy"))
+        }
+        // Of another group, or of ours misspelt: whoever wrote it thinks that it guards something.
+        _ if Kind::ALL.iter().any(|kind| kind.guards() && kind.as_str() == id.kind) => Known::NotYet,
         _ => Known::Ignored,
     }
 }
+
+/// Kinds of `networking.k8s.io` that mean nothing to us.
+const NETWORKING_KINDS: [&str; 4] = ["Ingress", "IngressClass", "IPAddress", "ServiceCIDR"];
 
 /// Kinds of the core group that files may hold and that mean nothing to us.
 const CORE_KINDS: [&str; 14] = [
@@ -462,6 +480,38 @@ fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut
         problems.error("metadata.namespace", format!("`{}` is no name of a namespace", shortened(namespace)));
     }
     right && homed
+}
+
+/// Fields of `metadata` that Kubernetes knows (`metav1.ObjectMeta`).
+const METADATA: [&str; 15] = [
+    "annotations",
+    "creationTimestamp",
+    "deletionGracePeriodSeconds",
+    "deletionTimestamp",
+    "finalizers",
+    "generateName",
+    "generation",
+    "labels",
+    "managedFields",
+    "name",
+    "namespace",
+    "ownerReferences",
+    "resourceVersion",
+    "selfLink",
+    "uid",
+];
+
+/// Whether `metadata` has no field but those; a misspelt namespace would put an object in force somewhere else.
+fn check_metadata(root: &Node<'_>, problems: &mut Problems) -> bool {
+    let Some(Node { value: Value::Mapping(entries), .. }) = root.get("metadata") else { return true };
+    let strange = entries.iter().filter(|entry| !METADATA.contains(&entry.key.as_ref()));
+    let before = problems.errors.len();
+    for entry in strange {
+        let mut field = "metadata".to_owned();
+        crate::node::join(&mut field, &entry.key);
+        problems.error(field, format!("unknown field `{}`", shortened(&entry.key)));
+    }
+    problems.errors.len() == before
 }
 
 fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems) -> Option<Object> {

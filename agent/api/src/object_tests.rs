@@ -46,6 +46,14 @@ fn kinds_table() {
             "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: a}",
             "1 EndpointSlice default/a: apiVersion: `discovery.k8s.io/v1beta1` is not read: discovery.k8s.io/v1",
         ),
+        (
+            "apiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: a, namspace: shop}\nspec: {}",
+            "3 AuthorizationPolicy default/a: metadata.namspace: unknown field `namspace`",
+        ),
+        (
+            "apiVersion: networking.k8s.io/v1\nkind: NetworkPolcy\nmetadata: {name: a}",
+            "1 NetworkPolcy a: : unknown kind `networking.k8s.io/v1 NetworkPolcy`",
+        ),
         ("apiVersion: v1\nkind: Servce\nmetadata: {name: a}", "1 Servce a: : unknown kind `v1 Servce`"),
         (
             "apiVersion: heddle.dev/v1alpha1\nkind: CachePolicy\nmetadata: {name: a}",
@@ -73,14 +81,20 @@ fn kinds_table() {
 fn other_kinds_are_ignored_or_said_to_have_no_effect_yet() {
     let ignored = [
         "networking.k8s.io/v1 Ingress",
-        "security.istio.io/v1 AuthorizationPolicy",
         "v1 ConfigMap",
         "v1 Secret",
         "apps/v1 Deployment",
         "serving.knative.dev/v1 Service",
         "example.com/v1 Any",
     ];
-    let unsupported = ["gateway.networking.k8s.io/v1 HTTPRoute", "gateway.networking.k8s.io/v1 Gateway"];
+    let unsupported = [
+        "gateway.networking.k8s.io/v1 HTTPRoute",
+        "gateway.networking.k8s.io/v1 Gateway",
+        // Somebody thinks that they guard something.
+        "security.istio.io/v1 AuthorizationPolicy",
+        "hedle.dev/v1alpha1 MeshTLS",
+        "crd.projectcalico.org/v1 NetworkPolicy",
+    ];
     let object = |text: &str| {
         let (version, kind) = text.split_once(' ').unwrap();
         read("f", format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n").as_bytes())

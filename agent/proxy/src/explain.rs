@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use heddle_http::answer;
+use heddle_http::detect::Declared;
 use heddle_model::network_policy::{self, NetworkDecision, NetworkWhy};
 use heddle_model::policy::{AuthorizationPolicy, Observer, Peer, Principal, Why};
 use heddle_model::workload::Membership;
@@ -18,6 +19,7 @@ use http::{HeaderMap, Method, Uri};
 use crate::authz::{Judgement, View};
 use crate::config::AGENT_PORTS;
 use crate::mesh::way;
+use crate::protocol;
 
 /// Endpoints explained one by one.
 pub const ENDPOINTS_MAX: usize = 16;
@@ -83,7 +85,7 @@ pub struct Endpoint {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Which: `captured`, `resolved`, `transport`, `mode`, `network-policy`, `policy`, `decision`.
+    /// Which: `captured`, `resolved`, `protocol`, `transport`, `mode`, `network-policy`, `policy`, `decision`.
     pub step: &'static str,
     /// What was found.
     pub found: String,
@@ -124,9 +126,16 @@ pub fn explain(snapshot: &Snapshot, here: &Here<'_>, question: &Question<'_>) ->
         answer.refusal = Some(Reason::AgentPort);
         return answer;
     }
-    let (addresses, step) = resolved(snapshot, question, captured);
+    let (addresses, declared, step) = resolved(snapshot, question, captured);
     answer.steps.push(step);
     match addresses {
+        // Told so by the agent that reads it, wherever it would have gone.
+        Ok(addresses) if declared.is_http() && question.request.is_none() && !addresses.iter().any(is_opaque) => {
+            let found =
+                "the port is declared HTTP, and bytes that are none are answered 400; ask with --method or --path";
+            answer.steps.push(Step::new("protocol", found, ""));
+            answer.refusal = Some(Reason::RequestMalformed);
+        }
         Ok(addresses) => {
             answer.more = addresses.len().saturating_sub(ENDPOINTS_MAX);
             let of = |(addr, workload)| endpoint(snapshot, here, question, captured, addr, workload);
@@ -137,38 +146,53 @@ pub fn explain(snapshot: &Snapshot, here: &Here<'_>, question: &Question<'_>) ->
     answer
 }
 
+/// Whether the pod there says that it is no HTTP, whatever the Service declares.
+fn is_opaque((addr, workload): &(SocketAddr, Option<Arc<Workload>>)) -> bool {
+    workload.as_ref().is_some_and(|workload| workload.capture.opaque_ports.contains(&addr.port()))
+}
+
 type Addresses = Vec<(SocketAddr, Option<Arc<Workload>>)>;
 
-fn resolved(snapshot: &Snapshot, question: &Question<'_>, captured: bool) -> (Result<Addresses, Reason>, Step) {
+fn resolved(
+    snapshot: &Snapshot,
+    question: &Question<'_>,
+    captured: bool,
+) -> (Result<Addresses, Reason>, Declared, Step) {
     let to = question.to.get();
+    let of_address = |addr| Declared::agreed(snapshot.ports_at(addr).map(protocol::of_port));
     if !captured {
         // The kernel's own way: a Service's address is translated by kube-proxy, which this agent knows nothing of.
         let workload = snapshot.workload_by_ip(to.ip()).cloned();
         let found = format!("{to}, as it is");
-        return (Ok(vec![(to, workload)]), Step::new("resolved", found, ""));
+        return (Ok(vec![(to, workload)]), of_address(to), Step::new("resolved", found, ""));
     }
     match snapshot.resolve(Some(question.from), question.to) {
         Resolution::Service { service, port_index, candidates } => {
+            let declared = service.ports.get(port_index).map_or(Declared::Unknown, protocol::of_port);
             let port = service.ports.get(port_index).map_or(0, |port| port.port);
             let count = candidates.len();
             let found = format!("port {port} of a Service with {count} endpoint{} to choose from", plural(count));
             let addresses = candidates.iter().map(|e| (e.addr, e.workload.clone())).collect();
-            (Ok(addresses), Step::new("resolved", found, format!("Service {}/{}", service.namespace, service.name)))
+            let object = format!("Service {}/{}", service.namespace, service.name);
+            (Ok(addresses), declared, Step::new("resolved", found, object))
         }
         Resolution::Workload { workload, addr } => {
             let object = pod_name(&workload);
-            (Ok(vec![(addr, Some(workload))]), Step::new("resolved", format!("{addr}, a pod's own address"), object))
+            let step = Step::new("resolved", format!("{addr}, a pod's own address"), object);
+            (Ok(vec![(addr, Some(workload))]), of_address(addr), step)
         }
         Resolution::External { addr } => {
             let found = format!("{addr}, which is no pod's and no Service's: passed through");
-            (Ok(vec![(addr, None)]), Step::new("resolved", found, "Mesh default"))
+            (Ok(vec![(addr, None)]), Declared::Unknown, Step::new("resolved", found, "Mesh default"))
         }
         Resolution::Unserved { service, refusal, .. } => {
             let object = format!("Service {}/{}", service.namespace, service.name);
-            (Err(refusal.into()), Step::new("resolved", Reason::from(refusal).description().trim(), object))
+            let step = Step::new("resolved", Reason::from(refusal).description().trim(), object);
+            (Err(refusal.into()), Declared::Unknown, step)
         }
         Resolution::Refused(refusal) => {
-            (Err(refusal.into()), Step::new("resolved", Reason::from(refusal).description().trim(), ""))
+            let step = Step::new("resolved", Reason::from(refusal).description().trim(), "");
+            (Err(refusal.into()), Declared::Unknown, step)
         }
     }
 }

@@ -77,7 +77,8 @@ fn is_opaque(workload: &Workload, addr: SocketAddr, snapshot: &Snapshot) -> bool
         || workload.transport_to(addr.port(), &snapshot.mesh) == Transport::Hbone
 }
 
-fn of_port(port: &ServicePort) -> Declared {
+/// What a Service port says of itself.
+pub(crate) fn of_port(port: &ServicePort) -> Declared {
     detect::declared(port.app_protocol.as_deref(), &port.name)
 }
 

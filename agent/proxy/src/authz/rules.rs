@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use heddle_model::policy::{AuthorizationPolicy, Decision, PortAccess, Why};
+use heddle_model::policy::{Action, AuthorizationPolicy, Decision, PortAccess, Why};
 use heddle_model::{OriginalDst, PodUid, Snapshot};
 use heddle_telemetry::{PolicyFields, PolicyHandle, PolicyLabels, PolicyVerdict};
 
@@ -14,6 +14,8 @@ use crate::budget::Pod;
 use crate::hash::FastMap;
 use crate::worker::Worker;
 
+/// Allow policies named where none of their rules matched.
+const SELECTING_TOLD: usize = 3;
 /// Ports kept; with more the cache starts anew.
 const PORTS_MAX: usize = 1024;
 
@@ -53,7 +55,11 @@ impl Rules {
         match why {
             Why::Default => String::new(),
             Why::Rule(policy, rule) => self.text(policy, Some(rule)),
-            Why::NoRule => "no Allow rule matches".to_owned(),
+            Why::NoRule => {
+                let selecting = self.access.policies().iter().filter(|p| p.action == Action::Allow);
+                let names: Vec<_> = selecting.take(SELECTING_TOLD).map(name).collect();
+                format!("no Allow rule matches ({})", names.join(", "))
+            }
             Why::Rejected(policy) => self.text(policy, None),
         }
     }

@@ -122,7 +122,7 @@ async fn a_request_that_no_rule_lets_in_is_answered_403_and_told_on_both_sides()
         assert_eq!(record["reason"], reason, "{record}");
         let policy = match (is_called, is_open) {
             (true, true) => "shop/web[0]".into(),
-            (true, false) => "no Allow rule matches".into(),
+            (true, false) => "no Allow rule matches (shop/web)".into(),
             (false, _) => serde_json::Value::Null,
         };
         assert_eq!(record["policy"], policy, "{record}");
@@ -306,7 +306,7 @@ async fn a_rejected_policy_denies_and_says_so_and_one_that_only_tells_does_neith
     let records = node.mesh.records(4).await;
     let told = records.iter().find(|r| r["reporter"] == "destination" && r["reason"] == "completed").unwrap();
     assert_eq!(told["policy_audit"], "shop/audit[0]", "{told}");
-    assert_eq!(told["policy_would_deny"], "no Allow rule matches", "{told}");
+    assert_eq!(told["policy_would_deny"], "no Allow rule matches (shop/tried)", "{told}");
     let counts = node.mesh.policy.counts();
     let verdicts: Vec<_> = counts.iter().map(|(labels, count)| (&*labels.policy, labels.verdict, *count)).collect();
     assert!(verdicts.contains(&("shop/audit", PolicyVerdict::Audited, 1)), "{verdicts:?}");
@@ -355,7 +355,10 @@ async fn between_nodes_the_certificate_counts_and_the_caller_is_told_why() {
     assert!(head.starts_with("HTTP/1.1 403 ") && head.contains("x-heddle-reason: policy_denied"), "{head}");
     assert_eq!(here.mesh.records(1).await[0]["reason"], "policy_denied");
     let record = &there.mesh.records(1).await[0];
-    assert_eq!((&record["reason"], &record["policy"]), (&"policy_denied".into(), &"no Allow rule matches".into()));
+    assert_eq!(
+        (&record["reason"], &record["policy"]),
+        (&"policy_denied".into(), &"no Allow rule matches (shop/others)".into())
+    );
     assert_eq!(record["source_principal"], "spiffe://cluster.local/ns/shop/sa/client");
     // Who comes in plain text proves nothing, whatever its address: nor does what it says.
     enforce(&there.mesh, vec![policy("clients", Action::Allow, vec![rule([from("client")], [])])]);
@@ -465,4 +468,123 @@ async fn bytes_may_flow_while_policies_change_a_thousand_times() {
         }
     }
     passes(&mut server, &mut client, b"still").await;
+}
+
+#[tokio::test]
+async fn a_tunnel_is_bytes_whatever_its_rules_say_of_requests() {
+    let (node, application, vip) = handed_over(http).await;
+    for policies in [
+        vec![policy("admin", Action::Deny, vec![rule([], [to_path("/admin")])])],
+        vec![policy("open", Action::Allow, vec![rule([], [to_path("/")])])],
+        vec![policy(
+            "get",
+            Action::Deny,
+            vec![rule([], [Operation { methods: vec!["GET".into()], ..Operation::default() }])],
+        )],
+    ] {
+        enforce(&node.mesh, policies);
+        let mut client = connect(vip).await;
+        client.write_all(b"CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n").await.unwrap();
+        assert!(refused(&mut client).await.starts_with("HTTP/1.1 403 "));
+    }
+    nobody_called(&application).await;
+    // Where it is listed it is meant.
+    let connect_only = Operation { methods: vec!["CONNECT".into()], ..Operation::default() };
+    enforce(&node.mesh, vec![policy("tunnel", Action::Allow, vec![rule([from("client")], [connect_only])])]);
+    let mut client = connect(vip).await;
+    client.write_all(b"CONNECT x:80 HTTP/1.1\r\nhost: x:80\r\n\r\n").await.unwrap();
+    let (mut server, _) = soon(application.accept()).await.unwrap();
+    read_until(&mut server, b"\r\n\r\n").await;
+    server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200 "));
+    passes(&mut client, &mut server, b"bytes").await;
+}
+
+#[tokio::test]
+async fn a_silent_client_is_nobodys_business_when_others_change() {
+    let node = Node::new(&Ca::new());
+    let called = node.called().await;
+    enforce(&node.mesh, vec![policy("open", Action::Allow, vec![rule([], [to_path("/")])])]);
+    let mut client = connect(called).await;
+    until("the connection", || node.mesh.proxy.pods().iter().any(|pod| pod.connections == 1)).await;
+    for round in 0..5 {
+        let more = vec![rule([], [to_path("/")]), rule([from(&format!("x-{round}"))], [])];
+        enforce(&node.mesh, vec![policy("open", Action::Allow, more)]);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    // It is judged when it speaks: here by a path that nobody can misread.
+    client.write_all(&get("/%00")).await.unwrap();
+    assert!(refused(&mut client).await.starts_with("HTTP/1.1 400 "));
+}
+
+#[tokio::test]
+async fn nobody_is_dialled_for_bytes_that_are_refused_at_hand_over() {
+    let (node, application, vip) = handed_over(|s| s.ports[0].name = "tcp-db".into()).await;
+    enforce(&node.mesh, vec![policy("none", Action::Allow, vec![])]);
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(connect(vip).await);
+    }
+    for client in &mut clients {
+        client.write_all(b"\x00bytes").await.unwrap();
+        is_reset(client).await;
+    }
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), application.accept()).await.is_err(),
+        "the application was connected to"
+    );
+    let records = node.mesh.records(40).await;
+    let told =
+        records.iter().filter(|r| r["reporter"] == "destination" && r["policy"] == "no Allow rule matches (shop/none)");
+    assert_eq!(told.count(), 20, "both sides tell of it");
+}
+
+#[tokio::test]
+async fn what_a_change_ended_is_told_by_its_policy() {
+    let (node, application, vip) = handed_over(|s| s.ports[0].name = "tcp-db".into()).await;
+    let mut client = connect(vip).await;
+    client.write_all(b"\x00").await.unwrap();
+    let (mut server, _) = soon(application.accept()).await.unwrap();
+    soon(server.read_u8()).await.unwrap();
+    enforce(&node.mesh, vec![policy("no-more", Action::Deny, vec![rule([from("client")], [])])]);
+    is_reset(&mut client).await;
+    let records = node.mesh.records(2).await;
+    let told = records.iter().find(|r| r["reporter"] == "destination").unwrap();
+    assert_eq!((&told["reason"], &told["policy"]), (&"policy_closed".into(), &"shop/no-more[0]".into()), "{told}");
+    let counts = node.mesh.policy.counts();
+    assert!(counts.iter().any(|(l, n)| &*l.policy == "shop/no-more" && l.verdict == PolicyVerdict::Denied && *n == 1));
+}
+
+#[tokio::test]
+async fn a_long_answer_inside_of_connect_arrives_whole_however_slowly_it_is_read() {
+    let opaque = |s: &mut Service| s.ports[0].name = "tcp-db".into();
+    // For others; this client's bytes are let in, and looked at.
+    let rules = vec![rule([from("client")], []), rule([from("other")], [to_path("/open")])];
+    let allow = policy("open", Action::Allow, rules);
+    let (_here, there, _, called, mut client) = two_nodes(opaque, vec![allow], b"\x00give").await;
+    until("a stream at the other node", || there.mesh.proxy.pods().iter().any(|pod| pod.connections > 1)).await;
+    there.mesh.proxy.detach(&PodUid::new("server")).await;
+    let application = loop {
+        match TcpListener::bind(called).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    there.mesh.sockets.closed.store(false, SeqCst);
+    there.mesh.sockets.opened.notify_waiters();
+    let (mut server, _) = soon(application.accept()).await.unwrap();
+    soon(server.read_exact(&mut [0; 5])).await.unwrap();
+    client.shutdown().await.unwrap();
+    let sent = pattern(3 << 20);
+    let writing = {
+        let sent = sent.clone();
+        tokio::spawn(async move { server.write_all(&sent).await.unwrap() })
+    };
+    let mut got = vec![0; 1000];
+    soon(client.read_exact(&mut got)).await.unwrap();
+    // Longer than anybody would wait for a farewell.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    soon(writing).await.unwrap();
+    got.extend(rest(&mut client).await);
+    assert!(got == sent, "{} of {} bytes arrived", got.len(), sent.len());
 }
