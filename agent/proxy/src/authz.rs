@@ -139,8 +139,11 @@ pub(crate) fn refusal(conn: &Rc<Conn>) -> Reason {
 }
 
 /// Decides about a request on a called connection. What was decided is left in `told`, to be counted when the request ends.
-pub(crate) fn request(conn: &Rc<Conn>, view: &mut View<'_>, told: &mut Told) -> Result<Permit, Reason> {
-    let (judgement, decided) = decide(conn, Some(view));
+pub(crate) fn request<'v>(conn: &Rc<Conn>, view: impl FnOnce() -> View<'v>, told: &mut Told) -> Result<Permit, Reason> {
+    let (judgement, decided) = match nothing_to_ask(conn) {
+        true => (Judgement::LET_IN, None),
+        false => decide(conn, Some(&mut view())),
+    };
     *told = Told { decided, detail: judgement.detail };
     judgement.permit(conn)
 }
@@ -174,7 +177,8 @@ pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> Result<(), Opt
 /// here a client's connection ends on which none would be. Whoever has said nothing yet is judged when it speaks.
 pub(crate) fn enforce(conn: &Conn, is_clients_http: bool) {
     if is_clients_http {
-        if admission(conn) == Admission::Refused {
+        // Of one with requests under way these are answered, each by itself.
+        if !conn.has_requests_under_way() && admission(conn) == Admission::Refused {
             conn.ends_for_itself();
             conn.cut(Reason::PolicyClosed);
         }
@@ -201,6 +205,9 @@ pub(crate) struct Judgement {
 }
 
 impl Judgement {
+    /// Where nothing speaks of the port.
+    const LET_IN: Self = Self { verdict: Ok(()), decision: None, path: None, detail: "" };
+
     /// In this order: NetworkPolicy, as a network would; the path; AuthorizationPolicy.
     pub(crate) fn of(
         access: &PortAccess,
@@ -209,7 +216,7 @@ impl Judgement {
         mut view: Option<&mut View<'_>>,
         observer: &mut impl Observer,
     ) -> Self {
-        let mut judgement = Self { verdict: Ok(()), decision: None, path: None, detail: "" };
+        let mut judgement = Self::LET_IN;
         if !is_let_through {
             judgement.verdict = Err(Reason::NetworkPolicyDenied);
             return judgement;
@@ -266,16 +273,21 @@ fn rules(conn: &Conn) -> Rc<Rules> {
     }
 }
 
+/// Whether no policy speaks of the called port.
+fn nothing_to_ask(conn: &Conn) -> bool {
+    rules(conn).access.is_open() && network::verdict(conn).is_none()
+}
+
 /// The judgement, and what is to be told of it.
 fn decide(conn: &Conn, mut view: Option<&mut View<'_>>) -> (Judgement, Option<Box<Decided>>) {
+    if nothing_to_ask(conn) {
+        return (Judgement::LET_IN, None);
+    }
     let rules = rules(conn);
     let network = network::verdict(conn);
     let is_let_through = network.as_ref().is_none_or(|verdict| verdict.is_allowed);
     let judgement =
         with_peer(conn, |peer| Judgement::of(&rules.access, is_let_through, peer, view.as_deref_mut(), &mut ()));
-    if rules.access.is_open() && network.is_none() {
-        return (judgement, None);
-    }
     let mut audited = Vec::new();
     if judgement.decision.is_some() && !rules.access.is_quiet() {
         let view = view.as_deref();

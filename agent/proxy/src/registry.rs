@@ -438,6 +438,11 @@ impl Conn {
         self.requests_under_way.set(self.requests_under_way.get() - 1);
     }
 
+    /// Whether any is.
+    pub(crate) fn has_requests_under_way(&self) -> bool {
+        self.requests_under_way.get() > 0
+    }
+
     /// A request of it was recorded.
     pub(crate) fn count_request(&self) {
         self.requests.set(self.requests.get() + 1);

@@ -243,7 +243,7 @@ impl Client {
             if choice.hop().way.via() == Via::Hbone {
                 return Err(Reason::UpstreamUnreachable.into());
             }
-            let permit = self.permit(&choice.hop().way, choice.hop().addr, view(), record)?;
+            let permit = self.permit(&choice.hop().way, choice.hop().addr, &view, record)?;
             let endpoint = choice.endpoint(&self.conn);
             match reach(choice.hop(), &mut record.attempts).await {
                 Ok(reached) => {
@@ -257,15 +257,15 @@ impl Client {
 
     /// Whether a request may go to an endpoint, as far as this agent decides that: where it is called, or where it is handed over to a pod
     /// of this node. That pod's side of the request begins here: its budget, its record, its policies.
-    pub(crate) fn permit(
+    pub(crate) fn permit<'v>(
         &self,
         way: &Way,
         addr: SocketAddr,
-        mut view: View<'_>,
+        view: impl FnOnce() -> View<'v>,
         record: &mut Record,
     ) -> Result<Permit, Reason> {
         if self.conn.direction == Direction::Inbound {
-            return authz::request(&self.conn, &mut view, &mut record.judged);
+            return authz::request(&self.conn, view, &mut record.judged);
         }
         let Way::Handover(pod) = way else {
             record.goes_elsewhere();
@@ -273,7 +273,7 @@ impl Client {
         };
         let called = self.called(pod, addr)?;
         record.hand_over(called.clone())?;
-        authz::request(&called, &mut view, &mut record.judged)
+        authz::request(&called, view, &mut record.judged)
     }
 
     /// The permit with which a request is sent that had to wait for its upstream: policies may have changed meanwhile.
@@ -281,10 +281,10 @@ impl Client {
         &self,
         permit: Permit,
         endpoint: &EndpointRef,
-        view: impl Fn() -> View<'v>,
+        view: impl FnOnce() -> View<'v>,
         record: &mut Record,
     ) -> Result<Permit, Reason> {
-        if permit.is_stale() { self.permit(&endpoint.way, endpoint.addr, view(), record) } else { Ok(permit) }
+        if permit.is_stale() { self.permit(&endpoint.way, endpoint.addr, view, record) } else { Ok(permit) }
     }
 
     /// The called side of requests to a pod of this node.

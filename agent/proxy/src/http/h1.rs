@@ -363,7 +363,7 @@ impl Server<'_> {
         // Detection dialled it for this very request.
         if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
             let EndpointRef { way, addr, .. } = &dialled.endpoint;
-            return match self.client.permit(way, *addr, View::of_head(request), record) {
+            return match self.client.permit(way, *addr, || View::of_head(request), record) {
                 Ok(permit) => Ok((dialled, permit)),
                 Err(reason) => {
                     self.put_back(dialled, true);
@@ -380,7 +380,7 @@ impl Server<'_> {
                 return Err(Unreached::OtherVersion);
             }
             self.conn.set_endpoint(choice.hop().addr, choice.workload());
-            let view = View::of_head(request);
+            let view = || View::of_head(request);
             let permit = self.client.permit(&choice.hop().way, choice.hop().addr, view, record)?;
             let endpoint = choice.endpoint(self.conn);
             if let Some(stream) = self.idle(from, &endpoint) {

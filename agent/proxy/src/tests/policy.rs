@@ -347,6 +347,20 @@ async fn two_nodes(
     (here, there, vip, called, client)
 }
 
+/// The application begins to listen, in place of the called pod's listener.
+async fn application(there: &Node, called: SocketAddr) -> TcpListener {
+    there.mesh.proxy.detach(&PodUid::new("server")).await;
+    let application = loop {
+        match TcpListener::bind(called).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    there.mesh.sockets.closed.store(false, SeqCst);
+    there.mesh.sockets.opened.notify_waiters();
+    application
+}
+
 #[tokio::test]
 async fn between_nodes_the_certificate_counts_and_the_caller_is_told_why() {
     let allow = policy("others", Action::Allow, vec![rule([from("other")], [])]);
@@ -398,15 +412,7 @@ async fn http_by_connect_reaches_the_application_where_its_path_is_let_in() {
     let allow = policy("open", Action::Allow, vec![rule([from("client")], [to_path("/open")])]);
     let (_here, there, _, called, mut client) = two_nodes(opaque, vec![allow], &get("/x/../open")).await;
     until("a request at the other node", || there.mesh.proxy.pods().iter().any(|pod| pod.requests > 0)).await;
-    there.mesh.proxy.detach(&PodUid::new("server")).await;
-    let application = loop {
-        match TcpListener::bind(called).await {
-            Ok(listener) => break listener,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    there.mesh.sockets.closed.store(false, SeqCst);
-    there.mesh.sockets.opened.notify_waiters();
+    let application = application(&there, called).await;
     let (mut server, _) = soon(application.accept()).await.unwrap();
     assert!(answer(&mut server).await.starts_with("GET /open HTTP/1.1\r\n"));
     read_until(&mut client, b"hi").await;
@@ -563,15 +569,7 @@ async fn a_long_answer_inside_of_connect_arrives_whole_however_slowly_it_is_read
     let allow = policy("open", Action::Allow, rules);
     let (_here, there, _, called, mut client) = two_nodes(opaque, vec![allow], b"\x00give").await;
     until("a stream at the other node", || there.mesh.proxy.pods().iter().any(|pod| pod.connections > 1)).await;
-    there.mesh.proxy.detach(&PodUid::new("server")).await;
-    let application = loop {
-        match TcpListener::bind(called).await {
-            Ok(listener) => break listener,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    there.mesh.sockets.closed.store(false, SeqCst);
-    there.mesh.sockets.opened.notify_waiters();
+    let application = application(&there, called).await;
     let (mut server, _) = soon(application.accept()).await.unwrap();
     soon(server.read_exact(&mut [0; 5])).await.unwrap();
     client.shutdown().await.unwrap();
