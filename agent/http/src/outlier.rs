@@ -64,7 +64,8 @@ pub struct SuccessRate {
     pub stdev_factor: f64,
 }
 
-/// What a request told about the endpoint. A request that the client gave up, or that this agent refused, tells nothing.
+/// What a request told about the endpoint. One that the client gave up, that this agent refused, or that a closing connection left unprocessed
+/// tells nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It responded.
