@@ -26,7 +26,7 @@ pub use host::{Admission, Host, Probe, Standing};
 use host::State;
 
 /// What makes an endpoint an outlier, and what follows. Defaults as Envoy documents them where it has the setting, but for
-/// `ejected_percent_max` (Envoy: 10) and the gateway and local thresholds, which Envoy does not enforce by default.
+/// `ejected_percent_max` (Envoy: 10) and the gateway and local thresholds, which Envoy applies only on request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// 5xx responses or local failures in a row; 0 is never. Default 5.
