@@ -3,6 +3,11 @@
 //! Pure functions of (candidates, load, randomness, what was tried, what is remembered). Eligibility is decided once per
 //! change of a Service ([`candidates`], when a snapshot is built); a choice touches two endpoints however many there are.
 
+mod draw;
+mod ewma;
+mod round_robin;
+mod weight;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +15,12 @@ use std::time::Duration;
 use crate::addr::Family;
 use crate::resolve::{Candidates, Class, Refusal};
 use crate::service::{Endpoint, Service};
+
+pub use ewma::{PeakEwma, peak_ewma};
+pub use round_robin::RoundRobin;
+pub use weight::{SlowStart, Weight, Weights, split};
+
+use draw::{Drawn, two};
 
 /// One endpoint chosen, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +50,17 @@ pub enum PickReason {
         /// The load of both.
         load: u32,
     },
+    /// Of two drawn at random, one more request costs it less, or no more: latency times load.
+    LessCostly {
+        /// Its cost.
+        cost_nanos: u64,
+        /// The cost of the other.
+        other_cost_nanos: u64,
+    },
+    /// It was drawn at random; where two are drawn by weight, both times.
+    Drawn,
+    /// It was its turn.
+    InTurn,
 }
 
 /// What the session affinity of a client says.
@@ -114,31 +136,52 @@ pub fn least_request<'a>(
     random: u64,
     tried: &[SocketAddr],
 ) -> Option<Pick<'a>> {
-    let total = candidates.len();
-    let untried = |index: &usize| candidates.endpoints.get(*index).is_some_and(|e| !tried.contains(&e.addr));
-    // Walks the candidates only where something was tried before: a retry, not the usual case.
-    let nth = |n: usize| {
-        if tried.is_empty() { candidates.index(n) } else { candidates.indices().filter(untried).nth(n) }
-    };
-    let count = if tried.is_empty() { total } else { candidates.indices().filter(untried).count() };
-    let pick = |index: usize, why| candidates.endpoints.get(index).map(|endpoint| Pick { index, endpoint, why });
-    match count {
-        0 => None,
-        1 => pick(nth(0)?, PickReason::OnlyOne),
-        _ => {
-            let (first, second) = two_of(count, random);
-            let (first, second) = (nth(first)?, nth(second)?);
+    least_request_weighted(candidates, load, None, random, tried)
+}
+
+/// [`least_request`] where endpoints are drawn as often as their weights say. Of two drawn the less loaded is taken whatever its weight: shares
+/// are exact while loads are equal, and a light endpoint that is less loaded takes up to twice its own.
+pub fn least_request_weighted<'a>(
+    candidates: &'a Candidates,
+    load: impl Fn(&Endpoint) -> u32,
+    weights: Weights<'_>,
+    random: u64,
+    tried: &[SocketAddr],
+) -> Option<Pick<'a>> {
+    match two(candidates, weights, random, tried) {
+        Drawn::Nothing => None,
+        Drawn::OnlyOne(index) => at(candidates, index, PickReason::OnlyOne),
+        Drawn::Twice(index) => at(candidates, index, PickReason::Drawn),
+        Drawn::Two(first, second) => {
             let (load_first, load_second) =
                 (load(candidates.endpoints.get(first)?), load(candidates.endpoints.get(second)?));
             if load_second < load_first {
-                pick(second, PickReason::LessLoaded { load: load_second, other_load: load_first })
+                at(candidates, second, PickReason::LessLoaded { load: load_second, other_load: load_first })
             } else if load_first < load_second {
-                pick(first, PickReason::LessLoaded { load: load_first, other_load: load_second })
+                at(candidates, first, PickReason::LessLoaded { load: load_first, other_load: load_second })
             } else {
-                pick(first, PickReason::EqualLoad { load: load_first })
+                at(candidates, first, PickReason::EqualLoad { load: load_first })
             }
         }
     }
+}
+
+/// Any endpoint, as often as its weight says; `random` and `tried` as in [`least_request`].
+pub fn random<'a>(
+    candidates: &'a Candidates,
+    weights: Weights<'_>,
+    random: u64,
+    tried: &[SocketAddr],
+) -> Option<Pick<'a>> {
+    match two(candidates, weights, random, tried) {
+        Drawn::Nothing => None,
+        Drawn::OnlyOne(index) => at(candidates, index, PickReason::OnlyOne),
+        Drawn::Two(first, _) | Drawn::Twice(first) => at(candidates, first, PickReason::Drawn),
+    }
+}
+
+fn at(candidates: &Candidates, index: usize, why: PickReason) -> Option<Pick<'_>> {
+    candidates.endpoints.get(index).map(|endpoint| Pick { index, endpoint, why })
 }
 
 /// `sessionAffinity: ClientIP`: whether a client stays with the endpoint it last used.
@@ -187,6 +230,18 @@ impl Candidates {
         self.indices().filter_map(|index| self.endpoints.get(index))
     }
 
+    /// These without those that `keep` refuses (ejected ones, say); `None` if none is left.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(&Endpoint) -> bool) -> Option<Self> {
+        let is_kept = |index: &usize| self.endpoints.get(*index).is_some_and(&keep);
+        let eligible: Vec<u32> = self.indices().filter(is_kept).filter_map(|index| u32::try_from(index).ok()).collect();
+        if eligible.is_empty() {
+            return None;
+        }
+        let eligible = (eligible.len() < self.endpoints.len()).then(|| eligible.into());
+        Some(Self { endpoints: Arc::clone(&self.endpoints), eligible, class: self.class })
+    }
+
     /// The index into `endpoints` of the eligible endpoint with this address.
     #[must_use]
     pub fn find(&self, addr: SocketAddr) -> Option<usize> {
@@ -210,15 +265,10 @@ impl Candidates {
     }
 }
 
-/// Two distinct numbers below `count` (at least 2), every ordered pair as likely as any other.
-fn two_of(count: usize, random: u64) -> (usize, usize) {
-    // 32 random bits times n, upper half: uniform up to n / 2^32, without a division.
-    let below = |bits: u64, n: usize| (((bits & 0xffff_ffff) * n as u64) >> 32) as usize;
-    let first = below(random, count);
-    let second = below(random >> 32, count - 1);
-    (first, if second >= first { second + 1 } else { second })
-}
-
+#[cfg(test)]
+mod algorithm_tests;
+#[cfg(test)]
+mod race_tests;
 #[cfg(test)]
 #[path = "balance_tests.rs"]
 mod tests;

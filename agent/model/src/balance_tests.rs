@@ -145,10 +145,10 @@ fn affinity_table() {
 }
 
 /// SplitMix64: seeded, so a failure repeats.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -157,7 +157,7 @@ impl Random {
     }
 }
 
-fn many(count: u32) -> Candidates {
+pub(super) fn many(count: u32) -> Candidates {
     let endpoints = (1..=count).map(|i| Endpoint::ready(SocketAddr::new(std::net::Ipv4Addr::from(i).into(), 80)));
     Candidates::all(endpoints.collect())
 }
@@ -183,7 +183,7 @@ fn every_ordered_pair_is_drawn_alike() {
     let mut random = Random(7);
     let mut hits = std::collections::HashMap::new();
     for _ in 0..120_000 {
-        *hits.entry(two_of(4, random.next())).or_insert(0_u32) += 1;
+        *hits.entry(draw::two_of(4, random.next())).or_insert(0_u32) += 1;
     }
     assert_eq!(hits.len(), 12);
     assert!(hits.keys().all(|(a, b)| a != b && *a < 4 && *b < 4));
@@ -205,7 +205,7 @@ fn two_choices_keep_the_greatest_load_near_the_mean() {
         let load = |e: &Endpoint| by_two[candidates.find(e.addr).unwrap()];
         let index = least_request(&candidates, load, bits, &[]).unwrap().index;
         by_two[index] += 1;
-        by_one[two_of(ENDPOINTS, bits).0] += 1;
+        by_one[draw::two_of(ENDPOINTS, bits).0] += 1;
     }
     let (two, one) = (*by_two.iter().max().unwrap(), *by_one.iter().max().unwrap());
     assert!(two <= 14, "fullest of {ENDPOINTS} with mean load 10 by two choices: {two}");
@@ -264,6 +264,7 @@ proptest! {
                         prop_assert!(mine == load(e) && mine < other_load);
                     }
                     PickReason::EqualLoad { load: mine } => prop_assert_eq!(mine, load(e)),
+                    why => prop_assert!(false, "{:?} is no reason of least request", why),
                 }
             }
         }

@@ -1,4 +1,6 @@
-//! A point in time as Kubernetes writes it: data, never read from a clock here.
+//! A point in time as Kubernetes and HTTP write it: data, never read from a clock here.
+
+mod http_date;
 
 /// Seconds since 1970-01-01T00:00:00Z, the resolution of `metadata.creationTimestamp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +30,15 @@ impl Timestamp {
     /// [`NotATime`] for anything else, dates that do not exist included.
     pub fn parse(text: &str) -> Result<Self, NotATime> {
         parse(text).map(Self).ok_or(NotATime)
+    }
+
+    /// Parses an HTTP-date in any of its three forms (RFC 9110 §5.6.7); `None` for anything else, dates that do not exist included.
+    ///
+    /// `now` gives the two-digit years of the RFC 850 form their century: what would lie more than 50 years ahead is past. That the
+    /// day of the week is the date's own is not checked.
+    #[must_use]
+    pub fn parse_http(text: &[u8], now: Self) -> Option<Self> {
+        http_date::parse(text, now.0).map(Self)
     }
 }
 

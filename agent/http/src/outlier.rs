@@ -1,0 +1,383 @@
+//! Outlier ejection: endpoints that fail are left out for a while, then tried with one real request at a time.
+//!
+//! ```text
+//!            threshold reached, cap not             the ejection's time is over
+//!  serving ─────────────────────────────▶ ejected ─────────────────────────────▶ half-open
+//!     ▲                                      ▲  the probe failed: longer than before │
+//!     │                                      └───────────────────────────────────────┤
+//!     └──────────────────────────────────────────────────────────────────────────────┘
+//!                                   the probe succeeded
+//! ```
+//!
+//! A [`Detector`] belongs to one Service in one agent, a [`Host`] to one of its endpoints; both are shared by the workers with plain
+//! atomics. A result of a healthy endpoint costs one addition. Half-open counts as ejected until the probe succeeds. When too few endpoints
+//! are left ([`Detector::is_panic`]) ejections are to be ignored: an endpoint that may work is better than none.
+
+mod host;
+mod success_rate;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::time::Duration;
+
+pub use host::{Admission, Host, Probe, Standing};
+
+use host::State;
+
+/// What makes an endpoint an outlier, and what follows. Defaults as Envoy documents them where it has the setting, but for
+/// `ejected_percent_max` (Envoy: 10) and the gateway and local thresholds, which Envoy applies only on request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// 5xx responses or local failures in a row; 0 is never. Default 5.
+    pub consecutive_5xx: u32,
+    /// 502, 503 and 504 responses or local failures in a row; 0 is never. Default 5.
+    pub consecutive_gateway: u32,
+    /// Local failures in a row; 0 is never. Default 5.
+    pub consecutive_local: u32,
+    /// Comparison with the other endpoints; `None` is none.
+    pub success_rate: Option<SuccessRate>,
+    /// How often success rates are compared, and how long an endpoint must serve until one of its past ejections is forgotten.
+    /// Default 10 s.
+    pub interval: Duration,
+    /// The length of the first ejection; the nth is n times as long. Default 30 s.
+    pub ejection_base: Duration,
+    /// The longest ejection. Default 300 s.
+    pub ejection_max: Duration,
+    /// Of a hundred endpoints at most so many are ejected at once, and of any number at least one may be. Default 50.
+    pub ejected_percent_max: u32,
+    /// With less than so many of a hundred endpoints left, ejections are ignored; 0 is never. Default 50.
+    pub panic_percent: u32,
+    /// The longest ejection that an endpoint asks for itself, with `Retry-After` on a 503; zero ignores it. Default 300 s.
+    pub retry_after_max: Duration,
+}
+
+/// When an endpoint succeeds so much less often than the others that it is ejected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SuccessRate {
+    /// Compare only if so many endpoints had enough requests. Default 5, the least with which the default factor can tell: one of n that
+    /// fails among equals lies √(n − 1) deviations below the mean. (Two such of five lie 1.2 below: this finds the odd one out, no more.)
+    pub hosts_min: u32,
+    /// Requests of an endpoint in one interval that are enough. Default 100.
+    pub requests_min: u32,
+    /// Ejected is who lies more than so many standard deviations below the mean. Default 1.9.
+    pub stdev_factor: f64,
+}
+
+/// What a request told about the endpoint. One that the client gave up, that this agent refused, or that a closing connection left unprocessed
+/// tells nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It responded.
+    Response {
+        /// The status; for gRPC see [`Outcome::grpc`].
+        status: u16,
+        /// What its `Retry-After` asks for ([`crate::retry::retry_after`]).
+        retry_after: Option<Duration>,
+    },
+    /// It did not: no connection, a reset before the response, a timeout.
+    Local,
+}
+
+/// What every call needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// The settings now in force.
+    pub settings: &'a Settings,
+    /// How many endpoints the Service has.
+    pub hosts: u32,
+    /// Monotonic, counted from a start of the caller's choosing that is the same for all workers. Milliseconds count.
+    pub now: Duration,
+}
+
+/// Why an endpoint was ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// [`Settings::consecutive_5xx`].
+    Consecutive5xx,
+    /// [`Settings::consecutive_gateway`].
+    ConsecutiveGateway,
+    /// [`Settings::consecutive_local`].
+    ConsecutiveLocal,
+    /// [`Settings::success_rate`].
+    SuccessRate,
+    /// It asked for it: a 503 with `Retry-After`.
+    RetryAfter,
+    /// The probe after an ejection failed.
+    ProbeFailed,
+}
+
+/// What changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transition {
+    /// The endpoint is left out from now on.
+    Ejected {
+        /// Why.
+        cause: Cause,
+        /// For how long.
+        length: Duration,
+    },
+    /// It would have been, but as many are ejected as may be.
+    Capped(Cause),
+    /// The probe succeeded: the endpoint serves again.
+    Readmitted,
+}
+
+/// The ejections of one Service in one agent.
+#[derive(Debug, Default)]
+pub struct Detector {
+    /// Hosts that are ejected or half-open.
+    ejected: Arc<AtomicU32>,
+    /// Counts the transitions that change who serves.
+    version: AtomicU32,
+    /// When success rates are compared next, in milliseconds of the caller's time; 0 before the first time.
+    sweep_next_millis: AtomicU64,
+}
+
+impl Detector {
+    /// An endpoint that is new to this Service.
+    #[must_use]
+    pub fn host(&self) -> Arc<Host> {
+        Arc::new(Host::new(Arc::clone(&self.ejected)))
+    }
+
+    /// Takes note of a result. `probe` is what [`Host::admit`] gave for this request.
+    ///
+    /// While a host is ejected only its probe counts: requests that were sent before, or in a panic, say nothing about its recovery.
+    pub fn on_result(
+        &self,
+        host: &Arc<Host>,
+        outcome: Outcome,
+        probe: Option<Probe>,
+        scene: &Scene<'_>,
+    ) -> Option<Transition> {
+        let transition = match probe {
+            Some(probe) => self.on_probe(host, outcome, &probe, scene),
+            None => match host.state() {
+                State::Serving { times } => self.on_served(host, outcome, times, scene),
+                State::Ejected { .. } | State::Retired => None,
+            },
+        };
+        if matches!(transition, Some(Transition::Ejected { .. } | Transition::Readmitted)) {
+            self.version.fetch_add(1, Relaxed);
+        }
+        transition
+    }
+
+    /// Compares success rates and forgets old ejections, if the interval is over; to be called now and then with all hosts. Of several
+    /// workers that call it at the same time one does the work. The numbers are indices into `hosts`.
+    pub fn sweep(&self, hosts: &[Arc<Host>], scene: &Scene<'_>) -> Vec<(usize, Transition)> {
+        let (now, interval) = (millis(scene.now), millis(scene.settings.interval).max(1));
+        let due = |next: u64| (next == 0 || now >= next).then(|| now.saturating_add(interval).max(1));
+        match self.sweep_next_millis.fetch_update(AcqRel, Acquire, due) {
+            // The first interval begins here.
+            Ok(0) | Err(_) => return Vec::new(),
+            Ok(_) => {}
+        }
+        let windows: Vec<_> = hosts.iter().map(|host| host.take_window()).collect();
+        for host in hosts {
+            host.forgive();
+        }
+        let Some(rule) = &scene.settings.success_rate else { return Vec::new() };
+        let mut transitions = Vec::new();
+        for index in success_rate::outliers(rule, &windows) {
+            let Some(host) = hosts.get(index) else { continue };
+            if let State::Serving { times } = host.state() {
+                let transition = self.eject(host, Cause::SuccessRate, times, None, scene);
+                transitions.extend(transition.map(|transition| (index, transition)));
+            }
+        }
+        let ejected = transitions.iter().filter(|(_, t)| matches!(t, Transition::Ejected { .. })).count();
+        self.version.fetch_add(u32::try_from(ejected).unwrap_or(u32::MAX), Relaxed);
+        transitions
+    }
+
+    /// How many hosts are ejected or half-open.
+    #[must_use]
+    pub fn ejected(&self) -> u32 {
+        self.ejected.load(Relaxed)
+    }
+
+    /// A number that changes with every ejection and readmission, to know when what was derived from them is out of date.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version.load(Acquire)
+    }
+
+    /// Whether so few are left that ejections are to be ignored.
+    #[must_use]
+    pub fn is_panic(&self, scene: &Scene<'_>) -> bool {
+        let left = scene.hosts.saturating_sub(self.ejected());
+        u64::from(left) * 100 < u64::from(scene.hosts) * u64::from(scene.settings.panic_percent)
+    }
+
+    fn on_served(&self, host: &Host, outcome: Outcome, times: u16, scene: &Scene<'_>) -> Option<Transition> {
+        let settings = scene.settings;
+        if let Some(length) = outcome.asked_length(settings) {
+            host.count(outcome);
+            return self.eject(host, Cause::RetryAfter, times, Some(length), scene);
+        }
+        let run = host.count(outcome)?;
+        let is_reached = |count: u32, threshold: u32| threshold > 0 && count >= threshold;
+        // The narrowest cause first: it says most.
+        let cause = if is_reached(run.local, settings.consecutive_local) {
+            Cause::ConsecutiveLocal
+        } else if is_reached(run.gateway, settings.consecutive_gateway) {
+            Cause::ConsecutiveGateway
+        } else if is_reached(run.any_5xx, settings.consecutive_5xx) {
+            Cause::Consecutive5xx
+        } else {
+            return None;
+        };
+        // Whether ejected or capped, the next run counts from the beginning.
+        host.reset_runs();
+        self.eject(host, cause, times, None, scene)
+    }
+
+    fn on_probe(&self, host: &Host, outcome: Outcome, probe: &Probe, scene: &Scene<'_>) -> Option<Transition> {
+        if !probe.is_of(host) {
+            return None;
+        }
+        if outcome.is_failure() {
+            let asked = outcome.asked_length(scene.settings);
+            let length = host.fail_probe(probe, asked, scene)?;
+            return Some(Transition::Ejected { cause: Cause::ProbeFailed, length });
+        }
+        host.readmit(probe).then_some(Transition::Readmitted)
+    }
+
+    /// Ejects a host that serves, if one more may be. `asked` is its own wish, which does not count against it.
+    fn eject(
+        &self,
+        host: &Host,
+        cause: Cause,
+        times: u16,
+        asked: Option<Duration>,
+        scene: &Scene<'_>,
+    ) -> Option<Transition> {
+        let most = (u64::from(scene.hosts) * u64::from(scene.settings.ejected_percent_max) / 100).max(1);
+        let place = |ejected: u32| (u64::from(ejected) < most).then(|| ejected + 1);
+        if self.ejected.fetch_update(Relaxed, Relaxed, place).is_err() {
+            return Some(Transition::Capped(cause));
+        }
+        match host.eject(times, asked, scene) {
+            Some(length) => Some(Transition::Ejected { cause, length }),
+            None => {
+                // Another worker was faster, or the endpoint is gone.
+                self.ejected.fetch_sub(1, Relaxed);
+                None
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// The length of the nth ejection.
+    fn length(&self, nth: u16) -> Duration {
+        self.ejection_base.saturating_mul(u32::from(nth)).min(self.ejection_max)
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            consecutive_5xx: 5,
+            consecutive_gateway: 5,
+            consecutive_local: 5,
+            success_rate: Some(SuccessRate::default()),
+            interval: Duration::from_secs(10),
+            ejection_base: Duration::from_secs(30),
+            ejection_max: Duration::from_secs(300),
+            ejected_percent_max: 50,
+            panic_percent: 50,
+            retry_after_max: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Default for SuccessRate {
+    fn default() -> Self {
+        Self { hosts_min: 5, requests_min: 100, stdev_factor: 1.9 }
+    }
+}
+
+impl Outcome {
+    /// A response with this status and nothing else to say.
+    #[must_use]
+    pub const fn status(status: u16) -> Self {
+        Self::Response { status, retry_after: None }
+    }
+
+    /// A gRPC call that ended with this code: the HTTP status that says the same, so that one set of thresholds serves both.
+    #[must_use]
+    pub const fn grpc(code: u8) -> Self {
+        Self::status(match code {
+            0 => 200,
+            1 => 499,
+            3 | 9 | 11 => 400,
+            4 => 504,
+            5 => 404,
+            6 | 10 => 409,
+            7 => 403,
+            8 => 429,
+            12 => 501,
+            14 => 503,
+            16 => 401,
+            _ => 500,
+        })
+    }
+
+    /// Whether it speaks against the endpoint.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        match self {
+            Self::Response { status, .. } => status >= 500,
+            Self::Local => true,
+        }
+    }
+
+    const fn is_gateway_failure(self) -> bool {
+        match self {
+            Self::Response { status, .. } => matches!(status, 502..=504),
+            Self::Local => true,
+        }
+    }
+
+    /// The ejection that the endpoint asks for.
+    fn asked_length(self, settings: &Settings) -> Option<Duration> {
+        match self {
+            Self::Response { status: 503, retry_after: Some(asked) } => {
+                Some(asked.min(settings.retry_after_max)).filter(|length| millis(*length) > 0)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Cause {
+    /// The stable snake_case word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Consecutive5xx => "consecutive_5xx",
+            Self::ConsecutiveGateway => "consecutive_gateway",
+            Self::ConsecutiveLocal => "consecutive_local",
+            Self::SuccessRate => "success_rate",
+            Self::RetryAfter => "retry_after",
+            Self::ProbeFailed => "probe_failed",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;
