@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod crds;
 mod demo;
 mod ebpf;
 mod fuzz;
@@ -46,6 +47,8 @@ enum Task {
     Bench(bench::Arguments),
     /// Throw bytes at everything that parses, and at the data plane, under libFuzzer (a short run is part of `test`)
     Fuzz(fuzz::Arguments),
+    /// Write the CustomResourceDefinitions of our kinds into deploy/crds (a test fails while they are old)
+    Crds,
     /// Check the rules of the house: arrows, unsafe, docs, orphans, sizes, links
     Tidy,
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Bench(arguments) => bench::run(&arguments),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
+        Task::Crds => crds::run(),
         Task::Tidy => tidy::run(),
     };
     outcome.unwrap_or_else(|error| {

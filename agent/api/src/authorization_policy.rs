@@ -14,6 +14,8 @@ use crate::meta::{self, ObjectMeta};
 use crate::node::{self, Node, Value, shortened};
 use crate::object::Dated;
 use crate::problem::Problems;
+#[cfg(feature = "schema")]
+use crate::schema;
 use crate::selector::{self, SelectorFields, only};
 
 /// An AuthorizationPolicy.
@@ -32,32 +34,48 @@ pub struct AuthorizationPolicyFields {
 
 /// `spec` of an AuthorizationPolicy.
 #[derive(Debug, Default, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!(has(self.selector) && has(self.targetRefs))",
+    "message": "selector beside targetRefs: one or the other, or a policy for each",
+}])))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AuthorizationPolicySpec {
     /// `Allow` (default), `Deny` or `Audit`.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&ACTIONS), "default" = Action::default().as_str())))]
     pub action: Option<String>,
     /// Decides nothing, and tells what it would have decided.
+    #[cfg_attr(feature = "schema", schemars(extend("nullable" = true)))]
     pub dry_run: bool,
     /// Which pods of the namespace; not beside `targetRefs`.
     pub selector: Option<SelectorFields>,
     /// Which Service of the namespace: exactly one.
+    #[cfg_attr(feature = "schema", schemars(length(equal = 1)))]
     pub target_refs: Option<Vec<TargetRefFields>>,
     /// When it matches: if one of these does.
+    #[cfg_attr(feature = "schema", schemars(length(max = RULES_MAX)))]
     pub rules: Option<Vec<RuleFields>>,
 }
 
 /// An item of `spec.targetRefs`.
 #[derive(Debug, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TargetRefFields {
     /// API group, empty for a Service.
     #[serde(default)]
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = [""], "nullable" = true)))]
     pub group: String,
     /// `Service`.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = [SERVICE])))]
     pub kind: String,
     /// Its name.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = meta::LABEL_BYTES_MAX)))]
     pub name: String,
 }
+
+/// The only kind of a target.
+const SERVICE: &str = "Service";
 
 const ACTIONS: [(&str, Action); 3] = [("Allow", Action::Allow), ("Deny", Action::Deny), ("Audit", Action::Audit)];
 
@@ -149,7 +167,7 @@ fn check_target(spec: &AuthorizationPolicySpec, problems: &mut Problems) {
         let TargetRefFields { group, kind, name } = target;
         let path = format!("spec.targetRefs[{index}]");
         let of = if group.is_empty() { "" } else { " of group " };
-        if kind != "Service" || !group.is_empty() {
+        if kind != SERVICE || !group.is_empty() {
             let message = format!(
                 "`{}`{of}{} is not supported yet: a Service (group \"\"), or pods by `selector`",
                 shortened(kind),
@@ -195,7 +213,7 @@ fn service<'n>(target: &'n Node<'_>) -> Option<&'n str> {
     let text = |field: &str| target.get(field).and_then(Node::text);
     let is_service = only(target, &["group", "kind", "name"])
         && !["group", "kind", "name"].into_iter().any(|field| target.is_contested(field))
-        && text("kind") == Some("Service")
+        && text("kind") == Some(SERVICE)
         && target.get("group").is_none_or(|group| group.text() == Some(""));
     text("name").filter(|name| is_service && meta::is_dns_label(name))
 }

@@ -8,6 +8,8 @@ use serde::de::{self, Deserialize, Deserializer};
 use crate::meta::{self, ObjectMeta};
 use crate::node::shortened;
 use crate::problem::Problems;
+#[cfg(feature = "schema")]
+use crate::schema;
 
 /// The only name a Mesh may have.
 pub const NAME: &str = "default";
@@ -15,6 +17,9 @@ pub const NAME: &str = "default";
 pub const CONNECTIONS_MAX: i64 = 1_000_000;
 /// Greatest `spec.limits.requestsMax`.
 pub const REQUESTS_MAX: i64 = 1_000_000;
+/// Longest `spec.trustDomain` and `spec.clusterName`, in bytes.
+const TRUST_DOMAIN_BYTES_MAX: usize = 255;
+const CLUSTER_NAME_BYTES_MAX: usize = 253;
 /// Least and greatest `spec.limits.bufferedBytesMax`.
 pub const BUFFERED_BYTES_RANGE: std::ops::RangeInclusive<i64> = 65_536..=(64 << 30);
 
@@ -38,49 +43,76 @@ pub struct MeshFields {
 
 /// `spec` of a Mesh.
 #[derive(Debug, Default, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshSpec {
     /// SPIFFE trust domain, default `cluster.local`.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = TRUST_DOMAIN_BYTES_MAX)))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = &*MeshConfig::default().trust_domain)))]
     pub trust_domain: Option<String>,
     /// DNS suffix of Services, default `cluster.local`.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = meta::SUBDOMAIN_BYTES_MAX)))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = &*MeshConfig::default().cluster_domain)))]
     pub cluster_domain: Option<String>,
     /// Name of the cluster in telemetry, default `Kubernetes`.
+    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = CLUSTER_NAME_BYTES_MAX)))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = &*MeshConfig::default().cluster_name)))]
     pub cluster_name: Option<String>,
     /// `Allow` (default) or `Deny`: connections to addresses nobody knows.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&OUTBOUND_POLICIES))))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = schema::word(&OUTBOUND_POLICIES, MeshConfig::default().outbound_policy))))]
     pub outbound_policy: Option<String>,
     /// Per-pod budgets.
     pub limits: LimitsFields,
     /// mTLS where no `MeshTLS` says otherwise.
     pub mtls: MtlsFields,
     /// `Auto` (default), `Handover` or `Wire`: how requests between pods of one node travel.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&SAME_NODES))))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = schema::word(&SAME_NODES, MeshConfig::default().same_node))))]
     pub same_node: Option<String>,
     /// Metrics, logs and traces: with telemetry's own issue.
+    #[cfg_attr(feature = "schema", schemars(skip))]
     pub telemetry: Option<NotYet>,
 }
 
 /// `spec.limits` of a Mesh.
 #[derive(Debug, Default, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LimitsFields {
     /// Open connections of one pod, default 10,240.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = CONNECTIONS_MAX)))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = MeshConfig::default().limits.connections_max)))]
     pub connections_max: Option<i64>,
     /// Bytes buffered for one pod, default 16 MiB.
+    #[cfg_attr(feature = "schema", schemars(range(min = *BUFFERED_BYTES_RANGE.start(), max = *BUFFERED_BYTES_RANGE.end())))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = MeshConfig::default().limits.buffered_bytes_max)))]
     pub buffered_bytes_max: Option<i64>,
     /// HTTP requests of one pod in flight, default 10,240.
+    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = REQUESTS_MAX)))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = MeshConfig::default().limits.requests_max)))]
     pub requests_max: Option<i64>,
 }
 
 /// `spec.mtls` of a Mesh.
 #[derive(Debug, Default, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MtlsFields {
     /// `Strict`, `Permissive` (default) or `Disabled`.
+    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&MTLS_MODES))))]
+    #[cfg_attr(feature = "schema", schemars(extend("default" = schema::word(&MTLS_MODES, MeshConfig::default().mtls))))]
     pub mode: Option<String>,
 }
 
 /// The words of an mTLS mode.
 pub(crate) const MTLS_MODES: [(&str, MtlsMode); 3] =
     [("Strict", MtlsMode::Strict), ("Permissive", MtlsMode::Permissive), ("Disabled", MtlsMode::Disabled)];
+
+const OUTBOUND_POLICIES: [(&str, OutboundPolicy); 2] =
+    [("Allow", OutboundPolicy::Allow), ("Deny", OutboundPolicy::Deny)];
+const SAME_NODES: [(&str, SameNode); 3] =
+    [("Auto", SameNode::Auto), ("Handover", SameNode::Handover), ("Wire", SameNode::Wire)];
 
 /// A field of a feature to come: any value is refused.
 #[derive(Debug)]
@@ -98,10 +130,11 @@ pub(crate) fn convert(fields: &MeshFields, problems: &mut Problems) -> MeshConfi
     let mut config = MeshConfig::default();
     let trust_domain = |text: &str| {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
-        text.len() <= 255 && text.bytes().all(allowed)
+        text.len() <= TRUST_DOMAIN_BYTES_MAX && text.bytes().all(allowed)
     };
     let name = |text: &str| {
-        text.len() <= 253 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+        text.len() <= CLUSTER_NAME_BYTES_MAX
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
     };
     let mut text = |field: &str, value: &Option<String>, right: &dyn Fn(&str) -> bool, wanted: &str| {
         let value = value.as_deref()?;
@@ -122,9 +155,8 @@ pub(crate) fn convert(fields: &MeshFields, problems: &mut Problems) -> MeshConfi
     if let Some(value) = text("spec.clusterName", &spec.cluster_name, &name, wanted) {
         config.cluster_name = value;
     }
-    let words = [("Allow", OutboundPolicy::Allow), ("Deny", OutboundPolicy::Deny)];
     if let Some(policy) = &spec.outbound_policy
-        && let Some(policy) = meta::one_of(problems, "spec.outboundPolicy", policy, &words)
+        && let Some(policy) = meta::one_of(problems, "spec.outboundPolicy", policy, &OUTBOUND_POLICIES)
     {
         config.outbound_policy = policy;
     }
@@ -133,9 +165,8 @@ pub(crate) fn convert(fields: &MeshFields, problems: &mut Problems) -> MeshConfi
     {
         config.mtls = mode;
     }
-    let words = [("Auto", SameNode::Auto), ("Handover", SameNode::Handover), ("Wire", SameNode::Wire)];
     if let Some(way) = &spec.same_node
-        && let Some(way) = meta::one_of(problems, "spec.sameNode", way, &words)
+        && let Some(way) = meta::one_of(problems, "spec.sameNode", way, &SAME_NODES)
     {
         config.same_node = way;
     }

@@ -14,6 +14,11 @@ use crate::problem::Problems;
 /// The namespace of a namespaced object that names none, as with `kubectl`.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// Longest DNS label and value of a label, in bytes.
+pub(crate) const LABEL_BYTES_MAX: usize = 63;
+/// Longest name of most objects, in bytes.
+pub(crate) const SUBDOMAIN_BYTES_MAX: usize = 253;
+
 /// Opt-in label of namespaces and override of pods: `enabled` or `disabled`.
 pub const MESH_LABEL: &str = "heddle.dev/mesh";
 /// Namespace annotation: `Closed` or `Open`.
@@ -125,18 +130,22 @@ pub(crate) fn annotation_path(key: &str) -> String {
 pub(crate) fn is_dns_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
-    !text.is_empty() && text.len() <= 63 && bytes.iter().all(inner) && !text.starts_with('-') && !text.ends_with('-')
+    !text.is_empty()
+        && text.len() <= LABEL_BYTES_MAX
+        && bytes.iter().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 /// RFC 1123 subdomain: names of most objects.
 pub(crate) fn is_dns_subdomain(text: &str) -> bool {
-    text.len() <= 253 && text.split('.').all(is_dns_label)
+    text.len() <= SUBDOMAIN_BYTES_MAX && text.split('.').all(is_dns_label)
 }
 
 /// Kubernetes' rule for the value of a label.
 pub(crate) fn is_label_value(text: &str) -> bool {
     let edge = |c: Option<char>| c.is_none_or(|c| c.is_ascii_alphanumeric());
-    text.len() <= 63
+    text.len() <= LABEL_BYTES_MAX
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         && edge(text.chars().next())
         && edge(text.chars().last())

@@ -179,7 +179,8 @@ impl Kind {
         matches!(self, Self::MeshTls | Self::AuthorizationPolicy | Self::NetworkPolicy)
     }
 
-    const fn namespaced(self) -> bool {
+    /// Whether its objects are in namespaces.
+    pub(crate) const fn namespaced(self) -> bool {
         !matches!(self, Self::Namespace | Self::Mesh)
     }
 
