@@ -14,7 +14,6 @@ use crate::meta::{self, ObjectMeta};
 use crate::node::{self, Node, Value, shortened};
 use crate::object::Dated;
 use crate::problem::Problems;
-#[cfg(feature = "schema")]
 use crate::schema;
 use crate::selector::{self, SelectorFields, only};
 
@@ -33,44 +32,42 @@ pub struct AuthorizationPolicyFields {
 }
 
 /// `spec` of an AuthorizationPolicy.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-validations" = [{
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
     "rule": "!(has(self.selector) && has(self.targetRefs))",
     "message": "selector beside targetRefs: one or the other, or a policy for each",
-}])))]
+}]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AuthorizationPolicySpec {
     /// `Allow` (default), `Deny` or `Audit`.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&ACTIONS), "default" = Action::default().as_str())))]
+    #[schemars(extend("enum" = schema::words(&ACTIONS), "default" = Action::default().as_str()))]
     pub action: Option<String>,
     /// Decides nothing, and tells what it would have decided.
-    #[cfg_attr(feature = "schema", schemars(extend("nullable" = true)))]
+    #[schemars(extend("nullable" = true))]
     pub dry_run: bool,
     /// Which pods of the namespace; not beside `targetRefs`.
     pub selector: Option<SelectorFields>,
     /// Which Service of the namespace: exactly one.
-    #[cfg_attr(feature = "schema", schemars(length(equal = 1)))]
+    #[schemars(length(equal = 1))]
     pub target_refs: Option<Vec<TargetRefFields>>,
     /// When it matches: if one of these does.
-    #[cfg_attr(feature = "schema", schemars(length(max = RULES_MAX)))]
+    #[schemars(length(max = RULES_MAX))]
     pub rules: Option<Vec<RuleFields>>,
 }
 
 /// An item of `spec.targetRefs`.
-#[derive(Debug, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetRefFields {
     /// API group, empty for a Service.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = [""], "nullable" = true)))]
+    #[schemars(extend("enum" = [""], "nullable" = true))]
     pub group: String,
     /// `Service`.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = [SERVICE])))]
+    #[schemars(extend("enum" = [SERVICE]))]
     pub kind: String,
     /// Its name.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = meta::LABEL_BYTES_MAX)))]
+    #[schemars(length(min = 1, max = meta::LABEL_BYTES_MAX))]
     pub name: String,
 }
 

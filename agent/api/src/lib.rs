@@ -16,7 +16,6 @@ mod node;
 pub mod object;
 pub mod pod;
 mod problem;
-#[cfg(feature = "schema")]
 pub mod schema;
 pub mod selector;
 pub mod service;

@@ -8,7 +8,6 @@ use serde::de::{self, Deserialize, Deserializer};
 use crate::meta::{self, ObjectMeta};
 use crate::node::shortened;
 use crate::problem::Problems;
-#[cfg(feature = "schema")]
 use crate::schema;
 
 /// The only name a Mesh may have.
@@ -42,66 +41,63 @@ pub struct MeshFields {
 }
 
 /// `spec` of a Mesh.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshSpec {
     /// SPIFFE trust domain, default `cluster.local`.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = TRUST_DOMAIN_BYTES_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = &*MeshConfig::default().trust_domain)))]
+    #[schemars(length(min = 1, max = TRUST_DOMAIN_BYTES_MAX))]
+    #[schemars(extend("default" = &*MeshConfig::default().trust_domain))]
     pub trust_domain: Option<String>,
     /// DNS suffix of Services, default `cluster.local`.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = meta::SUBDOMAIN_BYTES_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = &*MeshConfig::default().cluster_domain)))]
+    #[schemars(length(min = 1, max = meta::SUBDOMAIN_BYTES_MAX))]
+    #[schemars(extend("default" = &*MeshConfig::default().cluster_domain))]
     pub cluster_domain: Option<String>,
     /// Name of the cluster in telemetry, default `Kubernetes`.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = CLUSTER_NAME_BYTES_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = &*MeshConfig::default().cluster_name)))]
+    #[schemars(length(min = 1, max = CLUSTER_NAME_BYTES_MAX))]
+    #[schemars(extend("default" = &*MeshConfig::default().cluster_name))]
     pub cluster_name: Option<String>,
     /// `Allow` (default) or `Deny`: connections to addresses nobody knows.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&OUTBOUND_POLICIES))))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = schema::word(&OUTBOUND_POLICIES, MeshConfig::default().outbound_policy))))]
+    #[schemars(extend("enum" = schema::words(&OUTBOUND_POLICIES)))]
+    #[schemars(extend("default" = schema::word(&OUTBOUND_POLICIES, MeshConfig::default().outbound_policy)))]
     pub outbound_policy: Option<String>,
     /// Per-pod budgets.
     pub limits: LimitsFields,
     /// mTLS where no `MeshTLS` says otherwise.
     pub mtls: MtlsFields,
     /// `Auto` (default), `Handover` or `Wire`: how requests between pods of one node travel.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&SAME_NODES))))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = schema::word(&SAME_NODES, MeshConfig::default().same_node))))]
+    #[schemars(extend("enum" = schema::words(&SAME_NODES)))]
+    #[schemars(extend("default" = schema::word(&SAME_NODES, MeshConfig::default().same_node)))]
     pub same_node: Option<String>,
     /// Metrics, logs and traces: with telemetry's own issue.
-    #[cfg_attr(feature = "schema", schemars(skip))]
+    #[schemars(skip)]
     pub telemetry: Option<NotYet>,
 }
 
 /// `spec.limits` of a Mesh.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LimitsFields {
     /// Open connections of one pod, default 10,240.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = CONNECTIONS_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = MeshConfig::default().limits.connections_max)))]
+    #[schemars(range(min = 1, max = CONNECTIONS_MAX))]
+    #[schemars(extend("default" = MeshConfig::default().limits.connections_max))]
     pub connections_max: Option<i64>,
     /// Bytes buffered for one pod, default 16 MiB.
-    #[cfg_attr(feature = "schema", schemars(range(min = *BUFFERED_BYTES_RANGE.start(), max = *BUFFERED_BYTES_RANGE.end())))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = MeshConfig::default().limits.buffered_bytes_max)))]
+    #[schemars(range(min = *BUFFERED_BYTES_RANGE.start(), max = *BUFFERED_BYTES_RANGE.end()))]
+    #[schemars(extend("default" = MeshConfig::default().limits.buffered_bytes_max))]
     pub buffered_bytes_max: Option<i64>,
     /// HTTP requests of one pod in flight, default 10,240.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = REQUESTS_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = MeshConfig::default().limits.requests_max)))]
+    #[schemars(range(min = 1, max = REQUESTS_MAX))]
+    #[schemars(extend("default" = MeshConfig::default().limits.requests_max))]
     pub requests_max: Option<i64>,
 }
 
 /// `spec.mtls` of a Mesh.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MtlsFields {
     /// `Strict`, `Permissive` (default) or `Disabled`.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&MTLS_MODES))))]
-    #[cfg_attr(feature = "schema", schemars(extend("default" = schema::word(&MTLS_MODES, MeshConfig::default().mtls))))]
+    #[schemars(extend("enum" = schema::words(&MTLS_MODES)))]
+    #[schemars(extend("default" = schema::word(&MTLS_MODES, MeshConfig::default().mtls)))]
     pub mode: Option<String>,
 }
 

@@ -12,7 +12,6 @@ use crate::mesh::MTLS_MODES;
 use crate::meta::{self, ObjectMeta};
 use crate::node::{Node, Value};
 use crate::problem::Problems;
-#[cfg(feature = "schema")]
 use crate::schema;
 use crate::selector::{self, SelectorFields, only};
 
@@ -34,31 +33,29 @@ pub struct MeshTlsFields {
 }
 
 /// `spec` of a MeshTLS.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MeshTlsSpec {
     /// Which pods of the namespace; all without it.
     pub selector: SelectorFields,
     /// `Strict`, `Permissive` or `Disabled`: mode of the ports that `ports` does not name.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&MTLS_MODES))))]
+    #[schemars(extend("enum" = schema::words(&MTLS_MODES)))]
     pub mode: Option<String>,
     /// Modes of single target ports, each port once.
-    #[cfg_attr(feature = "schema", schemars(length(max = PORTS_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"])))]
+    #[schemars(length(max = PORTS_MAX))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["port"]))]
     pub ports: Vec<PortFields>,
 }
 
 /// An item of `spec.ports`.
-#[derive(Debug, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortFields {
     /// Target port, which the container listens on.
-    #[cfg_attr(feature = "schema", schemars(range(min = 1, max = u16::MAX)))]
+    #[schemars(range(min = 1, max = u16::MAX))]
     pub port: i64,
     /// `Strict`, `Permissive` or `Disabled`.
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = schema::words(&MTLS_MODES))))]
+    #[schemars(extend("enum" = schema::words(&MTLS_MODES)))]
     pub mode: String,
 }
 

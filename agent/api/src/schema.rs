@@ -9,6 +9,8 @@
 //!   than it names. So they are `nullable` wherever the reader refuses them: they are kept, and refused.
 //! * "Exactly one of" is a number of properties, as rules in CEL cost more than a CRD may as deep in lists as paths and headers are.
 
+mod yaml;
+
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
@@ -18,6 +20,8 @@ use crate::authorization_policy::AuthorizationPolicySpec;
 use crate::mesh::{self, MeshSpec};
 use crate::mesh_tls::MeshTlsSpec;
 use crate::object::Kind;
+
+pub use yaml::files;
 
 /// A CustomResourceDefinition (`apiextensions.k8s.io/v1`).
 #[derive(Clone, Debug, PartialEq)]

@@ -10,15 +10,14 @@ use crate::node::{self, Node, Value, shortened};
 use crate::problem::Problems;
 
 /// `selector` of our own kinds.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SelectorFields {
     /// Labels a pod must have, all of them.
-    #[cfg_attr(feature = "schema", schemars(extend(
+    #[schemars(extend(
         "additionalProperties" = {"type": "string", "maxLength": meta::LABEL_BYTES_MAX, "nullable": true},
         "nullable" = true,
-    )))]
+    ))]
     pub match_labels: BTreeMap<String, String>,
 }
 

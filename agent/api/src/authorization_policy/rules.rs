@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-#[cfg(feature = "schema")]
 use heddle_model::policy::PATTERN_BYTES_MAX;
 use heddle_model::policy::{
     HeaderMatch, HostMatch, IdentityMatch, Operation, PathMatch, PathTemplate, Pattern, PatternError, Rule, Source,
@@ -29,153 +28,147 @@ pub const VALUES_MAX: usize = 4096;
 pub const REGEXES_MAX: usize = 64;
 /// Longest identity (SPIFFE ID §2.3), method and value of a header, in bytes.
 const IDENTITY_BYTES_MAX: usize = 2048;
-#[cfg(feature = "schema")]
 const SERVICE_ACCOUNT_BYTES_MAX: usize = meta::LABEL_BYTES_MAX + 1 + meta::SUBDOMAIN_BYTES_MAX;
 const METHOD_BYTES_MAX: usize = 64;
 const HEADER_NAME_BYTES_MAX: usize = 256;
 const HEADER_VALUE_BYTES_MAX: usize = 1024;
 
 /// An item of `spec.rules`.
-#[derive(Debug, Default, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RuleFields {
     /// Who: one of these; everybody without it.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = SOURCES_MAX)))]
+    #[schemars(length(min = 1, max = SOURCES_MAX))]
     pub from: Option<Vec<SourceFields>>,
     /// What: one of these; everything without it.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = OPERATIONS_MAX)))]
+    #[schemars(length(min = 1, max = OPERATIONS_MAX))]
     pub to: Option<Vec<OperationFields>>,
 }
 
 /// An item of `from`: everything in it has to hold.
-#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(extend("minProperties" = 1)))]
+#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(extend("minProperties" = 1))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SourceFields {
     /// SPIFFE ids; with `*` at the end all that begin so.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = IDENTITY_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = IDENTITY_BYTES_MAX)))]
     pub identities: Option<Vec<String>>,
     /// Ids, as in `identities`, of which none may be the caller's.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = IDENTITY_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = IDENTITY_BYTES_MAX)))]
     pub not_identities: Option<Vec<String>>,
     /// Namespaces of the caller's identity.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = meta::LABEL_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = meta::LABEL_BYTES_MAX)))]
     pub namespaces: Option<Vec<String>>,
     /// Namespaces that may not be the caller's.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = meta::LABEL_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = meta::LABEL_BYTES_MAX)))]
     pub not_namespaces: Option<Vec<String>>,
     /// `account`, of the policy's namespace, or `namespace/account`.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = SERVICE_ACCOUNT_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = SERVICE_ACCOUNT_BYTES_MAX)))]
     pub service_accounts: Option<Vec<String>>,
     /// Accounts, as in `serviceAccounts`, of which none may be the caller's.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = SERVICE_ACCOUNT_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = SERVICE_ACCOUNT_BYTES_MAX)))]
     pub not_service_accounts: Option<Vec<String>>,
     /// Networks of the true client's address, or single addresses.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1)))]
     pub cidrs: Option<Vec<String>>,
     /// Networks the client may not be in.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1)))]
     pub not_cidrs: Option<Vec<String>>,
 }
 
 /// An item of `to`: everything in it has to hold.
-#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(extend("minProperties" = 1)))]
+#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(extend("minProperties" = 1))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OperationFields {
     /// Target ports.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(range(min = 1, max = u16::MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(range(min = 1, max = u16::MAX)))]
     pub ports: Option<Vec<i64>>,
     /// Target ports that are not meant.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(range(min = 1, max = u16::MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(range(min = 1, max = u16::MAX)))]
     pub not_ports: Option<Vec<i64>>,
     /// Names or addresses, without port; `*.` in front of a name stands for one label or more.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1)))]
     pub hosts: Option<Vec<String>>,
     /// Hosts that are not meant.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1)))]
     pub not_hosts: Option<Vec<String>>,
     /// Methods, in upper case.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = METHOD_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = METHOD_BYTES_MAX)))]
     pub methods: Option<Vec<String>>,
     /// Methods that are not meant.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
-    #[cfg_attr(feature = "schema", schemars(inner(length(min = 1, max = METHOD_BYTES_MAX))))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
+    #[schemars(inner(length(min = 1, max = METHOD_BYTES_MAX)))]
     pub not_methods: Option<Vec<String>>,
     /// Paths, without query.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
     pub paths: Option<Vec<PathFields>>,
     /// Paths that are not meant.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
     pub not_paths: Option<Vec<PathFields>>,
     /// Header fields, all of which have to match.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
     pub headers: Option<Vec<HeaderFields>>,
     /// Header fields, none of which may match.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = LISTED_MAX)))]
+    #[schemars(length(min = 1, max = LISTED_MAX))]
     pub not_headers: Option<Vec<HeaderFields>>,
 }
 
 /// An item of `paths`: exactly one field.
-#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(extend("minProperties" = 1, "maxProperties" = 1)))]
+#[derive(Debug, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 #[serde(deny_unknown_fields, default)]
 pub struct PathFields {
     /// This path.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = PATTERN_BYTES_MAX)))]
+    #[schemars(length(min = 1, max = PATTERN_BYTES_MAX))]
     pub exact: Option<String>,
     /// This path and what is below it, by whole segments.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = PATTERN_BYTES_MAX)))]
+    #[schemars(length(min = 1, max = PATTERN_BYTES_MAX))]
     pub prefix: Option<String>,
     /// `/users/{id}`: `{name}` and `{*}` are one segment, `{**}` any number.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = PATTERN_BYTES_MAX)))]
+    #[schemars(length(min = 1, max = PATTERN_BYTES_MAX))]
     pub template: Option<String>,
     /// A regular expression over the whole path.
-    #[cfg_attr(feature = "schema", schemars(length(max = PATTERN_BYTES_MAX)))]
+    #[schemars(length(max = PATTERN_BYTES_MAX))]
     pub regex: Option<String>,
 }
 
 /// An item of `headers`: `name`, and exactly one of the others.
-#[derive(Debug, PartialEq, Eq, serde::Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[cfg_attr(feature = "schema", schemars(extend("minProperties" = 2, "maxProperties" = 2)))]
+#[derive(Debug, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[schemars(extend("minProperties" = 2, "maxProperties" = 2))]
 #[serde(deny_unknown_fields)]
 pub struct HeaderFields {
     /// Name, in any case.
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = HEADER_NAME_BYTES_MAX)))]
+    #[schemars(length(min = 1, max = HEADER_NAME_BYTES_MAX))]
     pub name: String,
     /// This value.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(length(max = HEADER_VALUE_BYTES_MAX)))]
+    #[schemars(length(max = HEADER_VALUE_BYTES_MAX))]
     pub exact: Option<String>,
     /// Values that begin so.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(length(min = 1, max = HEADER_VALUE_BYTES_MAX)))]
+    #[schemars(length(min = 1, max = HEADER_VALUE_BYTES_MAX))]
     pub prefix: Option<String>,
     /// A regular expression over the whole value.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(length(max = PATTERN_BYTES_MAX)))]
+    #[schemars(length(max = PATTERN_BYTES_MAX))]
     pub regex: Option<String>,
     /// `true`: any value.
     #[serde(default)]
-    #[cfg_attr(feature = "schema", schemars(extend("enum" = [true])))]
+    #[schemars(extend("enum" = [true]))]
     pub present: Option<bool>,
 }
 
