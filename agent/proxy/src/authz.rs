@@ -123,11 +123,13 @@ pub(crate) fn opaque(conn: &Rc<Conn>) -> Result<Permit, Reason> {
     if conn.direction == Direction::Outbound {
         return Ok(Permit::free());
     }
-    let (judgement, decided) = decide(conn, None);
-    if let Some(decided) = decided {
-        decided.count(&conn.worker);
-        conn.decided.replace(Some(decided));
-    }
+    let Some(asked) = Asked::of(conn) else {
+        conn.carries_bytes.set(true);
+        return Judgement::LET_IN.permit(conn);
+    };
+    let (judgement, decided) = asked.decide(conn, None);
+    decided.count(&conn.worker);
+    conn.decided.replace(Some(decided));
     let permit = judgement.permit(conn)?;
     conn.carries_bytes.set(true);
     Ok(permit)
@@ -140,18 +142,19 @@ pub(crate) fn refusal(conn: &Rc<Conn>) -> Reason {
 
 /// Decides about a request on a called connection. What was decided is left in `told`, to be counted when the request ends.
 pub(crate) fn request<'v>(conn: &Rc<Conn>, view: impl FnOnce() -> View<'v>, told: &mut Told) -> Result<Permit, Reason> {
-    let (judgement, decided) = match nothing_to_ask(conn) {
-        true => (Judgement::LET_IN, None),
-        false => decide(conn, Some(&mut view())),
+    let Some(asked) = Asked::of(conn) else {
+        *told = Told::default();
+        return Judgement::LET_IN.permit(conn);
     };
-    *told = Told { decided, detail: judgement.detail };
+    let (judgement, decided) = asked.decide(conn, Some(&mut view()));
+    *told = Told { decided: Some(decided), detail: judgement.detail };
     judgement.permit(conn)
 }
 
 impl Told {
     /// What it was let in by is taken back.
     pub(crate) fn revoke(&mut self, revoked: Revoked) {
-        *self = Self { decided: revoked.0, detail: "" };
+        *self = Self { decided: Some(revoked.0), detail: "" };
     }
 }
 
@@ -164,11 +167,12 @@ pub(crate) struct Told {
 }
 
 /// Asks again about a called connection, or a request on it, that was let in. An error is what there is to tell if it would not be now.
-pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> Result<(), Option<Box<Decided>>> {
+pub(crate) fn stands(conn: &Conn, view: Option<&mut View<'_>>) -> Result<(), Box<Decided>> {
     if conn.direction == Direction::Outbound {
         return Ok(());
     }
-    let (judgement, decided) = decide(conn, view);
+    let Some(asked) = Asked::of(conn) else { return Ok(()) };
+    let (judgement, decided) = asked.decide(conn, view);
     // What was sent as it is must not be let in for what it might be taken for.
     if judgement.verdict.is_ok() && judgement.path.is_none() { Ok(()) } else { Err(decided) }
 }
@@ -185,10 +189,8 @@ pub(crate) fn enforce(conn: &Conn, is_clients_http: bool) {
     } else if conn.carries_bytes.get()
         && let Err(decided) = stands(conn, None)
     {
-        if let Some(decided) = decided {
-            decided.count(&conn.worker);
-            conn.decided.replace(Some(decided));
-        }
+        decided.count(&conn.worker);
+        conn.decided.replace(Some(decided));
         conn.cut(Reason::PolicyClosed);
     }
 }
@@ -273,28 +275,35 @@ fn rules(conn: &Conn) -> Rc<Rules> {
     }
 }
 
-/// Whether no policy speaks of the called port.
-fn nothing_to_ask(conn: &Conn) -> bool {
-    rules(conn).access.is_open() && network::verdict(conn).is_none()
+/// What there is to ask about a called connection.
+struct Asked {
+    rules: Rc<Rules>,
+    network: Option<Rc<NetworkVerdict>>,
 }
 
-/// The judgement, and what is to be told of it.
-fn decide(conn: &Conn, mut view: Option<&mut View<'_>>) -> (Judgement, Option<Box<Decided>>) {
-    if nothing_to_ask(conn) {
-        return (Judgement::LET_IN, None);
+impl Asked {
+    /// `None` where no policy speaks of it.
+    fn of(conn: &Conn) -> Option<Self> {
+        let (rules, network) = (rules(conn), network::verdict(conn));
+        (!rules.access.is_open() || network.is_some()).then_some(Self { rules, network })
     }
-    let rules = rules(conn);
-    let network = network::verdict(conn);
-    let is_let_through = network.as_ref().is_none_or(|verdict| verdict.is_allowed);
-    let judgement =
-        with_peer(conn, |peer| Judgement::of(&rules.access, is_let_through, peer, view.as_deref_mut(), &mut ()));
-    let mut audited = Vec::new();
-    if judgement.decision.is_some() && !rules.access.is_quiet() {
-        let view = view.as_deref();
-        with_peer(conn, |peer| rules.access.audit(peer, view, &mut (), |policy, rule| audited.push((policy, rule))));
+
+    /// The judgement, and what is to be told of it.
+    fn decide(self, conn: &Conn, mut view: Option<&mut View<'_>>) -> (Judgement, Box<Decided>) {
+        let Self { rules, network } = self;
+        let is_let_through = network.as_ref().is_none_or(|verdict| verdict.is_allowed);
+        let judgement =
+            with_peer(conn, |peer| Judgement::of(&rules.access, is_let_through, peer, view.as_deref_mut(), &mut ()));
+        let mut audited = Vec::new();
+        if judgement.decision.is_some() && !rules.access.is_quiet() {
+            let view = view.as_deref();
+            with_peer(conn, |peer| {
+                rules.access.audit(peer, view, &mut (), |policy, rule| audited.push((policy, rule)));
+            });
+        }
+        let decision = judgement.decision;
+        (judgement, Box::new(Decided { rules, decision, audited, network }))
     }
-    let decision = judgement.decision;
-    (judgement, Some(Box::new(Decided { rules, decision, audited, network })))
 }
 
 /// Who calls: by what was proved on the way here, or not at all. Never by a header or an address.

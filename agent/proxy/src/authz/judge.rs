@@ -40,7 +40,7 @@ impl Judge {
 }
 
 /// A permit that was taken back, and by what.
-pub(crate) struct Revoked(pub(super) Option<Box<Decided>>);
+pub(crate) struct Revoked(pub(super) Box<Decided>);
 
 impl Drop for Judge {
     fn drop(&mut self) {
