@@ -113,7 +113,7 @@ class Connection:
             try:
                 await asyncio.gather(down, self.from_application(stream, reader))
                 tell("ended", connection=self.number, stream=stream)
-            except (ConnectionError, h2.exceptions.StreamClosedError):
+            except (OSError, h2.exceptions.StreamClosedError):  # Of write_eof, on a socket just reset, it is ENOTCONN.
                 tell("aborted", connection=self.number, stream=stream)
                 self.reset_stream(stream)
                 await self.flush()
@@ -122,7 +122,7 @@ class Connection:
                 down.cancel()
                 writer.close()
             await self.flush()
-        except (ConnectionError, h2.exceptions.ProtocolError) as error:
+        except (OSError, h2.exceptions.ProtocolError) as error:
             tell("lost", connection=self.number, stream=stream, why=repr(error))
         finally:
             self.streams.pop(stream, None)
