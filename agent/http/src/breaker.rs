@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+pub use heddle_model::traffic::{CircuitLimits, Limits};
 use heddle_telemetry::Reason;
 
 /// What is bounded.
@@ -24,28 +25,6 @@ pub enum Resource {
     Requests,
     /// Retries in flight.
     Retries,
-}
-
-/// The places of one Service, or of one endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at once. Default 1024.
-    pub connections_max: u32,
-    /// Requests that wait for a connection at once. Default 1024.
-    pub pending_max: u32,
-    /// Requests at once. Default 1024.
-    pub requests_max: u32,
-    /// Retries at once, beside what the [retry budget](crate::retry::Budget) grants. Default none: the budget alone bounds them.
-    pub retries_max: Option<u32>,
-}
-
-/// The limits of a Service and of each of its endpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CircuitLimits {
-    /// All endpoints together.
-    pub service: Limits,
-    /// Each endpoint.
-    pub endpoint: Limits,
 }
 
 /// The places in use of one Service or one endpoint, shared by all workers.
@@ -124,7 +103,7 @@ impl Breaker {
     /// place that is in use.
     #[must_use]
     pub fn take(self: &Arc<Self>, resource: Resource, limits: &Limits) -> Option<Permit> {
-        let max = limits.of(resource);
+        let max = limit(limits, resource);
         let place = |used: u32| (used < max).then(|| used + 1);
         if self.used[resource as usize].fetch_update(Relaxed, Relaxed, place).is_err() {
             self.overflowed[resource as usize].fetch_add(1, Relaxed);
@@ -136,7 +115,7 @@ impl Breaker {
     /// Whether all places are taken at this moment.
     #[must_use]
     pub fn is_open(&self, resource: Resource, limits: &Limits) -> bool {
-        self.usage(resource).used >= limits.of(resource)
+        self.usage(resource).used >= limit(limits, resource)
     }
 
     /// The use of one resource.
@@ -155,25 +134,17 @@ impl Drop for Permit {
     }
 }
 
-impl Limits {
-    /// The limit of one resource.
-    #[must_use]
-    pub const fn of(&self, resource: Resource) -> u32 {
-        match resource {
-            Resource::Connections => self.connections_max,
-            Resource::Pending => self.pending_max,
-            Resource::Requests => self.requests_max,
-            Resource::Retries => match self.retries_max {
-                Some(max) => max,
-                None => u32::MAX,
-            },
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { connections_max: 1024, pending_max: 1024, requests_max: 1024, retries_max: None }
+/// The limit of one resource.
+#[must_use]
+pub const fn limit(limits: &Limits, resource: Resource) -> u32 {
+    match resource {
+        Resource::Connections => limits.connections_max,
+        Resource::Pending => limits.pending_max,
+        Resource::Requests => limits.requests_max,
+        Resource::Retries => match limits.retries_max {
+            Some(max) => max,
+            None => u32::MAX,
+        },
     }
 }
 

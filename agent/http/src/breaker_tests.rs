@@ -17,7 +17,7 @@ fn every_resource_has_its_own_places() {
     let limits = limits(1, 2, 3, Some(4));
     let mut permits = Vec::new();
     for (resource, max) in Resource::ALL.iter().zip(1_usize..) {
-        assert_eq!(limits.of(*resource), max as u32);
+        assert_eq!(limit(&limits, *resource), max as u32);
         permits.extend(std::iter::from_fn(|| breaker.take(*resource, &limits)));
         assert_eq!(breaker.usage(*resource), Usage { used: max as u32, overflowed: 1 }, "{resource}");
         assert!(breaker.is_open(*resource, &limits), "{resource}");
@@ -31,7 +31,7 @@ fn every_resource_has_its_own_places() {
 
 #[test]
 fn defaults_are_finite_but_for_retries_which_the_budget_bounds() {
-    let of = |resource| Limits::default().of(resource);
+    let of = |resource| limit(&Limits::default(), resource);
     assert_eq!([Resource::Connections, Resource::Pending, Resource::Requests].map(of), [1024; 3]);
     assert_eq!(of(Resource::Retries), u32::MAX);
 }

@@ -6,7 +6,6 @@
 
 mod after;
 mod budget;
-mod policy;
 
 use std::fmt;
 use std::time::Duration;
@@ -18,8 +17,8 @@ use crate::answer;
 use crate::h1;
 
 pub use after::{PUSHBACK, Pushback, retry_after};
-pub use budget::{ActiveRequest, Budget, BudgetLimits, BudgetUse, Token};
-pub use policy::{Backoff, Conditions, GrpcCodes, Policy, StatusSet};
+pub use budget::{ActiveRequest, Budget, BudgetUse, Token};
+pub use heddle_model::traffic::{Backoff, BudgetLimits, Conditions, GrpcCodes, RetryPolicy as Policy, StatusSet};
 
 /// Bytes of a request's body that are kept for a retry. A request whose body is longer is not retried once more than these were sent.
 pub const REPLAY_BYTES_MAX: usize = 64 * 1024;
@@ -168,29 +167,27 @@ fn check(
 }
 
 fn judge(policy: &Policy, attempt: &Attempt, outcome: &Outcome<'_>) -> Verdict {
-    if policy.conditions(attempt.idempotent).meet(attempt, outcome) {
+    if meets(policy.conditions(attempt.idempotent), attempt, outcome) {
         return Verdict::Retriable { elsewhere: !matches!(outcome, Outcome::Refused { graceful: true }) };
     }
-    if !attempt.idempotent && policy.idempotent.meet(attempt, outcome) {
+    if !attempt.idempotent && meets(&policy.idempotent, attempt, outcome) {
         return Verdict::NotIdempotent;
     }
     Verdict::NotRetriable
 }
 
-impl Conditions {
-    fn meet(&self, attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
-        match outcome {
-            Outcome::ConnectFailed => self.connect_failure,
-            Outcome::Refused { .. } => self.refused_stream,
-            Outcome::Reset => self.reset_before_response,
-            Outcome::TimedOut => self.per_try_timeout,
-            Outcome::Response { status, head, trailers } => {
-                let has_code =
-                    || grpc_code(*status, *head, *trailers).is_some_and(|code| self.grpc_codes.contains(code));
-                self.statuses.contains(*status)
-                    || (attempt.grpc && !self.grpc_codes.is_empty() && has_code())
-                    || self.headers.iter().any(|name| head.lookup(name.as_str()).is_some())
-            }
+fn meets(conditions: &Conditions, attempt: &Attempt, outcome: &Outcome<'_>) -> bool {
+    match outcome {
+        Outcome::ConnectFailed => conditions.connect_failure,
+        Outcome::Refused { .. } => conditions.refused_stream,
+        Outcome::Reset => conditions.reset_before_response,
+        Outcome::TimedOut => conditions.per_try_timeout,
+        Outcome::Response { status, head, trailers } => {
+            let has_code =
+                || grpc_code(*status, *head, *trailers).is_some_and(|code| conditions.grpc_codes.contains(code));
+            conditions.statuses.contains(*status)
+                || (attempt.grpc && !conditions.grpc_codes.is_empty() && has_code())
+                || conditions.headers.iter().any(|name| head.lookup(name).is_some())
         }
     }
 }

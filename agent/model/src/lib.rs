@@ -13,10 +13,12 @@ pub mod network_policy;
 mod policies;
 pub mod policy;
 pub mod resolve;
+pub mod routing;
 pub mod service;
 mod sharded;
 pub mod snapshot;
 pub mod time;
+pub mod traffic;
 pub mod workload;
 
 pub use addr::{ClientAddr, Family, OriginalDst};

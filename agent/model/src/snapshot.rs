@@ -14,6 +14,7 @@ use crate::invalid::InvalidObject;
 use crate::mesh::{MeshConfig, OutboundPolicy};
 use crate::policies::{Policies, PolicyDelta};
 use crate::resolve::{Candidates, Refusal, Resolution};
+use crate::routing::RoutingDelta;
 use crate::service::{Endpoint, Service, ServiceKey, ServicePort};
 use crate::sharded::Sharded;
 use crate::workload::{PodUid, Workload};
@@ -53,6 +54,8 @@ pub struct Delta {
     pub services: Vec<(ServiceKey, Option<Service>)>,
     /// Policies, and what they select.
     pub policies: PolicyDelta,
+    /// Routes, and how requests to Services are carried.
+    pub routing: RoutingDelta,
     /// Mesh settings, if changed.
     pub mesh: Option<MeshConfig>,
     /// The whole list of rejected objects, if changed.
@@ -69,6 +72,7 @@ impl Delta {
         self.workloads.is_empty()
             && self.services.is_empty()
             && self.policies.is_empty()
+            && self.routing.is_empty()
             && self.mesh.is_none()
             && !lists
     }

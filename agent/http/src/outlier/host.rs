@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::{Outcome, Scene, millis};
+use super::{Outcome, Scene, length, millis};
 
 /// The record of one endpoint. Its place among the ejected is given back when it is dropped or [retired](Host::retire).
 #[derive(Debug)]
@@ -253,7 +253,7 @@ fn sentence(times: u16, asked: Option<Duration>, scene: &Scene<'_>) -> (u16, Dur
         Some(length) => (times, length),
         None => {
             let times = times.saturating_add(1);
-            (times, scene.settings.length(times))
+            (times, length(scene.settings, times))
         }
     }
 }

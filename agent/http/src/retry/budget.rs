@@ -12,16 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 use std::time::Duration;
 
-/// What a budget grants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BudgetLimits {
-    /// Retries per hundred requests, 0 to 100. Default 20.
-    pub percent: u32,
-    /// Retries per second and agent that are granted in any case. Default 1; 0 is none.
-    pub floor_per_second: u32,
-    /// Retries that can be saved up in quiet times. Default 100.
-    pub saved_max: u32,
-}
+use heddle_model::traffic::BudgetLimits;
 
 /// The budget of one Service; see the module documentation.
 #[derive(Debug, Default)]
@@ -63,12 +54,6 @@ pub struct BudgetUse {
 /// One retry, in the unit of what is saved.
 const RETRY: u64 = 100;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
-
-impl Default for BudgetLimits {
-    fn default() -> Self {
-        Self { percent: 20, floor_per_second: 1, saved_max: 100 }
-    }
-}
 
 impl Budget {
     /// A request (not an attempt) begins.

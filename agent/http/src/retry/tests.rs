@@ -88,9 +88,8 @@ fn every_condition_alone() {
         (Conditions { statuses: StatusSet::SERVER_ERROR, ..on() }, &["500", "503"]),
         (Conditions { statuses: StatusSet::GATEWAY_ERROR, ..on() }, &["503"]),
         (Conditions { statuses: StatusSet::NONE.with(409), ..on() }, &["409"]),
-        (Conditions { headers: [HeaderName::from_static("x-try-again")].into(), ..on() }, &["marked"]),
+        (Conditions { headers: ["x-try-again".into()].into(), ..on() }, &["marked"]),
     ];
-    use http::HeaderName;
     for (conditions, expected) in table {
         for (name, outcome) in outcomes {
             let policy = Policy { idempotent: conditions.clone(), ..Policy::default() };
@@ -268,7 +267,7 @@ fn conditions() -> impl Strategy<Value = Conditions> {
                     per_try_timeout,
                     statuses: statuses.into_iter().collect(),
                     grpc_codes: codes.into_iter().collect(),
-                    headers: if marked { [http::HeaderName::from_static("x-again")].into() } else { [].into() },
+                    headers: if marked { ["x-again".into()].into() } else { [].into() },
                 }
             },
         )

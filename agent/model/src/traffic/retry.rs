@@ -1,12 +1,10 @@
-//! What the operator wants retried, how often and how soon.
+//! Retries: what the operator wants retried, how often and how soon, and the budget of all retries to a Service.
 
 use std::time::Duration;
 
-use http::HeaderName;
-
 /// How the requests of one route or Service are retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct RetryPolicy {
     /// After what a request with an idempotent method (RFC 9110 §9.2.2) is retried.
     pub idempotent: Conditions,
     /// After what any other is: by default only where the server cannot have acted on it. gRPC calls are POST and count here.
@@ -32,14 +30,14 @@ pub struct Conditions {
     pub refused_stream: bool,
     /// The stream or connection ended before the response head: the server may have acted on the request.
     pub reset_before_response: bool,
-    /// The attempt took longer than [`Policy::per_try_timeout`].
+    /// The attempt took longer than [`RetryPolicy::per_try_timeout`].
     pub per_try_timeout: bool,
     /// A response with one of these statuses.
     pub statuses: StatusSet,
     /// A gRPC call that ended with one of these codes.
     pub grpc_codes: GrpcCodes,
-    /// A response that has one of these fields, whatever its value.
-    pub headers: Box<[HeaderName]>,
+    /// A response that has one of these fields, whatever its value; names in lower case.
+    pub headers: Box<[Box<str>]>,
 }
 
 /// Exponential backoff with full jitter: before retry n any time from nothing to `min(max, base × 2ⁿ⁻¹)`, all alike.
@@ -59,7 +57,14 @@ pub struct StatusSet([u64; 4]);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GrpcCodes(u32);
 
-impl Policy {
+impl RetryPolicy {
+    /// What holds where no policy speaks of retries: only what failed on the way, never what a server answered.
+    #[must_use]
+    pub fn untold() -> Self {
+        let told = Self::default();
+        Self { idempotent: Conditions { statuses: StatusSet::NONE, ..told.idempotent }, ..told }
+    }
+
     /// The conditions for a method.
     #[must_use]
     pub const fn conditions(&self, idempotent: bool) -> &Conditions {
@@ -67,7 +72,7 @@ impl Policy {
     }
 }
 
-impl Default for Policy {
+impl Default for RetryPolicy {
     /// Idempotent requests after every failure of the way and gateway errors; others only where the server did nothing.
     fn default() -> Self {
         Self {
@@ -198,5 +203,22 @@ impl GrpcCodes {
 impl FromIterator<u8> for GrpcCodes {
     fn from_iter<I: IntoIterator<Item = u8>>(codes: I) -> Self {
         codes.into_iter().fold(Self::NONE, Self::with)
+    }
+}
+
+/// What a budget grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetLimits {
+    /// Retries per hundred requests, 0 to 100. Default 20.
+    pub percent: u32,
+    /// Retries per second and agent that are granted in any case. Default 1; 0 is none.
+    pub floor_per_second: u32,
+    /// Retries that can be saved up in quiet times. Default 100.
+    pub saved_max: u32,
+}
+
+impl Default for BudgetLimits {
+    fn default() -> Self {
+        Self { percent: 20, floor_per_second: 1, saved_max: 100 }
     }
 }

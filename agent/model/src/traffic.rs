@@ -1,0 +1,161 @@
+//! How requests to a Service are carried: retries, timeouts, circuit breaking, outlier ejection, balancing, faults. What a `TrafficPolicy`
+//! says, with the defaults that hold without one.
+
+mod breaker;
+mod outlier;
+mod retry;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use breaker::{CircuitLimits, Limits};
+pub use outlier::{OutlierSettings, SuccessRate};
+pub use retry::{Backoff, BudgetLimits, Conditions, GrpcCodes, RetryPolicy, StatusSet};
+
+use crate::balance::SlowStart;
+
+/// What holds for requests to one Service: the defaults, and over them what its TrafficPolicy says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServiceTraffic {
+    /// The policies it follows from, the one in force first; none for the defaults.
+    pub origin: Option<Arc<str>>,
+    /// What may also be said of one rule of a route.
+    pub request: RequestTraffic,
+    /// How many retries of all requests to the Service together.
+    pub budget: BudgetLimits,
+    /// What may be in use at once.
+    pub circuit: CircuitLimits,
+    /// Outlier ejection; `None` ejects nobody. Default none.
+    pub outlier: Option<OutlierSettings>,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// How long a connection may take to be made. Default: the agent's own (1 s).
+    pub connect_timeout: Option<Duration>,
+}
+
+/// What holds for one request; for a rule of a route it is what its TrafficPolicy says, and the Service's where that is silent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RequestTraffic {
+    /// Retries; `None`: [`RetryPolicy::untold`].
+    pub retry: Option<Arc<RetryPolicy>>,
+    /// Times.
+    pub timeouts: Timeouts,
+    /// Faults to inject.
+    pub faults: Option<Arc<Faults>>,
+}
+
+/// Times a request may take. `None` is no limit, where no default is named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the request's head until the response is complete, all attempts and waits among them. A stream whose response has begun is not
+    /// cut by it, as in Envoy and the Gateway API's `timeouts.request`, but by [`Timeouts::stream`].
+    pub request: Option<Duration>,
+    /// Each attempt, until its response head (`timeouts.backendRequest`).
+    pub backend_request: Option<Duration>,
+    /// Neither direction moved a byte for so long.
+    pub idle: Option<Duration>,
+    /// The whole exchange, however busy it is.
+    pub stream: Option<Duration>,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Balance {
+    /// By what.
+    pub algorithm: Algorithm,
+    /// New endpoints take a growing share; `None` a full one at once.
+    pub slow_start: Option<SlowStart>,
+}
+
+/// By what an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// Of two drawn the one with fewer requests.
+    #[default]
+    LeastRequest,
+    /// Of two drawn the one where latency times requests is less.
+    PeakEwma,
+    /// In turn.
+    RoundRobin,
+    /// Any.
+    Random,
+}
+
+/// Faults injected on the client's side, before an endpoint is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Only requests all of whose conditions hold; none: every one.
+    pub matches: Box<[crate::routing::HeaderMatch]>,
+    /// Wait first.
+    pub delay: Option<(Share, Duration)>,
+    /// Answer instead of the Service.
+    pub abort: Option<(Share, Abort)>,
+}
+
+/// The answer of an injected fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// An HTTP status; a gRPC call is answered with the code that stands for it.
+    Http(u16),
+    /// A gRPC code; a request that is no gRPC call is answered with the status that stands for it.
+    Grpc(u8),
+}
+
+/// A part of all requests, in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(u32);
+
+impl Share {
+    /// All.
+    pub const ALL: Self = Self(1_000_000);
+
+    /// `numerator` of `denominator`, at most all; a denominator of 0 is none.
+    #[must_use]
+    pub fn of(numerator: u32, denominator: u32) -> Self {
+        let millionths = u64::from(numerator) * 1_000_000 / u64::from(denominator).max(1);
+        Self(u32::try_from(millionths).map_or(1_000_000, |part| part.min(1_000_000)) * u32::from(denominator > 0))
+    }
+
+    /// Whether a request is among them; `random` is 64 uniformly random bits.
+    #[must_use]
+    pub fn draws(self, random: u64) -> bool {
+        ((u128::from(random) * 1_000_000) >> 64) < u128::from(self.0)
+    }
+
+    /// In millionths.
+    #[must_use]
+    pub const fn millionths(self) -> u32 {
+        self.0
+    }
+}
+
+impl Algorithm {
+    /// The word of the API.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LeastRequest => "LeastRequest",
+            Self::PeakEwma => "PeakEwma",
+            Self::RoundRobin => "RoundRobin",
+            Self::Random => "Random",
+        }
+    }
+}
+
+impl RequestTraffic {
+    /// This where it says something, the other where it does not.
+    #[must_use]
+    pub fn or(&self, other: &Self) -> Self {
+        let (mine, theirs) = (self.timeouts, other.timeouts);
+        Self {
+            retry: self.retry.clone().or_else(|| other.retry.clone()),
+            timeouts: Timeouts {
+                request: mine.request.or(theirs.request),
+                backend_request: mine.backend_request.or(theirs.backend_request),
+                idle: mine.idle.or(theirs.idle),
+                stream: mine.stream.or(theirs.stream),
+            },
+            faults: self.faults.clone().or_else(|| other.faults.clone()),
+        }
+    }
+}
