@@ -4,8 +4,21 @@
 //! Routes, grants and TrafficPolicies come as whole objects, parsed; [`crate::Snapshot::apply`] makes tables of them. What a rule leads to is
 //! looked up when it is used: an endpoint that changes touches no table.
 
+mod attachment;
+mod backend;
+mod matching;
+mod paths;
+mod table;
+mod tables;
+
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use backend::BackendFailure;
+pub use matching::Missed;
+pub use table::{Considered, Matched, Observer, Table};
+
+pub(crate) use tables::Routing;
 
 use crate::policy::Pattern;
 use crate::service::ServiceKey;

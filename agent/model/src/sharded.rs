@@ -39,6 +39,17 @@ impl<K: Hash + Eq + Clone, V: Clone> Sharded<K, V> {
         }
     }
 
+    /// The value of a key to change, a default one if there is none.
+    pub(crate) fn get_or_default(&mut self, key: K) -> &mut V
+    where
+        V: Default,
+    {
+        if self.get(&key).is_none() {
+            self.len += 1;
+        }
+        self.shard_mut(&key).entry(key).or_default()
+    }
+
     /// Removes a key. Copies nothing if it is absent.
     pub(crate) fn remove(&mut self, key: &K) {
         if self.get(key).is_some() && self.shard_mut(key).remove(key).is_some() {

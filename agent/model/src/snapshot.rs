@@ -14,7 +14,7 @@ use crate::invalid::InvalidObject;
 use crate::mesh::{MeshConfig, OutboundPolicy};
 use crate::policies::{Policies, PolicyDelta};
 use crate::resolve::{Candidates, Refusal, Resolution};
-use crate::routing::RoutingDelta;
+use crate::routing::{BackendFailure, Routing, RoutingDelta};
 use crate::service::{Endpoint, Service, ServiceKey, ServicePort};
 use crate::sharded::Sharded;
 use crate::workload::{PodUid, Workload};
@@ -35,6 +35,7 @@ pub struct Snapshot {
     /// Counts the publications that may have changed what a policy decides.
     pub policy_generation: u64,
     pub(crate) policies: Policies,
+    pub(crate) routing: Routing,
     workloads: Sharded<PodUid, Arc<Workload>>,
     owners: Sharded<IpAddr, Claims<Arc<Workload>>>,
     services: Sharded<ServiceKey, Arc<Entry>>,
@@ -245,15 +246,51 @@ impl Snapshot {
         }
         let mut stale: BTreeSet<ServiceKey> =
             moved.iter().filter_map(|ip| next.users.get(ip)).flat_map(|users| users.iter().cloned()).collect();
+        let mut reshaped = BTreeSet::new();
         for (key, service) in delta.services {
             stale.remove(&key);
+            let old = next.services.get(&key).map(|entry| &*entry.service);
+            if !have_routes_alike(old, service.as_ref()) {
+                reshaped.insert(key.clone());
+            }
             next.set_service(key, service);
         }
         for key in stale {
             let service = next.services.get(&key).map(|entry| Service::clone(&entry.service));
             next.set_service(key, service);
         }
+        let services = &next.services;
+        next.routing.apply(delta.routing, reshaped, |key| services.get(key).map(|entry| &*entry.service));
         next
+    }
+
+    /// Where a backend of a rule leads: the endpoints of a port of a Service for a client of `family`; where it has none of this family, those
+    /// of the other, as the proxy between the two may call either.
+    ///
+    /// # Errors
+    /// [`BackendFailure`].
+    pub fn backend(
+        &self,
+        service: &ServiceKey,
+        port: u16,
+        family: Family,
+    ) -> Result<(Arc<Service>, usize, Candidates), BackendFailure> {
+        let entry = self.services.get(service).ok_or(BackendFailure::NotFound)?;
+        if entry.service.invalid {
+            return Err(BackendFailure::Refused(Refusal::InvalidObject));
+        }
+        let index = entry.service.ports.iter().position(|p| p.port == port).ok_or(BackendFailure::NotFound)?;
+        let choices = entry.choices.get(index).ok_or(BackendFailure::NotFound)?;
+        let (of_family, of_other) = match family {
+            Family::V4 => (&choices.v4, &choices.v6),
+            Family::V6 => (&choices.v6, &choices.v4),
+        };
+        match (of_family, of_other) {
+            (Ok(candidates), _) | (Err(_), Ok(candidates)) => {
+                Ok((Arc::clone(&entry.service), index, candidates.clone()))
+            }
+            (Err(refusal), Err(_)) => Err(BackendFailure::Refused(*refusal)),
+        }
     }
 
     /// Whether two snapshots hold the same objects and would decide the same, however they came about.
@@ -269,6 +306,7 @@ impl Snapshot {
             && self.services == other.services
             && self.vips == other.vips
             && self.users == other.users
+            && self.routing == other.routing
     }
 
     fn set_workload(&mut self, uid: PodUid, workload: Option<Arc<Workload>>, moved: &mut BTreeSet<IpAddr>) {
@@ -383,6 +421,18 @@ impl Snapshot {
                 endpoint.workload = link(endpoint);
             }
         }
+    }
+}
+
+/// Whether routes are attached to both Services in one way: endpoints do not count.
+fn have_routes_alike(old: Option<&Service>, new: Option<&Service>) -> bool {
+    match (old, new) {
+        (Some(old), Some(new)) => {
+            let ports =
+                |service: &Service| -> Vec<_> { service.ports.iter().map(|p| (p.name.clone(), p.port)).collect() };
+            (old.headless, old.invalid) == (new.headless, new.invalid) && ports(old) == ports(new)
+        }
+        (old, new) => old.is_none() && new.is_none(),
     }
 }
 
