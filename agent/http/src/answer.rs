@@ -29,12 +29,17 @@ pub fn status(reason: Reason) -> Option<u16> {
 
         Reason::RequestMalformed | Reason::PathAmbiguous => 400,
         Reason::PolicyDenied | Reason::PolicyInvalid | Reason::NetworkPolicyDenied | Reason::PolicyClosed => 403,
+        Reason::RouteNotFound => 404,
         Reason::RequestTimeout => 408,
         Reason::RequestTargetTooLong => 414,
         Reason::RequestExpectation => 417,
         Reason::RequestHeadTooLarge => 431,
         Reason::Panic => 500,
-        Reason::InvalidObject => 500,
+        Reason::InvalidObject | Reason::RouteInvalid | Reason::BackendInvalid => 500,
+        // What an answer says that was made for the request comes with it.
+        Reason::Redirected => 302,
+        Reason::CorsPreflight => 204,
+        Reason::FaultInjected => 503,
         Reason::RequestNotImplemented => 501,
         Reason::OutboundDenied
         | Reason::ForbiddenAddress
@@ -72,9 +77,13 @@ pub fn status(reason: Reason) -> Option<u16> {
         | Reason::TlsProtocol
         | Reason::DrainDeadline => 503,
         // The upstream was chosen and did not answer in time: RFC 9110 §15.6.5, whether in connecting or later.
-        Reason::UpstreamConnectTimeout | Reason::TlsTimeout | Reason::ResponseTimeout | Reason::StreamIdleTimeout => {
-            504
-        }
+        Reason::UpstreamConnectTimeout
+        | Reason::TlsTimeout
+        | Reason::ResponseTimeout
+        | Reason::StreamIdleTimeout
+        | Reason::StreamDurationMax
+        | Reason::RouteTimeout
+        | Reason::GrpcDeadline => 504,
         Reason::RequestVersion => 505,
     })
 }
@@ -84,6 +93,7 @@ pub fn status(reason: Reason) -> Option<u16> {
 #[repr(u8)]
 enum Code {
     Unknown = 2,
+    DeadlineExceeded = 4,
     PermissionDenied = 7,
     ResourceExhausted = 8,
     Unimplemented = 12,
@@ -105,6 +115,25 @@ pub fn grpc_status(http_status: u16) -> u8 {
     }) as u8
 }
 
+/// The HTTP status that says what a gRPC status does (gRPC's `HTTP to gRPC Status Code Mapping`, the other way, as grpc-gateway has it).
+#[must_use]
+pub const fn http_status(grpc_status: u8) -> u16 {
+    match grpc_status {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
 /// The gRPC status for a reason: finer than that of its HTTP status where a client would act otherwise. Deadlines are the client's own, so
 /// a timeout of ours is UNAVAILABLE; a limit is RESOURCE_EXHAUSTED, except UNAVAILABLE where another endpoint may have room.
 #[must_use]
@@ -115,6 +144,7 @@ pub fn grpc_status_of(reason: Reason) -> u8 {
         }
         Reason::OutboundDenied | Reason::ForbiddenAddress => Code::PermissionDenied as u8,
         Reason::RequestNotImplemented => Code::Unimplemented as u8,
+        Reason::GrpcDeadline => Code::DeadlineExceeded as u8,
         Reason::ResponseMalformed | Reason::ResponseHeadTooLarge => Code::Internal as u8,
         _ => status(reason).map_or(Code::Unavailable as u8, grpc_status),
     }
@@ -214,7 +244,8 @@ mod tests {
     fn every_answer_has_a_phrase_and_a_reason_that_allows_it() {
         for reason in Reason::ALL {
             let Some(status) = status(*reason) else { continue };
-            assert!((400..600).contains(&status), "{reason}");
+            let is_answer = matches!(reason, Reason::Redirected | Reason::CorsPreflight);
+            assert!((if is_answer { 200..400 } else { 400..600 }).contains(&status), "{reason}");
             assert!(!phrase(status).is_empty(), "{reason}");
             let mut head = ResponseHead::default();
             let body = h1(*reason, status, true, &mut head);

@@ -24,6 +24,7 @@ use std::time::Duration;
 pub use heddle_model::traffic::{OutlierSettings as Settings, SuccessRate};
 pub use host::{Admission, Host, Probe, Standing};
 
+use crate::answer;
 use host::State;
 
 /// What a request told about the endpoint. One that the client gave up, that this agent refused, or that a closing connection left unprocessed
@@ -248,20 +249,7 @@ impl Outcome {
     /// A gRPC call that ended with this code: the HTTP status that says the same, so that one set of thresholds serves both.
     #[must_use]
     pub const fn grpc(code: u8) -> Self {
-        Self::status(match code {
-            0 => 200,
-            1 => 499,
-            3 | 9 | 11 => 400,
-            4 => 504,
-            5 => 404,
-            6 | 10 => 409,
-            7 => 403,
-            8 => 429,
-            12 => 501,
-            14 => 503,
-            16 => 401,
-            _ => 500,
-        })
+        Self::status(answer::http_status(code))
     }
 
     /// Whether it speaks against the endpoint.

@@ -6,6 +6,7 @@
 
 mod after;
 mod budget;
+mod deadline;
 
 use std::fmt;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::h1;
 
 pub use after::{PUSHBACK, Pushback, retry_after};
 pub use budget::{ActiveRequest, Budget, BudgetUse, Token};
+pub use deadline::{grpc_timeout, grpc_timeout_value};
 pub use heddle_model::traffic::{Backoff, BudgetLimits, Conditions, GrpcCodes, RetryPolicy as Policy, StatusSet};
 
 /// Bytes of a request's body that are kept for a retry. A request whose body is longer is not retried once more than these were sent.

@@ -7,6 +7,7 @@
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use heddle_model::{ClientAddr, Family, PodUid, Snapshot, Workload, WorkloadPolic
 use tokio::sync::Semaphore;
 
 use crate::mesh::HANDSHAKES_MAX;
+use crate::registry::Conn;
 
 #[derive(Default)]
 #[repr(align(64))]
@@ -210,6 +212,49 @@ impl Pod {
         let own = |list: &[IpAddr]| list.iter().copied().find(|ip| Family::of(*ip) == family);
         let known = self.workload.borrow().as_ref().and_then(|w| own(&w.addresses)).or_else(|| own(&self.addresses));
         ClientAddr::new(known.map_or(peer, |ip| SocketAddr::new(ip, peer.port())))
+    }
+}
+
+/// Bytes charged to a pod's budget until it is dropped.
+pub(crate) struct Charge {
+    pod: Rc<Pod>,
+    max: u64,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Nothing yet.
+    pub(crate) fn new(conn: &Conn) -> Self {
+        Self { pod: conn.pod.clone(), max: conn.worker.limits().buffered_bytes_max, bytes: 0 }
+    }
+
+    /// Charges for so many in all; false if the budget has no more, and then nothing changes.
+    pub(crate) fn to(&mut self, bytes: usize) -> bool {
+        if bytes > self.bytes {
+            if !self.pod.budget.try_buffer((bytes - self.bytes) as u64, self.max) {
+                return false;
+            }
+        } else {
+            self.pod.budget.unbuffer((self.bytes - bytes) as u64);
+        }
+        self.bytes = bytes;
+        true
+    }
+
+    /// What is charged.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All that is charged, as another charge.
+    pub(crate) fn hand_over(&mut self) -> Self {
+        Self { pod: self.pod.clone(), max: self.max, bytes: std::mem::take(&mut self.bytes) }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.pod.budget.unbuffer(self.bytes as u64);
     }
 }
 

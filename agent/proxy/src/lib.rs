@@ -30,6 +30,7 @@ mod registry;
 mod route;
 mod sockets;
 mod task;
+mod upstreams;
 mod worker;
 
 #[cfg(test)]
@@ -41,3 +42,4 @@ pub use drain::DrainReport;
 pub use proxy::{Identity, Proxy, ProxyError, Telemetry};
 pub use registry::{ConnectionList, ConnectionView, Registry, State};
 pub use sockets::{PodListeners, ShardListeners, SocketError, SocketFuture, SocketSource};
+pub use upstreams::{CircuitUsage, Ejected, EndpointUsage, PortUsage};

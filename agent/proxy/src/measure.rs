@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use heddle_model::{ClientAddr, Family, OriginalDst, PodUid, Service, Snapshot, Workload};
-use heddle_telemetry::{AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics};
+use heddle_telemetry::{
+    AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics, UpstreamMetrics,
+};
 use tokio::sync::watch;
 
 use crate::affinity::AffinityTable;
@@ -56,9 +58,11 @@ pub(crate) fn worker(http: HttpMetrics) -> Rc<Worker> {
             http,
             proxy: ProxyMetrics::new(1),
             policy: PolicyMetrics::new(1, 1000),
+            upstream: UpstreamMetrics::new(1000),
             access: AccessLog::none(),
         },
         affinity: Arc::new(AffinityTable::new(1)),
+        upstreams: Arc::default(),
     }))
 }
 

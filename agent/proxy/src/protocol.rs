@@ -5,6 +5,8 @@
 //! connection and no timer. Bytes are only peeked at: whoever takes the connection over finds all of them. A socket tells an
 //! error once, to a peek too: it is passed on, for the next read would show a clean end.
 
+mod routed;
+
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -54,12 +56,16 @@ pub(crate) fn declared(kind: &Kind, snapshot: &Snapshot) -> Declared {
         Kind::Refused { service: Some((service, port_index)), .. } => {
             service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
         }
-        Kind::Service { service, port_index, candidates } => {
+        Kind::Service { service, port_index, candidates, table, .. } => {
             let opaque = |w: &Workload, addr: SocketAddr| is_opaque(w, addr, snapshot);
             if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
                 return Declared::Opaque;
             }
-            service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
+            match service.ports.get(*port_index).map_or(Declared::Unknown, of_port) {
+                // Whoever writes a route for requests says that there are some.
+                Declared::Unknown if table.as_ref().is_some_and(|table| table.has_http()) => Declared::Http,
+                declared => declared,
+            }
         }
         Kind::Address { hop, workload, .. } => {
             if workload.as_ref().is_some_and(|w| is_opaque(w, hop.addr, snapshot)) {
@@ -88,6 +94,9 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downst
     // Whoever connects may be a peer of the mesh.
     let may_be_peer = conn.direction == Direction::Inbound && conn.worker.tls.is_some() && !conn.is_carried();
     let route = route.into();
+    if routed::is_routed(conn, &route) {
+        return Box::pin(routed::run(conn, route, downstream)).await;
+    }
     let declared = match route.declared {
         // Listened to for that alone.
         Declared::Opaque if may_be_peer => Declared::Tls,
@@ -171,7 +180,7 @@ async fn requests_only(conn: &Rc<Conn>, route: Rc<Route>, downstream: TcpStream,
         Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
         // Both sides tell of it; nobody is dialled for what is refused whoever is chosen.
         Spoken::Other(downstream) if conn.direction == Direction::Outbound => {
-            let reason = Choice::new(conn, &route, HttpVersion::Http1, None)
+            let reason = Choice::new(conn, &route, HttpVersion::Http1, None, &[])
                 .and_then(|choice| permit_bytes(conn, &choice.endpoint(conn)))
                 .map_or_else(|reason| reason, |_| Reason::PolicyDenied);
             Ended::refused(reason, downstream)

@@ -8,9 +8,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use heddle_identity::{CertificateStore, HandshakeMetrics};
-use heddle_model::{PodUid, Snapshot};
+use heddle_model::{PodUid, ServiceKey, Snapshot};
 use heddle_telemetry::collect::{FamilyDesc, FnCollector};
-use heddle_telemetry::{AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics};
+use heddle_telemetry::{
+    AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics, UpstreamMetrics,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::affinity::AffinityTable;
@@ -19,6 +21,7 @@ use crate::config::{COMMANDS_MAX, Config};
 use crate::drain::DrainReport;
 use crate::registry::Registry;
 use crate::sockets::{PodListeners, ShardListeners, SocketSource};
+use crate::upstreams::{PortUsage, Upstreams};
 use crate::worker::{Command, Seed};
 
 const POD_CONNECTIONS: FamilyDesc =
@@ -61,6 +64,8 @@ pub struct Telemetry {
     pub proxy: ProxyMetrics,
     /// Decisions of policies.
     pub policy: PolicyMetrics,
+    /// Retries, ejections, overflows, faults, mirrored requests.
+    pub upstream: UpstreamMetrics,
     /// Access records.
     pub access: AccessLog,
 }
@@ -127,6 +132,7 @@ pub struct Proxy {
     stop: Option<watch::Sender<()>>,
     pods: Pods,
     affinity: Arc<AffinityTable>,
+    upstreams: Arc<Upstreams>,
     affinity_max: usize,
     died: watch::Receiver<Option<usize>>,
 }
@@ -145,6 +151,7 @@ impl Proxy {
     ) -> io::Result<Self> {
         let config = Arc::new(Config { workers: config.workers.max(1), ..config });
         let affinity = Arc::new(AffinityTable::new(config.affinity_entries_max));
+        let upstreams = Arc::new(Upstreams::default());
         let (death, died) = watch::channel(None);
         let (stop, stopped) = watch::channel(());
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
@@ -159,6 +166,7 @@ impl Proxy {
                 identity: identity.clone(),
                 telemetry: telemetry.clone(),
                 affinity: affinity.clone(),
+                upstreams: upstreams.clone(),
             };
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let death = death.clone();
@@ -179,9 +187,16 @@ impl Proxy {
             stop: Some(stop),
             pods: Pods::default(),
             affinity,
+            upstreams,
             affinity_max: config.affinity_entries_max,
             died,
         })
+    }
+
+    /// How pods of this node use a Service port now; `None` where none calls it.
+    #[must_use]
+    pub fn usage(&self, service: &ServiceKey, port: u16) -> Option<PortUsage> {
+        self.upstreams.usage(service, port)
     }
 
     /// Serves a pod's listeners; of a pod already attached, in place of the former ones.

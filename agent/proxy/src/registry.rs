@@ -419,6 +419,11 @@ impl Conn {
     }
 
     /// The name a TLS client asked for.
+    /// The server's name in the client's TLS hello, where it was read.
+    pub(crate) fn sni(&self) -> Option<Box<str>> {
+        self.sni.borrow().clone()
+    }
+
     pub(crate) fn set_sni(&self, name: String) {
         *self.sni.borrow_mut() = Some(name.into());
     }

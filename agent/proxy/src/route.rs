@@ -1,26 +1,32 @@
 //! What a connection's destination means, as of one snapshot, and the way to an upstream: pick an endpoint, take an idle
 //! connection to it or dial.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use heddle_http::breaker::CircuitPermit;
 use heddle_http::detect::{Declared, HttpVersion};
+use heddle_http::outlier;
 use heddle_model::balance::{self, Affinity};
-use heddle_model::{Candidates, Endpoint, OriginalDst, Resolution, Service, Snapshot, Workload};
+use heddle_model::routing::{BackendFailure, BackendRef, Table};
+use heddle_model::{Candidates, Class, Endpoint, Family, OriginalDst, Resolution, Service, Snapshot, Workload};
 use heddle_telemetry::{Direction, Reason};
 use tokio::net::TcpStream;
 
 use crate::affinity::Key;
 use crate::dial::{self, Failure, Hop, NamedBy};
+use crate::hash::FastMap;
 use crate::http::flow::{Incoming, Outgoing};
 use crate::http::pool_h2::Place;
 use crate::mesh::tunnel;
 use crate::mesh::way::Way;
 use crate::protocol;
 use crate::registry::{Conn, Target};
+use crate::upstreams::{PortKey, View};
 use crate::worker::{Load, Worker};
 
 /// Where a connection, or each of its requests, should go.
@@ -30,6 +36,8 @@ pub(crate) struct Route {
     /// What the destination is said to speak.
     pub(crate) declared: Declared,
     pub(crate) kind: Kind,
+    /// Where its rules lead, as far as anybody asked.
+    backends: RefCell<FastMap<PortKey, Result<Rc<Self>, Reason>>>,
 }
 
 pub(crate) enum Kind {
@@ -44,7 +52,15 @@ pub(crate) enum Kind {
         external: bool,
     },
     /// To an endpoint of a Service port.
-    Service { service: Arc<Service>, port_index: usize, candidates: Candidates },
+    Service {
+        service: Arc<Service>,
+        port_index: usize,
+        candidates: Candidates,
+        /// How requests to it are carried.
+        view: Rc<View>,
+        /// The rules that may lead elsewhere; none for what a rule led to.
+        table: Option<Arc<Table>>,
+    },
 }
 
 /// One connection to an endpoint.
@@ -83,6 +99,8 @@ pub(crate) struct EndpointRef {
     pub(crate) way: Way,
     /// It is an endpoint of a Service, chosen among others.
     is_chosen: bool,
+    /// A connection's place in the circuit breaker, where that of its requests does not stand for it.
+    connection: Option<CircuitPermit>,
     /// Its weight in the balance while a connection or request uses it; none where there is no choice, or at rest.
     load: Option<Load>,
 }
@@ -91,7 +109,7 @@ impl EndpointRef {
     /// A pod, called as it is.
     pub(crate) fn of(addr: SocketAddr, workload: &Arc<Workload>) -> Self {
         let workload = Some(workload.clone());
-        Self { addr, workload, private: false, way: Way::Direct, is_chosen: false, load: None }
+        Self { addr, workload, private: false, way: Way::Direct, is_chosen: false, connection: None, load: None }
     }
 
     /// Whether it is still what it was chosen for, by a later snapshot: an endpoint that serves, its pod the same.
@@ -132,7 +150,34 @@ impl Route {
             Direction::Outbound => Kind::outbound(conn, original, snapshot),
             Direction::Inbound => Kind::inbound(conn, original, snapshot),
         };
-        Self { generation: snapshot.generation, declared: protocol::declared(&kind, snapshot), kind }
+        Self::from_kind(kind, snapshot)
+    }
+
+    fn from_kind(kind: Kind, snapshot: &Snapshot) -> Self {
+        let declared = protocol::declared(&kind, snapshot);
+        Self { generation: snapshot.generation, declared, kind, backends: RefCell::default() }
+    }
+
+    /// Where a backend of one of its rules leads.
+    pub(crate) fn backend(&self, conn: &Conn, to: &BackendRef) -> Result<Rc<Self>, Reason> {
+        let BackendRef::Service { service, port } = to else { return Err(Reason::BackendInvalid) };
+        let key = (service.clone(), *port);
+        if let Some(known) = self.backends.borrow().get(&key) {
+            return known.clone();
+        }
+        let snapshot = conn.worker.snapshot();
+        let family = conn.original.map_or(Family::V4, |original| Family::of(original.get().ip()));
+        let route = match snapshot.backend(service, *port, family) {
+            Ok((service, port_index, candidates)) => {
+                let view = conn.worker.views.get(&conn.worker, &service, port_index, &snapshot);
+                let kind = Kind::Service { service, port_index, candidates, view, table: None };
+                Ok(Rc::new(Self::from_kind(kind, &snapshot)))
+            }
+            Err(BackendFailure::NotFound) => Err(Reason::BackendInvalid),
+            Err(BackendFailure::Refused(refusal)) => Err(refusal.into()),
+        };
+        self.backends.borrow_mut().insert(key, route.clone());
+        route
     }
 
     /// The version of HTTP its upstream is called with, for a client that speaks `client`.
@@ -169,11 +214,21 @@ impl Kind {
         };
         match snapshot.resolve(conn.source.as_deref(), original) {
             Resolution::Unserved { service, port_index, refusal } => {
+                if let Some(table) = table(conn, &service, port_index, snapshot).filter(|_| !service.invalid) {
+                    // It has nobody itself; its rules may lead to others.
+                    let endpoints =
+                        service.ports.get(port_index).map(|port| port.endpoints.clone()).unwrap_or_default();
+                    let candidates = Candidates { endpoints, eligible: Some(Arc::default()), class: Class::Ready };
+                    let view = conn.worker.views.get(&conn.worker, &service, port_index, snapshot);
+                    return Self::Service { service, port_index, candidates, view, table: Some(table) };
+                }
                 Self::Refused { reason: refusal.into(), service: Some((service, port_index)) }
             }
             Resolution::Refused(refusal) => Self::Refused { reason: refusal.into(), service: None },
             Resolution::Service { service, port_index, candidates } => {
-                Self::Service { service, port_index, candidates }
+                let view = conn.worker.views.get(&conn.worker, &service, port_index, snapshot);
+                let table = table(conn, &service, port_index, snapshot);
+                Self::Service { service, port_index, candidates, view, table }
             }
             Resolution::Workload { workload, addr } => address(addr, config.connect_timeout, Some(workload), false),
             Resolution::External { addr } => address(addr, config.connect_timeout_external, None, true),
@@ -203,21 +258,23 @@ pub(crate) struct Choice {
 }
 
 impl Choice {
-    /// The first endpoint to try: `first` if detection is connected to one, else what the balance picks.
+    /// The first endpoint to try: `first` if detection is connected to one, else what the balance picks; none of those `tried` while there is
+    /// another.
     pub(crate) fn new(
         conn: &Conn,
         route: &Rc<Route>,
         spoken: HttpVersion,
         first: Option<SocketAddr>,
+        tried: &[SocketAddr],
     ) -> Result<Self, Reason> {
         let (picking, hop, workload) = match &route.kind {
             Kind::Refused { reason, .. } => return Err(*reason),
             Kind::Address { hop, workload, .. } => (None, hop.clone(), workload.clone()),
-            Kind::Service { service, port_index, candidates } => {
-                let mut picking = Picking::new(conn, service, *port_index);
+            Kind::Service { service, port_index, candidates, view, .. } => {
+                let mut picking = Picking::new(conn, service, *port_index, view, tried);
                 let first = first.and_then(|addr| candidates.endpoints.iter().find(|e| e.addr == addr));
                 let (hop, workload) = match first {
-                    Some(endpoint) => (Picking::hop(conn, endpoint.addr), endpoint.workload.clone()),
+                    Some(endpoint) => (picking.hop(conn, endpoint.addr), endpoint.workload.clone()),
                     None => picking.next(conn, candidates)?,
                 };
                 (Some(picking), hop, workload)
@@ -262,6 +319,7 @@ impl Choice {
             private: publish,
             way,
             is_chosen: self.picking.is_some(),
+            connection: None,
             load: None,
         };
         if endpoint.is_chosen {
@@ -287,6 +345,18 @@ impl Choice {
         }
     }
 
+    /// A place for a connection to the endpoint, where there is a choice. An error is why there is none, and whether another may have one.
+    fn connection(&self, conn: &Conn) -> Result<Option<CircuitPermit>, (Reason, bool)> {
+        self.picking.as_ref().map_or(Ok(None), |picking| picking.view.connection(&conn.worker, self.hop.addr))
+    }
+
+    /// What a connection says about the endpoint.
+    fn tell(&self, conn: &Conn, outcome: outlier::Outcome) {
+        if let Some(picking) = &self.picking {
+            picking.view.connected(&conn.worker, self.hop.addr, outcome);
+        }
+    }
+
     /// The endpoint answered.
     pub(crate) fn connected(&mut self, conn: &Conn) {
         if let Some(picking) = &mut self.picking {
@@ -297,10 +367,18 @@ impl Choice {
 
 /// What carries a connection's bytes; `conn.attempts` counts the dials.
 pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream) -> Result<Connected, Reason> {
-    let mut choice = Choice::new(conn, route, HttpVersion::Http1, None)?;
+    let mut choice = Choice::new(conn, route, HttpVersion::Http1, None, &[])?;
     loop {
         conn.set_endpoint(choice.hop().addr, choice.workload());
-        let endpoint = choice.endpoint(conn);
+        let mut endpoint = choice.endpoint(conn);
+        match choice.connection(conn) {
+            Ok(place) => endpoint.connection = place,
+            Err((reason, true)) => {
+                choice.failed(conn, Failure::told(reason))?;
+                continue;
+            }
+            Err((reason, false)) => return Err(reason),
+        }
         let connected = match endpoint.way.tls() {
             None => {
                 let stream = dial::once(conn, downstream, choice.hop()).await;
@@ -311,9 +389,15 @@ pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &Tcp
         match connected {
             Ok(connected) => {
                 choice.connected(conn);
+                choice.tell(conn, outlier::Outcome::status(200));
                 return Ok(connected);
             }
-            Err(failure) => choice.failed(conn, failure)?,
+            Err(failure) => {
+                if !failure.is_ours() {
+                    choice.tell(conn, outlier::Outcome::Local);
+                }
+                choice.failed(conn, failure)?;
+            }
         }
     }
 }
@@ -322,19 +406,20 @@ pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &Tcp
 /// two; never one that failed for this connection or request while there is another.
 struct Picking {
     affinity: Option<(Key, Duration)>,
+    view: Rc<View>,
     tried: Vec<SocketAddr>,
     last: Failure,
     attempts: u32,
 }
 
 impl Picking {
-    fn new(conn: &Conn, service: &Service, port_index: usize) -> Self {
+    fn new(conn: &Conn, service: &Service, port_index: usize, view: &Rc<View>, tried: &[SocketAddr]) -> Self {
         let affinity = service.session_affinity.map(|timeout| {
             let port = service.ports.get(port_index).map_or(0, |p| p.port);
             (Key { service: service.key(), port, client: conn.client.get().ip() }, timeout)
         });
         let last = Failure::last(Reason::NoReadyEndpoint);
-        Self { affinity, tried: Vec::new(), last, attempts: 0 }
+        Self { affinity, view: view.clone(), tried: tried.to_vec(), last, attempts: 0 }
     }
 
     /// The endpoint to try now, or why there is none left.
@@ -343,23 +428,38 @@ impl Picking {
         if self.attempts >= config.connect_attempts_max {
             return Err(self.last.reason);
         }
-        let picked = match pick(conn, self.affinity.as_ref(), candidates, &self.tried) {
-            Some(endpoint) => endpoint,
-            // Every endpoint failed once. A lost SYN is worth another; a refusal is final, and the application learns at once.
-            None if self.last.retryable => {
+        let (addr, workload) = match self.pick(conn, candidates) {
+            Some(picked) => picked,
+            // Every endpoint failed once. A lost SYN is worth another, and so is what a former attempt came to; a refusal is final, and the
+            // application learns at once.
+            None if self.last.retryable || self.attempts == 0 => {
                 self.tried.clear();
-                pick(conn, self.affinity.as_ref(), candidates, &[]).ok_or(self.last.reason)?
+                self.pick(conn, candidates).ok_or(self.last.reason)?
             }
             None => return Err(self.last.reason),
         };
         self.attempts += 1;
-        Ok((Self::hop(conn, picked.addr), picked.workload.clone()))
+        Ok((self.hop(conn, addr), workload))
+    }
+
+    fn pick(&self, conn: &Conn, candidates: &Candidates) -> Option<(SocketAddr, Option<Arc<Workload>>)> {
+        let worker = &conn.worker;
+        if let Some((key, timeout)) = &self.affinity {
+            let remembered = worker.affinity.get(key, Instant::now());
+            if let Affinity::Keep(index) = balance::affinity(candidates, remembered, *timeout, &self.tried)
+                && let Some(endpoint) = candidates.endpoints.get(index)
+                && self.view.may_serve(endpoint.addr, worker.upstreams.now())
+            {
+                return Some((endpoint.addr, endpoint.workload.clone()));
+            }
+        }
+        self.view.pick(worker, candidates, &self.tried)
     }
 
     /// The way to an endpoint that was chosen before.
-    fn hop(conn: &Conn, addr: SocketAddr) -> Hop {
+    fn hop(&self, conn: &Conn, addr: SocketAddr) -> Hop {
         let publish = conn.pod.has_address(addr.ip());
-        let timeout = conn.worker.config.connect_timeout;
+        let timeout = self.view.traffic.connect_timeout.unwrap_or(conn.worker.config.connect_timeout);
         Hop { addr, publish, named_by: NamedBy::Object, timeout, way: Way::Direct }
     }
 
@@ -381,19 +481,9 @@ impl Picking {
     }
 }
 
-fn pick<'a>(
-    conn: &Conn,
-    affinity: Option<&(Key, Duration)>,
-    candidates: &'a Candidates,
-    tried: &[SocketAddr],
-) -> Option<&'a Endpoint> {
-    let worker = &conn.worker;
-    if let Some((key, timeout)) = affinity {
-        let remembered = worker.affinity.get(key, Instant::now());
-        if let Affinity::Keep(index) = balance::affinity(candidates, remembered, *timeout, tried) {
-            return candidates.endpoints.get(index);
-        }
-    }
-    let load = |e: &Endpoint| worker.load_of(e.addr);
-    balance::least_request(candidates, load, fastrand::u64(..), tried).map(|p| p.endpoint)
+/// The rules for requests and connections of this caller to a Service port.
+fn table(conn: &Conn, service: &Service, port_index: usize, snapshot: &Snapshot) -> Option<Arc<Table>> {
+    let port = service.ports.get(port_index)?.port;
+    let namespace = conn.source.as_ref().map(|source| &*source.namespace);
+    snapshot.route_table(&service.key(), port, namespace).cloned()
 }

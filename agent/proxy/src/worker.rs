@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use heddle_identity::Lease;
 use heddle_model::mesh::PodLimits;
+use heddle_model::traffic::RetryPolicy;
 use heddle_model::{PodUid, Snapshot};
 use heddle_telemetry::proxy::ProxyShard;
 use heddle_telemetry::{HttpHandle, Reason, TcpHandle};
@@ -33,6 +34,7 @@ use crate::drain;
 use crate::hash::FastMap;
 use crate::http::flow::Flow;
 use crate::http::link::Links;
+use crate::http::mirror::InFlight;
 use crate::http::pool::Pool;
 use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
@@ -43,6 +45,7 @@ use crate::mesh::tls::Tls;
 use crate::proxy::{Identity, Telemetry};
 use crate::registry::{ConnectionList, ConnectionView, Predicate, Table};
 use crate::sockets::{ShardListeners, SocketSource};
+use crate::upstreams::{Upstreams, Views};
 
 /// Bytes peeked at once when a pod's byte budget is used up.
 const SCRATCH_BYTES: usize = 64 << 10;
@@ -89,6 +92,12 @@ pub(crate) struct Worker {
     pub(crate) sockets: Arc<dyn SocketSource>,
     pub(crate) telemetry: Telemetry,
     pub(crate) affinity: Arc<AffinityTable>,
+    /// What is known of the Services that pods call, by all workers.
+    pub(crate) upstreams: Arc<Upstreams>,
+    /// And as this worker sees them.
+    pub(crate) views: Views,
+    /// How requests are retried of which no policy speaks.
+    pub(crate) untold_retries: Arc<RetryPolicy>,
     pub(crate) table: Table,
     pub(crate) labels: LabelCache<LabelKey, TcpHandle>,
     pub(crate) http_labels: LabelCache<HttpKey, HttpHandle>,
@@ -102,6 +111,8 @@ pub(crate) struct Worker {
     pub(crate) links: Links,
     /// HTTP/2 connections whose windows follow what flows, or wait for budget.
     pub(crate) watched_flows: RefCell<Vec<Weak<Flow>>>,
+    /// Copies of requests on their way.
+    pub(crate) mirrors: InFlight,
     pub(crate) spare: SpareBytes,
     pub(crate) spare_heads: Spare<Heads>,
     /// Set once the worker drains: HTTP connections end behind the request they are at.
@@ -146,6 +157,7 @@ pub(crate) struct Seed {
     pub(crate) identity: Option<Identity>,
     pub(crate) telemetry: Telemetry,
     pub(crate) affinity: Arc<AffinityTable>,
+    pub(crate) upstreams: Arc<Upstreams>,
 }
 
 impl Seed {
@@ -199,6 +211,7 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 watched.iter().filter_map(Weak::upgrade).for_each(|flow| flow.tick());
                 let snapshot = worker.refresh();
                 worker.sweep(&snapshot);
+                worker.views.tick(&worker, &snapshot);
                 worker.table.enforce_strict(&snapshot);
                 worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
                 worker.links.tick(&worker.config);
@@ -305,6 +318,9 @@ impl Worker {
             sockets: seed.sockets,
             telemetry: seed.telemetry,
             affinity: seed.affinity,
+            upstreams: seed.upstreams,
+            views: Views::default(),
+            untold_retries: Arc::new(RetryPolicy::untold()),
             table: Table::default(),
             labels: LabelCache::default(),
             http_labels: LabelCache::default(),
@@ -313,6 +329,7 @@ impl Worker {
             pool_h2: PoolH2::default(),
             links: Links::default(),
             watched_flows: RefCell::default(),
+            mirrors: InFlight::default(),
             spare: SpareBytes::default(),
             spare_heads: Spare::default(),
             draining: Cell::new(false),

@@ -16,6 +16,7 @@ pub mod reason;
 pub mod series;
 pub mod tcp;
 pub mod time;
+pub mod upstream;
 pub mod via;
 
 pub use access::{AccessLog, AccessRecord, HttpFields, PolicyFields};
@@ -27,17 +28,19 @@ pub use prometheus::{Error as RegistryError, Registry};
 pub use proxy::{Direction, ProxyMetrics};
 pub use reason::Reason;
 pub use tcp::{TcpHandle, TcpMetrics};
+pub use upstream::{Event, UpstreamMetrics};
 pub use via::Via;
 
 /// Every family this room declares. Rooms with families of their own declare them as [`collect::FamilyDesc`] too.
 #[must_use]
 pub fn families() -> Vec<collect::FamilyDesc> {
-    let own: [&[collect::FamilyDesc]; 7] = [
+    let own: [&[collect::FamilyDesc]; 8] = [
         &tcp::FAMILIES,
         &http::FAMILIES,
         &series::FAMILIES,
         &proxy::FAMILIES,
         &policy::FAMILIES,
+        &upstream::FAMILIES,
         &access::FAMILIES,
         &process::FAMILIES,
     ];

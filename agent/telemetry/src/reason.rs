@@ -123,10 +123,28 @@ reasons! {
     ResponseHeadTooLarge = "response_head_too_large", "UPE";
     /// The upstream ended before its response was complete: 502 before the head, a reset towards the client inside the body.
     ResponseIncomplete = "response_incomplete", "UC";
-    /// The upstream did not respond in time (504).
+    /// The upstream did not respond within the time that an attempt may take (504).
     ResponseTimeout = "response_timeout", "UT";
     /// No byte of the body moved for longer than the idle timeout.
     StreamIdleTimeout = "stream_idle_timeout", "SI";
+    /// The exchange took longer than the stream duration that its TrafficPolicy allows: 504, or a reset inside the body.
+    StreamDurationMax = "stream_duration_max", "UMSDR";
+    /// The request took longer than its route or TrafficPolicy allows, all attempts together (504).
+    RouteTimeout = "route_timeout", "UT";
+    /// The deadline that the caller set by `grpc-timeout` passed: DEADLINE_EXCEEDED.
+    GrpcDeadline = "grpc_deadline", "DT";
+    /// No rule of the routes of this Service matches the request (404).
+    RouteNotFound = "route_not_found", "NR";
+    /// The rule that the request matches was rejected (500); `heddle routes` says why.
+    RouteInvalid = "route_invalid", "NR";
+    /// The request fell to a backend that does not exist or may not be referred to (500); `heddle routes` says which.
+    BackendInvalid = "backend_invalid", "NR";
+    /// A route sent the client elsewhere (301, 302, 303, 307 or 308).
+    Redirected = "redirected", "-";
+    /// A route answered the preflight of a cross-origin request (204).
+    CorsPreflight = "cors_preflight", "-";
+    /// A TrafficPolicy injects this answer as a fault.
+    FaultInjected = "fault_injected", "FI";
     /// The upstream's connections or streams are all in use and the queue for them is full (503).
     UpstreamOverflow = "upstream_overflow", "UO";
     /// The upstream reset the request's stream (502, or a reset towards the client if the response had begun).

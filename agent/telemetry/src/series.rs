@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use prometheus::core::Collector;
 
 use crate::collect::{FamilyDesc, FnCollector};
-use crate::{HttpMetrics, PolicyMetrics, TcpMetrics};
+use crate::{HttpMetrics, PolicyMetrics, TcpMetrics, UpstreamMetrics};
 
 const SERIES: FamilyDesc =
     FamilyDesc::gauge("heddle_metrics_series", "Label sets held, by family.", &["family", "bound"]);
@@ -87,11 +87,16 @@ pub(crate) struct Usage {
 
 /// What the registry scrapes about the limits themselves.
 #[must_use]
-pub fn collector(tcp: &TcpMetrics, http: &HttpMetrics, policy: &PolicyMetrics) -> Box<dyn Collector> {
-    let (tcp, http, policy) = (tcp.clone(), http.clone(), policy.clone());
+pub fn collector(
+    tcp: &TcpMetrics,
+    http: &HttpMetrics,
+    policy: &PolicyMetrics,
+    upstream: &UpstreamMetrics,
+) -> Box<dyn Collector> {
+    let (tcp, http, policy, upstream) = (tcp.clone(), http.clone(), policy.clone(), upstream.clone());
     FnCollector::boxed(&FAMILIES, move || {
         let [mut series, mut overflowed] = FAMILIES.map(|f| f.family());
-        for usage in [tcp.usage(), http.usage(), policy.usage()] {
+        for usage in [tcp.usage(), http.usage(), policy.usage(), upstream.usage()] {
             series.push(&[usage.family, "used"], usage.used as f64);
             series.push(&[usage.family, "max"], usage.max as f64);
             overflowed.push(&[usage.family], usage.overflowed as f64);

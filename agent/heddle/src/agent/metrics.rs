@@ -48,9 +48,15 @@ pub fn register(
     let register = |collector| registry.register(collector).context("register metrics");
     register(telemetry.tcp.collector())?;
     register(telemetry.http.collector())?;
-    register(heddle_telemetry::series::collector(&telemetry.tcp, &telemetry.http, &telemetry.policy))?;
+    register(heddle_telemetry::series::collector(
+        &telemetry.tcp,
+        &telemetry.http,
+        &telemetry.policy,
+        &telemetry.upstream,
+    ))?;
     register(telemetry.proxy.collector())?;
     register(telemetry.policy.collector())?;
+    register(telemetry.upstream.collector())?;
     register(telemetry.access.collector())?;
     register(heddle_telemetry::process::collector())?;
     proxy.register_metrics(registry).context("register metrics")?;

@@ -12,7 +12,9 @@ use heddle_admin::Limits;
 use heddle_discovery::files::FilesSource;
 use heddle_model::{Family, PodUid, Snapshot};
 use heddle_proxy::{Config, Proxy, Telemetry};
-use heddle_telemetry::{AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, Registry, TcpMetrics};
+use heddle_telemetry::{
+    AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, Registry, TcpMetrics, UpstreamMetrics,
+};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -73,6 +75,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<A
         http: HttpMetrics::new(workers, heddle_telemetry::http::SERIES_MAX_DEFAULT),
         proxy: ProxyMetrics::new(workers),
         policy: PolicyMetrics::new(workers, heddle_telemetry::policy::SERIES_MAX_DEFAULT),
+        upstream: UpstreamMetrics::new(heddle_telemetry::upstream::SERIES_MAX_DEFAULT),
         access: access.clone(),
     };
     let config = Config {

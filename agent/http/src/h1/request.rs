@@ -202,6 +202,25 @@ impl RequestHead {
         Ok(())
     }
 
+    /// Names another host: in Host, which is then the only one that does.
+    pub fn set_authority(&mut self, authority: &str) -> Result<(), Reject> {
+        HostPort::parse(authority.as_bytes()).ok_or(Reject::HostInvalid)?;
+        if self.form == TargetForm::Authority {
+            return Err(Reject::TargetForm);
+        }
+        self.fields.set(b"Host", authority.as_bytes())?;
+        if self.form == TargetForm::Absolute {
+            let path = match self.path_and_query() {
+                path if path.starts_with('/') => path.to_owned(),
+                query => format!("/{query}"),
+            };
+            (self.form, self.target, self.target_authority) = (TargetForm::Origin, Span::default(), Span::default());
+            self.path = Span::default();
+            self.set_path_and_query(&path)?;
+        }
+        Ok(())
+    }
+
     /// Writes the head as HTTP/1.1. Untouched runs of lines are copied as they came; blanks around a value become one space.
     pub fn write(&self, out: &mut impl BufMut) {
         if self.line_is_ours {

@@ -58,11 +58,10 @@ pub struct StatusSet([u64; 4]);
 pub struct GrpcCodes(u32);
 
 impl RetryPolicy {
-    /// What holds where no policy speaks of retries: only what failed on the way, never what a server answered.
+    /// What holds where no policy speaks of retries: only what proves that the server did nothing with the request.
     #[must_use]
     pub fn untold() -> Self {
-        let told = Self::default();
-        Self { idempotent: Conditions { statuses: StatusSet::NONE, ..told.idempotent }, ..told }
+        Self { idempotent: Conditions::untouched(), ..Self::default() }
     }
 
     /// The conditions for a method.

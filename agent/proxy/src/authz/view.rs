@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use h2::ext::Protocol;
 use heddle_http::h1::{Fields, RequestHead};
 use heddle_http::path;
-use heddle_model::policy;
+use heddle_model::{policy, routing};
 use http::{HeaderMap, Method, Request};
 
 /// See the module documentation. WebSocket is a GET by either version.
@@ -53,6 +53,11 @@ impl<'a> View<'a> {
         self.method == "CONNECT"
     }
 
+    /// Host and port as they were sent; empty if no host was.
+    pub(crate) fn authority(&self) -> &str {
+        self.authority
+    }
+
     pub(crate) fn path_and_query(&self) -> &str {
         &self.path_and_query
     }
@@ -80,6 +85,24 @@ impl policy::Request for View<'_> {
             Headers::Http1(fields) => fields.get_all(name).for_each(each),
             Headers::Http2(fields) => fields.get_all(name).iter().for_each(|value| each(value.as_bytes())),
         }
+    }
+}
+
+impl routing::Request for View<'_> {
+    fn method(&self) -> &str {
+        self.method
+    }
+
+    fn path(&self) -> &str {
+        policy::Request::path(self)
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.path_and_query.split_once('?').map(|(_, query)| query)
+    }
+
+    fn header(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        policy::Request::header(self, name, each);
     }
 }
 

@@ -12,11 +12,13 @@ use h2::ext::Protocol;
 use heddle_http::Reject;
 use heddle_http::detect::HttpVersion;
 use heddle_http::h1::RequestHead;
+use heddle_http::retry;
 use heddle_model::OriginalDst;
 use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request};
 
 use super::flow::{Flow, Outgoing};
+use super::plan::Plan;
 use super::pool::{self, Pool};
 use super::pool_h2::{CONNECTIONS_PER_ENDPOINT_MAX, Place, PoolH2, reason_of};
 use super::record::Record;
@@ -29,8 +31,6 @@ use crate::mesh::way::Way;
 use crate::registry::Conn;
 use crate::route::{Choice, EndpointRef, From, Route, Upstream};
 
-/// Times a request is sent again because a server did not look at it, or was gone already.
-pub(crate) const REPEATS_MAX: u32 = 2;
 /// Connections tried for one stream: as many as there may be to an endpoint, and a new one.
 const OPEN_TRIES_MAX: usize = CONNECTIONS_PER_ENDPOINT_MAX + 1;
 
@@ -122,12 +122,30 @@ impl Client {
         }
     }
 
+    /// A request begins: finds out what becomes of it. An error is answered at once.
+    pub(crate) async fn begin(
+        &self,
+        view: View<'_>,
+        spoken: HttpVersion,
+        idempotent: bool,
+        record: &mut Record,
+    ) -> Result<(), Reason> {
+        let grpc = record.grpc;
+        record.plan.begin(&self.conn, self.route(), &view, spoken, idempotent, grpc).await
+    }
+
     /// Whom to send a request to, of a client that speaks `spoken`.
-    pub(crate) fn choose(&self, spoken: HttpVersion) -> Result<Choice, Reason> {
-        if let Some(reason) = self.dialled.take() {
+    pub(crate) fn choose(&self, spoken: HttpVersion, plan: &Plan) -> Result<Choice, Reason> {
+        // What detection came to says nothing about where a rule leads.
+        let (dialled, first) = (self.dialled.take(), self.first.take());
+        if plan.is_routed() {
+            let route = plan.route().cloned().unwrap_or_else(|| self.route());
+            return Choice::new(&self.conn, &route, spoken, None, plan.tried());
+        }
+        if let Some(reason) = dialled {
             return Err(reason);
         }
-        Choice::new(&self.conn, &self.route(), spoken, self.first.take())
+        Choice::new(&self.conn, &self.route(), spoken, first, plan.tried())
     }
 
     /// Opens a stream for a request. A connection that turns out to take no more is replaced: nothing was sent on it.
@@ -155,6 +173,12 @@ impl Client {
             }
             let mut request = request.clone();
             permit.apply_to(&mut request).map_err(Reject::request_reason)?;
+            if let Some(left) = record.plan.left() {
+                request.headers_mut().insert("grpc-timeout", retry::grpc_timeout_value(left));
+            }
+            if endpoint.way.via().is_authenticated() {
+                headers::tell_attempt(request.headers_mut(), record.plan.number());
+            }
             if endpoint.way.via() == Via::Heddle {
                 let is_connect = request.method() == Method::CONNECT && !is_extended;
                 let client = self.told.get_or_init(|| headers::of_client(self.conn.client.get()));
@@ -174,6 +198,7 @@ impl Client {
                     if !place.is_over() || !(place.reused || may_dial) {
                         break;
                     }
+                    record.plan.begin_anew();
                 }
             }
         }
@@ -244,15 +269,44 @@ impl Client {
                 return Err(Reason::UpstreamUnreachable.into());
             }
             let permit = self.permit(&choice.hop().way, choice.hop().addr, &view, record)?;
+            if !self.attempt(choice, record)? {
+                continue;
+            }
             let endpoint = choice.endpoint(&self.conn);
             match reach(choice.hop(), &mut record.attempts).await {
                 Ok(reached) => {
+                    record.plan.reached();
                     choice.connected(&self.conn);
                     return Ok((endpoint, reached, permit));
                 }
-                Err(failure) => choice.failed(&self.conn, failure)?,
+                Err(failure) => self.unreached(choice, failure, record).await?,
             }
         }
+    }
+
+    /// Begins an attempt at the endpoint that was chosen; false if it takes no more and another was chosen.
+    pub(crate) fn attempt(&self, choice: &mut Choice, record: &mut Record) -> Result<bool, Reason> {
+        match record.plan.attempt(&self.conn, choice.hop().addr, choice.version() == HttpVersion::Http1) {
+            Ok(()) => Ok(true),
+            Err((reason, true)) => choice.failed(&self.conn, Failure::told(reason)).map(|()| false),
+            Err((reason, false)) => Err(reason),
+        }
+    }
+
+    /// The endpoint was not reached: chooses another, and waits as long as the policy says.
+    pub(crate) async fn unreached(
+        &self,
+        choice: &mut Choice,
+        failure: Failure,
+        record: &mut Record,
+    ) -> Result<(), Reason> {
+        let addr = choice.hop().addr;
+        let next = choice.failed(&self.conn, failure);
+        let wait = record.plan.unreached(&self.conn, addr, failure, next)?;
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
     }
 
     /// Whether a request may go to an endpoint, as far as this agent decides that: where it is called, or where it is handed over to a pod

@@ -17,10 +17,12 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
+use heddle_http::retry::REPLAY_BYTES_MAX;
 use heddle_telemetry::Reason;
 use http::HeaderMap;
 
 use super::{STREAM_WINDOW_BYTES, WINDOW_LEAN_BYTES};
+use crate::budget::Charge;
 use crate::mesh::STREAMS_MAX;
 use crate::registry::Conn;
 
@@ -267,12 +269,27 @@ pub(crate) struct Incoming {
     small: BytesMut,
     held: usize,
     data_ended: bool,
+    kept: Option<Box<Kept>>,
+    /// Taken already, to be taken again.
+    trailers: Option<HeaderMap>,
+    /// Given back to the sender's window already, and sent on once more.
+    released_before: usize,
+}
+
+/// What was taken since keeping began, to be taken again by another attempt.
+struct Kept {
+    /// None once there was more than may be kept.
+    parts: Option<Vec<Bytes>>,
+    /// The small ones at the end, joined.
+    small: BytesMut,
+    released: usize,
+    charge: Charge,
 }
 
 impl Incoming {
     pub(crate) fn new(stream: RecvStream, flow: Rc<Flow>) -> Self {
         let (parts, small) = (VecDeque::new(), BytesMut::new());
-        Self { stream, flow, parts, small, held: 0, data_ended: false }
+        Self { stream, flow, parts, small, held: 0, data_ended: false, kept: None, trailers: None, released_before: 0 }
     }
 
     /// Whether nothing more comes, trailers included.
@@ -284,8 +301,52 @@ impl Incoming {
         self.parts.is_empty() && self.small.is_empty()
     }
 
+    /// From here on what is taken is kept, as far as it may be.
+    pub(crate) fn keep(&mut self) {
+        let charge = Charge::new(&self.flow.conn);
+        self.kept = Some(Box::new(Kept { parts: Some(Vec::new()), small: BytesMut::new(), released: 0, charge }));
+    }
+
+    /// Nobody will take it again.
+    pub(crate) fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// Whether all that was taken since keeping began is kept.
+    pub(crate) fn can_rewind(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.parts.is_some())
+    }
+
+    /// All that was taken since keeping began, if it is kept.
+    pub(crate) fn kept_body(&self) -> Option<Bytes> {
+        let Kept { parts, small, .. } = &**self.kept.as_ref()?;
+        let parts = parts.as_ref()?;
+        let mut body = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum::<usize>() + small.len());
+        parts.iter().for_each(|part| body.extend_from_slice(part));
+        body.extend_from_slice(small);
+        Some(body.freeze())
+    }
+
+    /// What was taken since keeping began comes again, and is kept anew.
+    pub(crate) fn rewind(&mut self) {
+        let Some(kept) = &mut self.kept else { return };
+        let Some(mut parts) = kept.parts.as_mut().map(std::mem::take) else { return };
+        parts.extend(Some(kept.small.split().freeze()).filter(|part| !part.is_empty()));
+        self.released_before += std::mem::take(&mut kept.released);
+        kept.charge.to(0);
+        parts.into_iter().rev().for_each(|part| self.parts.push_front(part));
+    }
+
     /// The next part.
     pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        let polled = self.poll_part(cx);
+        if let (Some(kept), Poll::Ready(Some(Ok(part)))) = (&mut self.kept, &polled) {
+            kept.push(part);
+        }
+        polled
+    }
+
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
         let part = self.parts.pop_front().or_else(|| (!self.small.is_empty()).then(|| self.small.split().freeze()));
         if let Some(part) = part {
             return Poll::Ready(Some(Ok(part)));
@@ -304,7 +365,25 @@ impl Incoming {
 
     /// What comes behind the data.
     pub(crate) fn poll_trailers(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
-        self.stream.poll_trailers(cx)
+        if let Some(trailers) = self.trailers.take() {
+            return Poll::Ready(Ok(Some(trailers)));
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx));
+        if let (Some(kept), Ok(Some(_))) = (&mut self.kept, &trailers) {
+            // They come once.
+            kept.give_up();
+        }
+        Poll::Ready(trailers)
+    }
+
+    /// A part that was only looked at comes again.
+    pub(crate) fn untake(&mut self, part: Bytes) {
+        self.parts.push_front(part);
+    }
+
+    /// Trailers that were only looked at come again.
+    pub(crate) fn untake_trailers(&mut self, trailers: HeaderMap) {
+        self.trailers = Some(trailers);
     }
 
     /// `pending` bytes wait to be sent on. They, and what else came, are held from now on: taken out of the connection's own queue,
@@ -343,8 +422,13 @@ impl Incoming {
     pub(crate) fn release(&mut self, bytes: usize) {
         // Before the connection hears of it: what is not charged any more is no window any more.
         self.set_held(self.held.saturating_sub(bytes));
+        let before = bytes.min(self.released_before);
+        self.released_before -= before;
+        if let Some(kept) = &mut self.kept {
+            kept.released += bytes;
+        }
         // An error means that the stream is closed.
-        let _ = self.stream.flow_control().release_capacity(bytes);
+        let _ = self.stream.flow_control().release_capacity(bytes - before);
     }
 
     fn set_held(&mut self, held: usize) {
@@ -354,6 +438,31 @@ impl Incoming {
             std::cmp::Ordering::Greater => self.flow.hold(held - self.held),
         }
         self.held = held;
+    }
+}
+
+impl Kept {
+    fn push(&mut self, part: &Bytes) {
+        let Some(parts) = &mut self.parts else { return };
+        let bytes = self.charge.bytes() + part.len();
+        if bytes <= REPLAY_BYTES_MAX && self.charge.to(bytes) {
+            if part.len() < PART_BYTES_MIN {
+                self.small.extend_from_slice(part);
+                return;
+            }
+            if !self.small.is_empty() {
+                parts.push(self.small.split().freeze());
+            }
+            parts.push(part.clone());
+        } else {
+            self.give_up();
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.parts = None;
+        self.small = BytesMut::new();
+        self.charge.to(0);
     }
 }
 

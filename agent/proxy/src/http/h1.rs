@@ -13,16 +13,18 @@ use heddle_http::detect::HttpVersion;
 use heddle_http::h1::{
     Body, ClientSide, Progress, RequestHead, RequestParser, ResponseHead, Version, forward_request, forward_response,
 };
-use heddle_http::{Limits, answer};
+use heddle_http::{Limits, answer, translate};
 use heddle_telemetry::{Direction, Reason};
+use http::uri::Scheme;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::client::{Client, Unreached};
 use super::inbox::{Filled, Inbox};
+use super::plan::{Ended as AttemptEnded, within};
 use super::pool;
 use super::record::{Record, Told};
-use super::relay::{End, Facts, Failed, Outcome, Relay, flush};
+use super::relay::{End, Facts, Outcome, Relay, flush};
 use crate::authz::{Judge, Permit, View};
 use crate::copy;
 use crate::copy::Side;
@@ -245,11 +247,30 @@ impl Server<'_> {
                 return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
             }
         }
+        let is_idempotent = facts.is_idempotent;
+        let begun = self.client.begin(View::of_head(request), HttpVersion::Http1, is_idempotent, &mut record);
+        if let Err(reason) = Box::pin(begun).await {
+            return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
+        }
+        if let Err(rule) = record.plan.edit_request(request) {
+            record.detail = rule.as_str();
+            return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
+        }
+        if record.plan.is_mirrored() {
+            let host = self.original_host();
+            let copied = translate::request_to_h2(request, Scheme::HTTP, &host).ok();
+            let copied = copied.filter(|(_, kind)| *kind == translate::Kind::Plain).map(|(request, _)| request);
+            record.plan.copy_of(self.conn, copied, !no_body);
+        }
+        if !no_body && (record.plan.may_retry() || record.plan.is_mirrored()) {
+            self.inbox.keep(self.conn);
+        }
         self.conn.attempts.set(0);
         let mut from = From::Pool;
         let mut choice = None;
         loop {
-            let connected = self.upstream(from, &mut choice, &heads.request, &mut record).await;
+            let by = record.plan.connect_by();
+            let connected = within(by, self.upstream(from, &mut choice, &heads.request, &mut record)).await;
             record.attempts = self.conn.attempts.get();
             let (upstream, permit) = match connected {
                 Ok(connected) => connected,
@@ -285,6 +306,10 @@ impl Server<'_> {
                 self.put_back(upstream, true);
                 return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
             }
+            if upstream.endpoint.way.via().is_authenticated() && record.plan.number() > 1 {
+                // A word of ours has no byte a value may not have.
+                let _ = request.fields_mut().set(b"x-heddle-attempt", record.plan.number().to_string().as_bytes());
+            }
             let mut judge = permit.judge();
             let mut upbox = Inbox::default();
             let outcome = {
@@ -316,13 +341,20 @@ impl Server<'_> {
                     let request = std::mem::take(request);
                     return Next::Tunnel(Box::new(Tunnel { upstream, upbox, record, request, judge }));
                 }
-                Outcome::Failed(Failed { again: true, .. }) if upstream.reused => {
-                    // It was closed while it was idle. Another may be as stale: a new one is not.
-                    (from, choice) = (From::Dial, None);
-                }
                 Outcome::Failed(failed) => {
+                    let ended = failed.ended.on(upstream.reused);
                     // The upstream is reset: it learns at once that nobody waits.
                     drop(upstream);
+                    if let Some(wait) = record.plan.after(self.conn, ended, failed.replayable, failed.begun)
+                        && self.waits(wait).await
+                    {
+                        self.inbox.rewind();
+                        // What was closed while it was idle may have others that are as stale: a new one is not.
+                        from = if ended == AttemptEnded::Stale { From::Dial } else { From::Pool };
+                        choice = None;
+                        continue;
+                    }
+                    self.inbox.forget();
                     if !failed.answerable {
                         record.finish(failed.reason);
                         return Next::End(failed.reason);
@@ -331,6 +363,18 @@ impl Server<'_> {
                     return self.refuse(response, record, failed.reason, version, is_head, keep).await;
                 }
             }
+        }
+    }
+
+    /// Waits before another attempt; false if the client left meanwhile.
+    async fn waits(&self, wait: Duration) -> bool {
+        if wait.is_zero() {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            _ = copy::watch(self.downstream) => false,
+            () = tokio::time::sleep(wait) => true,
         }
     }
 
@@ -360,10 +404,22 @@ impl Server<'_> {
         if let Some(stale) = self.kept.take_if(|kept| from == From::Dial || !pool::is_quiet(&kept.stream)) {
             pool::close(stale.stream);
         }
+        // Where a rule leads elsewhere, what detection dialled is one idle connection more.
+        if record.plan.is_routed()
+            && let Some(dialled) = self.kept.take_if(|kept| !kept.reused)
+        {
+            self.put_away(dialled);
+        }
         // Detection dialled it for this very request.
         if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
             let EndpointRef { way, addr, .. } = &dialled.endpoint;
-            return match self.client.permit(way, *addr, || View::of_head(request), record) {
+            let permit = self.client.permit(way, *addr, || View::of_head(request), record);
+            let permit = permit.and_then(|permit| {
+                record.plan.attempt(self.conn, *addr, true).map_err(|(reason, _)| reason)?;
+                record.plan.reached();
+                Ok(permit)
+            });
+            return match permit {
                 Ok(permit) => Ok((dialled, permit)),
                 Err(reason) => {
                     self.put_back(dialled, true);
@@ -373,7 +429,7 @@ impl Server<'_> {
         }
         let choice = match choice {
             Some(chosen) => chosen,
-            None => choice.insert(self.client.choose(HttpVersion::Http1)?),
+            None => choice.insert(self.client.choose(HttpVersion::Http1, &record.plan)?),
         };
         loop {
             if choice.version() != HttpVersion::Http1 {
@@ -382,17 +438,22 @@ impl Server<'_> {
             self.conn.set_endpoint(choice.hop().addr, choice.workload());
             let view = || View::of_head(request);
             let permit = self.client.permit(&choice.hop().way, choice.hop().addr, view, record)?;
+            if !self.client.attempt(choice, record)? {
+                continue;
+            }
             let endpoint = choice.endpoint(self.conn);
             if let Some(stream) = self.idle(from, &endpoint) {
+                record.plan.reached();
                 choice.connected(self.conn);
                 return Ok((Upstream { stream, endpoint, reused: true }, permit));
             }
             match dial::once(self.conn, self.downstream, choice.hop()).await {
                 Ok(stream) => {
+                    record.plan.reached();
                     choice.connected(self.conn);
                     return Ok((Upstream { stream, endpoint, reused: false }, permit));
                 }
-                Err(failure) => choice.failed(self.conn, failure)?,
+                Err(failure) => Box::pin(self.client.unreached(choice, failure, record)).await?,
             }
         }
     }
@@ -452,13 +513,19 @@ impl Server<'_> {
     ) -> Next {
         // Whatever head was about to be written, nobody got it.
         record.status = 0;
-        let Some(status) = answer::status(reason) else {
+        let made = record.plan.answer.take();
+        let Some(status) = made.as_ref().map(|made| made.status).or_else(|| answer::status(reason)) else {
             record.finish(reason);
             return Next::End(reason);
         };
         let keep_alive = keep && !self.conn.worker.draining.get();
         let reveal = self.conn.direction == Direction::Outbound || self.conn.source.is_some();
         let body = answer::h1(reason, status, false, head);
+        let is_head = is_head || head.body() == Body::Empty;
+        for (name, value) in made.iter().flat_map(|made| &made.fields) {
+            // They were checked when the route was read; a request's own parts were when it came.
+            let _ = head.fields_mut().append(name.as_bytes(), value.as_bytes());
+        }
         forward_response(head, ClientSide { version, keep_alive, head: is_head });
         if reveal {
             // Behind the step that strips what others say in our name. A word of ours has no byte a value may not have.

@@ -1,13 +1,18 @@
 //! Bytes read from a connection and not yet used. A buffer is borrowed when there is something to read and given back when
-//! all of it is used: an idle connection holds none.
+//! all of it is used: an idle connection holds none. A request's body can be kept as it is used, to be read again by another attempt.
 
 use std::io;
 use std::task::{Context, Poll};
 
+use bytes::{Bytes, BytesMut};
+use heddle_http::Limits;
+use heddle_http::h1::{Body, BodyDecoder};
+use heddle_http::retry::REPLAY_BYTES_MAX;
 use heddle_telemetry::Reason;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use crate::budget::Charge;
 use crate::buffers::{Lent, SIZES};
 use crate::copy::not_ready;
 use crate::registry::Conn;
@@ -19,6 +24,8 @@ const LEAN_BYTES: usize = 2 << 10;
 enum Store {
     Lent(Lent),
     Lean(Box<[u8; LEAN_BYTES]>),
+    /// What was kept, and what was there behind it.
+    Again(Box<[u8]>, #[expect(dead_code, reason = "held until it is used")] Charge),
 }
 
 impl Store {
@@ -26,6 +33,7 @@ impl Store {
         match self {
             Self::Lent(lent) => lent,
             Self::Lean(lean) => &lean[..],
+            Self::Again(again, _) => again,
         }
     }
 
@@ -33,6 +41,7 @@ impl Store {
         match self {
             Self::Lent(lent) => lent,
             Self::Lean(lean) => &mut lean[..],
+            Self::Again(again, _) => again,
         }
     }
 }
@@ -45,6 +54,14 @@ pub(crate) struct Inbox {
     end: usize,
     /// Size to borrow next, index into [`SIZES`].
     class: usize,
+    kept: Option<Box<Kept>>,
+}
+
+/// What was used since keeping began.
+struct Kept {
+    /// None once there was more than may be kept.
+    bytes: Option<Vec<u8>>,
+    charge: Charge,
 }
 
 /// What a fill brought.
@@ -74,6 +91,10 @@ impl Inbox {
 
     /// Drops bytes from the front.
     pub(crate) fn consume(&mut self, count: usize) {
+        if let (Some(kept), Some(store)) = (&mut self.kept, &self.store) {
+            let end = self.start.saturating_add(count).min(self.end);
+            kept.push(&store.bytes()[self.start..end]);
+        }
         self.start = self.start.saturating_add(count).min(self.end);
         if self.is_empty() {
             (self.start, self.end) = (0, 0);
@@ -92,6 +113,46 @@ impl Inbox {
             self.store = None;
             (self.start, self.end) = (0, 0);
         }
+    }
+
+    /// From here on what is used is kept, as far as it may be.
+    pub(crate) fn keep(&mut self, conn: &Conn) {
+        self.kept = Some(Box::new(Kept { bytes: Some(Vec::new()), charge: Charge::new(conn) }));
+    }
+
+    /// Nobody will read it again.
+    pub(crate) fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// Whether all that was used since keeping began is kept.
+    pub(crate) fn can_rewind(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| kept.bytes.is_some())
+    }
+
+    /// The body that was used since keeping began, if all of it is kept.
+    pub(crate) fn kept_body(&self, body: Body) -> Option<Bytes> {
+        let raw = self.kept.as_ref()?.bytes.as_ref()?;
+        let (mut decoder, mut at, mut decoded) = (BodyDecoder::new(body, &Limits::DEFAULT), 0, BytesMut::new());
+        while !decoder.is_done() {
+            let part = decoder.decode(raw.get(at..)?).ok()?;
+            decoded.extend_from_slice(raw.get(at..)?.get(part.data)?);
+            at += part.consumed;
+            if part.consumed == 0 && !part.done {
+                return None;
+            }
+        }
+        Some(decoded.freeze())
+    }
+
+    /// What was used since keeping began is there again, and is kept anew.
+    pub(crate) fn rewind(&mut self) {
+        let Some(kept) = &mut self.kept else { return };
+        let Some(mut again) = kept.bytes.as_mut().filter(|bytes| !bytes.is_empty()).map(std::mem::take) else { return };
+        let charge = kept.charge.hand_over();
+        again.extend_from_slice(self.bytes());
+        (self.start, self.end) = (0, again.len());
+        self.store = Some(Store::Again(again.into_boxed_slice(), charge));
     }
 
     /// Reads more behind what is there; makes room where it has to. Holds no buffer while it waits, unless bytes are in it.
@@ -172,6 +233,18 @@ impl Inbox {
             }
         });
         true
+    }
+}
+
+impl Kept {
+    fn push(&mut self, used: &[u8]) {
+        let Some(bytes) = &mut self.bytes else { return };
+        if bytes.len() + used.len() <= REPLAY_BYTES_MAX && self.charge.to(bytes.len() + used.len()) {
+            bytes.extend_from_slice(used);
+        } else {
+            self.bytes = None;
+            self.charge.to(0);
+        }
     }
 }
 

@@ -420,6 +420,11 @@ pub(crate) fn is_unprocessed(error: &h2::Error) -> bool {
     error.is_remote() && (is_refused || error.is_go_away())
 }
 
+/// Whether the server only says goodbye: nothing is wrong with it.
+pub(crate) fn is_goodbye(error: &h2::Error) -> bool {
+    error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)
+}
+
 /// What an error of an upstream's connection or stream means.
 pub(crate) fn reason_of(error: &h2::Error) -> Reason {
     if error.is_reset() {

@@ -10,6 +10,7 @@ use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample, Via};
 use http::{HeaderMap, HeaderValue};
 
+use super::plan::Plan;
 use crate::authz::Told as Judged;
 use crate::budget::InFlight;
 use crate::labels::LabelKey;
@@ -50,6 +51,8 @@ pub(crate) struct Record {
     /// What policies said of it, at the called side.
     pub(crate) judged: Judged,
     pub(crate) attempts: u32,
+    /// How it is carried.
+    pub(crate) plan: Plan,
     /// Its place in the pod's budget.
     in_flight: Option<InFlight>,
     /// What its connection had carried when it became a tunnel.
@@ -92,6 +95,7 @@ impl Record {
             called: None,
             judged: Judged::default(),
             attempts: 0,
+            plan: Plan::default(),
             in_flight: None,
             tunnel_from: None,
             is_done: false,
@@ -210,12 +214,21 @@ impl Record {
             self.request_bytes += now.0 - before.0;
             self.response_bytes += now.1 - before.1;
         }
+        if let Some(code) = self.grpc_status.filter(|_| reason.is_success()) {
+            self.plan.grpc_ended(&self.conn, code);
+        }
+        self.plan.end(&self.conn);
+        let conn = &self.conn;
         if let Some(decided) = &self.judged.decided {
             decided.count(&conn.worker);
         }
         let mut peers = conn.label_key(reason.response_flags());
         if let Some((_, workload)) = &self.endpoint {
             peers.destination.clone_from(workload);
+        }
+        let routed = self.plan.is_routed().then(|| self.plan.service()).flatten();
+        if let Some((service, _)) = &routed {
+            peers.service = Some(service.clone());
         }
         if conn.direction == Direction::Outbound {
             peers.is_authenticated = self.way.via().is_authenticated();
@@ -257,6 +270,10 @@ impl Record {
                     way => way.tls().and_then(|(_, ids)| ids.ids().first()).map_or("", |id| id.as_str()).into(),
                 };
             }
+        }
+        if let Some((service, port)) = routed {
+            let host = service.host(&conn.worker.snapshot().mesh.cluster_domain);
+            record.destination_service = format!("{host}:{port}").into();
         }
         if let Some((addr, workload)) = &self.endpoint {
             record.upstream_address = Some(*addr);

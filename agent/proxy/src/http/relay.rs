@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use heddle_http::Limits;
@@ -14,6 +15,7 @@ use tokio::net::TcpStream;
 
 use super::inbox::{Filled, Inbox};
 use super::pipe::{Broken, Pipe};
+use super::plan::{self, Ended};
 use super::record::{Messages, Record};
 use crate::copy::{Side, burst, watch};
 use crate::registry::Conn;
@@ -76,9 +78,12 @@ pub(crate) struct Failed {
     pub(crate) reason: Reason,
     /// Nothing of a final response was sent: the client can be answered.
     pub(crate) answerable: bool,
-    /// The upstream closed, or was closed all along, before a byte of the response, and the request can be sent again
-    /// without doing it twice.
-    pub(crate) again: bool,
+    /// What that says about another attempt.
+    pub(crate) ended: Ended,
+    /// What was sent of the body can be sent again.
+    pub(crate) replayable: bool,
+    /// A byte of a response, be it an interim one, is the client's.
+    pub(crate) begun: bool,
     /// The request is complete, so the connection can be kept behind an answer.
     pub(crate) request_complete: bool,
 }
@@ -105,7 +110,7 @@ enum Response {
 
 /// One exchange. `head` is reused from exchange to exchange.
 pub(crate) struct Relay<'a> {
-    pub(crate) conn: &'a Conn,
+    pub(crate) conn: &'a Rc<Conn>,
     pub(crate) down: End<'a>,
     pub(crate) up: End<'a>,
     pub(crate) head: &'a mut ResponseHead,
@@ -115,6 +120,8 @@ pub(crate) struct Relay<'a> {
     request_lost: Option<Reason>,
     request_told: bool,
     has_body: bool,
+    /// As it comes.
+    body: Body,
     is_idempotent: bool,
     version: Version,
     is_head: bool,
@@ -129,7 +136,7 @@ impl<'a> Relay<'a> {
     /// `request` is as the client sent it; `wire` is its head as it goes upstream, `body` the framing it goes with.
     #[expect(clippy::too_many_arguments, reason = "an exchange has that many parts")]
     pub(crate) fn new(
-        conn: &'a Conn,
+        conn: &'a Rc<Conn>,
         down: End<'a>,
         up: End<'a>,
         request: Facts,
@@ -150,6 +157,7 @@ impl<'a> Relay<'a> {
             request_lost: None,
             request_told: false,
             has_body: request.body != Body::Empty,
+            body: request.body,
             is_idempotent: request.is_idempotent,
             version: request.version,
             is_head: request.is_head,
@@ -174,6 +182,11 @@ impl<'a> Relay<'a> {
 
     /// Moves both directions as far as they go.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let moved = self.record.request_bytes + self.record.response_bytes;
+        if let Poll::Ready((reason, is_attempt)) = self.record.plan.poll_late(cx, moved) {
+            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+            return Poll::Ready(Outcome::Failed(Failed { ended, ..self.failed(reason) }));
+        }
         // One allowance each: a full upload must not keep the download waiting.
         let (mut there, mut back) = (burst(self.conn.worker.table.len()), burst(self.conn.worker.table.len()));
         if let Some(failed) = self.poll_request(cx, &mut there) {
@@ -269,7 +282,22 @@ impl<'a> Relay<'a> {
     }
 
     fn failed(&self, reason: Reason) -> Failed {
-        Failed { reason, answerable: self.is_answerable(), again: false, request_complete: self.request.is_done() }
+        Failed {
+            reason,
+            answerable: self.is_answerable(),
+            ended: Ended::Final,
+            replayable: self.is_replayable(),
+            begun: !matches!(&self.response, Response::Head { framing, .. } if framing.is_empty()),
+            request_complete: self.request.is_done(),
+        }
+    }
+
+    fn is_replayable(&self) -> bool {
+        !self.has_body || self.is_untouched() || self.down.inbox.can_rewind()
+    }
+
+    fn is_untouched(&self) -> bool {
+        !self.request.begun && self.request.bytes == 0
     }
 
     fn is_answerable(&self) -> bool {
@@ -384,8 +412,27 @@ impl<'a> Relay<'a> {
                     return Ok(Some(Response::Tunnel { framing: std::mem::take(framing), written }));
                 }
                 Received::Final => {
+                    let response = plan::Response {
+                        status: self.head.status(),
+                        head: self.head.fields(),
+                        trailers: None,
+                        ended: body == Body::Empty,
+                        replayable: !self.has_body || !self.request.begun || self.down.inbox.can_rewind(),
+                        begun: !framing.is_empty(),
+                    };
+                    if self.record.plan.judge(self.conn, &response) {
+                        let failed = self.failed(Reason::UpstreamReset);
+                        return Err(Failed { ended: Ended::Judged, begun: false, replayable: true, ..failed });
+                    }
+                    if self.record.plan.is_mirrored() {
+                        let is_complete = self.request_told;
+                        let body = if is_complete { self.down.inbox.kept_body(self.body) } else { None };
+                        self.record.plan.launch(self.conn, body);
+                    }
+                    self.down.inbox.forget();
                     let keep = self.exchange.client_reusable() && !self.conn.worker.draining.get();
                     let outgoing = forward_response(self.head, client(keep));
+                    self.record.plan.edit_response(self.head);
                     self.record.status = self.head.status();
                     // What of an interim response is not yet written goes out with it.
                     let is_within_interim = written > 0 && written < framing.len();
@@ -408,15 +455,15 @@ impl<'a> Relay<'a> {
         self.failed(rule.response_reason())
     }
 
-    /// The upstream ended before a final head. If nothing at all came, the request may be sent again where that is safe: when
-    /// not one byte of it was sent, or it is idempotent and no part of a body is lost.
+    /// The upstream ended before a final head. If nothing at all came, its connection may have been closed all along, and the request may be
+    /// sent again where that is safe: when not one byte of it was sent, or it is idempotent and no part of a body is lost.
     fn no_response(&mut self, reason: Reason) -> Outcome {
         let reason = self.request_lost.unwrap_or(reason);
         let nothing_came =
             !self.parser.has_begun() && matches!(&self.response, Response::Head { framing, .. } if framing.is_empty());
-        let untouched = !self.request.begun && self.request.bytes == 0;
-        let again = nothing_came && (untouched || (self.is_idempotent && !self.has_body));
-        Outcome::Failed(Failed { again, ..self.failed(reason) })
+        let is_harmless = self.is_untouched() || (self.is_idempotent && self.is_replayable());
+        let ended = if nothing_came && is_harmless { Ended::Stale } else { Ended::Reset };
+        Outcome::Failed(Failed { ended, ..self.failed(reason) })
     }
 
     fn response_broke(&mut self, broken: &Broken) -> Failed {

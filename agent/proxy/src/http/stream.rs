@@ -6,6 +6,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -14,18 +15,22 @@ use h2::ext::Protocol;
 use h2::server::SendResponse;
 use heddle_http::detect::HttpVersion;
 use heddle_http::h1::{Asked, Body, is_idempotent};
+use heddle_http::retry;
 use heddle_http::translate::{self, Checked, Kind, LengthCheck};
 use heddle_http::{Limits, Reject, answer};
-use heddle_telemetry::{Direction, Reason};
+use heddle_telemetry::{Direction, Reason, Via};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderValue, Method, Request, header, response};
 
-use super::client::{Client, REPEATS_MAX, Unreached};
+use super::client::{Client, Unreached};
 use super::clock::BodyClock;
 use super::flow::{Flow, Incoming, Outgoing};
-use super::pool_h2::{is_unprocessed, reason_of};
+use super::plan::{self, Ended, ResponseFields, within};
+use super::pool_h2::{is_goodbye, is_unprocessed, reason_of};
 use super::record::{Messages, Record, Told, grpc_status};
 use crate::authz::View;
+use crate::mesh::headers;
+use crate::registry::Conn;
 use crate::route::Choice;
 
 /// Serves one stream of a client that speaks `spoken` to its end: another agent may ask on behalf of one that speaks HTTP/1.
@@ -40,7 +45,9 @@ pub(crate) async fn serve(
     let (mut parts, body) = request.into_parts();
     let body = Incoming::new(body, flow.clone());
     let protocol = parts.extensions.get::<Protocol>().map(|p| p.as_str().to_owned());
+    let told = if client.conn.via() == Via::Heddle { headers::for_application(&parts.headers) } else { Vec::new() };
     let checked = translate::check_request(&mut parts, protocol.as_deref(), body.is_end_stream());
+    parts.headers.extend(told.into_iter().map(|(name, value)| (Some(name), value)));
     record.is_head = parts.method == Method::HEAD;
     record.describe(|| {
         let value = |name: &str| parts.headers.get(name).map_or(&b""[..], |v| v.as_bytes());
@@ -67,10 +74,29 @@ pub(crate) async fn serve(
     if let Err(reason) = record.take_budget() {
         return refuse(&client, respond, record, reason);
     }
-    let mut choice = match client.choose(spoken) {
+    let begun = {
+        let view = View::of_parts(&parts.method, &parts.uri, &parts.headers, protocol.is_some());
+        Box::pin(client.begin(view, spoken, is_idempotent(parts.method.as_str()), &mut record)).await
+    };
+    if let Err(reason) = begun {
+        return refuse(&client, respond, record, reason);
+    }
+    if let Err(rule) = record.plan.edit_request(&mut parts) {
+        record.detail = rule.as_str();
+        return refuse(&client, respond, record, rule.request_reason());
+    }
+    let mut choice = match client.choose(spoken, &record.plan) {
         Ok(choice) => choice,
         Err(reason) => return refuse(&client, respond, record, reason),
     };
+    let mut body = body;
+    if record.plan.is_mirrored() {
+        let copied = (checked.kind == Kind::Plain).then(|| Request::from_parts(parts.clone(), ()));
+        record.plan.copy_of(&client.conn, copied, !body.is_end_stream());
+    }
+    if !body.is_end_stream() && (record.plan.may_retry() || record.plan.is_mirrored()) {
+        body.keep();
+    }
     let mut asking = Asking { client, flow, parts, checked, body, respond, record };
     loop {
         let otherwise = match choice.version() {
@@ -111,8 +137,9 @@ impl Asking {
         let request = Request::from_parts(parts, ());
         // A call, like a tunnel, may be silent for as long as its peers like; whoever awaits 100 is not the one to move.
         let is_timed = checked.kind == Kind::Plain && !record.grpc && !request.headers().contains_key(header::EXPECT);
-        for repeats in 0..=REPEATS_MAX {
-            let opening = client.open(&mut choice, &request, ended, &mut record);
+        loop {
+            let by = record.plan.connect_by();
+            let opening = within(by, client.open(&mut choice, &request, ended, &mut record));
             let opened = match unless_reset(&mut body, &mut respond, opening).await {
                 Ok(opened) => opened,
                 Err(Unreached::OtherVersion) => {
@@ -127,6 +154,7 @@ impl Asking {
             };
             let mut exchange = Exchange {
                 response: Some(opened.response),
+                held: None,
                 interim_left: Limits::DEFAULT.interim_responses_max,
                 up: Carry::new(checked.body, record.grpc),
                 down: Carry::new(Body::Empty, record.grpc),
@@ -138,6 +166,8 @@ impl Asking {
                 asked,
                 clock: is_timed.then(|| BodyClock::new(&client.conn)),
                 may_be_stale: opened.reused && is_harmless,
+                has_no_body: ended,
+                conn: client.conn.clone(),
                 is_tunnel: false,
             };
             exchange.up.ended = ended;
@@ -160,15 +190,27 @@ impl Asking {
                 record.finish(Reason::Completed);
                 return None;
             };
-            if failed.again && repeats < REPEATS_MAX {
-                match client.choose(choice.spoken()) {
+            let replayable = exchange.is_replayable();
+            let begun = exchange.is_begun();
+            if let Some(wait) = record.plan.after(&client.conn, failed.ended, replayable, begun) {
+                exchange.up_sink.send_reset(h2::Reason::CANCEL);
+                body = exchange.up_source;
+                body.rewind();
+                let chosen = match waits(wait, &mut body, &mut respond).await {
+                    Ok(()) => client.choose(choice.spoken(), &record.plan),
+                    Err(reason) => Err(reason),
+                };
+                match chosen {
                     Ok(chosen) => choice = chosen,
                     Err(reason) => {
                         refuse(&client, respond, record, reason);
                         return None;
                     }
                 }
-                body = exchange.up_source;
+                if choice.version() != HttpVersion::Http2 {
+                    let (parts, ()) = request.into_parts();
+                    return Some(Box::new((Self { client, flow, parts, checked, body, respond, record }, choice)));
+                }
                 continue;
             }
             failed.reason = opened.held.1.why(failed.reason);
@@ -177,7 +219,6 @@ impl Asking {
             fail(&client, respond, exchange.down_sink, record, &failed).await;
             return None;
         }
-        None
     }
 }
 
@@ -213,17 +254,41 @@ async fn unless_reset<T>(
     }
 }
 
+/// Waits before another attempt, as long as the client waits for its answer.
+async fn waits(wait: Duration, body: &mut Incoming, respond: &mut SendResponse<Bytes>) -> Result<(), Reason> {
+    if wait.is_zero() {
+        return Ok(());
+    }
+    let waited = async {
+        tokio::time::sleep(wait).await;
+        Ok(())
+    };
+    unless_reset(body, respond, waited).await.map_err(|_| Reason::RequestCancelled)
+}
+
 /// Answers for the upstream and records the request.
 fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record, reason: Reason) {
-    let Some(status) = answer::status(reason) else {
+    let made = record.plan.answer.take();
+    let Some(status) = made.as_ref().map(|made| made.status).or_else(|| answer::status(reason)) else {
         respond.send_reset(h2::Reason::INTERNAL_ERROR);
         return record.finish(reason);
     };
     let reveal = client.conn.direction == Direction::Outbound || client.conn.source.is_some();
-    let (response, body) = answer::h2(reason, status, record.grpc, reveal);
-    let body = if record.is_head { "" } else { body };
+    let (mut response, body) = answer::h2(reason, status, record.grpc, reveal);
+    let mut grpc_status = record.grpc.then(|| answer::grpc_status_of(reason));
+    if let Some(made) = made {
+        for (name, value) in &made.fields {
+            // They were checked when the route was read; a request's own parts were when it came.
+            let _ = response.headers_mut().add(name, value.as_bytes());
+        }
+        if let (Some(code), Some(told)) = (made.grpc_status, &mut grpc_status) {
+            *told = code;
+            response.headers_mut().insert("grpc-status", HeaderValue::from(u16::from(code)));
+        }
+    }
+    let body = if record.is_head || matches!(status, 204 | 304) { "" } else { body };
     record.status = response.status().as_u16();
-    record.grpc_status = record.grpc.then(|| answer::grpc_status_of(reason));
+    record.grpc_status = grpc_status;
     // An error means that the client is gone.
     if let Ok(mut sink) = respond.send_response(response, body.is_empty())
         && !body.is_empty()
@@ -238,13 +303,13 @@ fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record,
 struct Failed {
     reason: Reason,
     code: h2::Reason,
-    /// The request may be sent again.
-    again: bool,
+    /// What that says about another attempt.
+    ended: Ended,
 }
 
 impl Failed {
     fn new(reason: Reason, code: h2::Reason) -> Self {
-        Self { reason, code, again: false }
+        Self { reason, code, ended: Ended::Final }
     }
 
     fn of_upstream(error: &h2::Error) -> Self {
@@ -270,9 +335,21 @@ impl Failed {
     }
 }
 
+/// A response's head and what follows it.
+struct Held {
+    parts: response::Parts,
+    source: Incoming,
+    body: Body,
+    ended: bool,
+    /// Why another agent answered for its application.
+    reason: Option<Reason>,
+}
+
 struct Exchange {
     /// Until the final head came.
     response: Option<ResponseFuture>,
+    /// That head, while it is held back.
+    held: Option<Box<Held>>,
     /// Interim responses that may still come before it: they are outside flow control.
     interim_left: u32,
     up: Carry,
@@ -287,6 +364,8 @@ struct Exchange {
     clock: Option<BodyClock>,
     /// The upstream's connection may have been closed while it was idle, and the request may be sent twice.
     may_be_stale: bool,
+    has_no_body: bool,
+    conn: Rc<Conn>,
     /// The response began a tunnel, which lives until both directions ended.
     is_tunnel: bool,
 }
@@ -298,6 +377,11 @@ impl Exchange {
         respond: &mut SendResponse<Bytes>,
         record: &mut Record,
     ) -> Poll<Result<(), Failed>> {
+        let moved = record.request_bytes + record.response_bytes;
+        if let Poll::Ready((reason, is_attempt)) = record.plan.poll_late(cx, moved) {
+            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+            return Poll::Ready(Err(Failed { ended, ..Failed::new(reason, h2::Reason::CANCEL) }));
+        }
         // The client's reset is felt upstream at once.
         let reset = match &mut self.down_sink {
             Some(sink) => sink.poll_reset(cx),
@@ -332,6 +416,9 @@ impl Exchange {
         }
         if self.response.is_some() {
             ready!(self.poll_head(cx, respond, record))?;
+        }
+        if self.held.is_some() {
+            ready!(self.poll_held(cx, respond, record))?;
         }
         let (Some(source), Some(sink)) = (&mut self.down_source, &mut self.down_sink) else {
             return Poll::Ready(Ok(()));
@@ -384,6 +471,79 @@ impl Exchange {
             record.detail = rule.as_str();
             Failed::of_response(rule)
         })?;
+        let source = Incoming::new(source, self.flows.1.clone());
+        let held = Held { parts, source, body, ended, reason };
+        // A unary call that fails is often told so behind a head of its own: who is asked for another attempt wants to know first. A client that
+        // has more to say may wait for that head.
+        if !ended && self.up.ended && self.up.messages.count <= 1 && record.plan.awaits_status() {
+            self.held = Some(Box::new(held));
+            return self.poll_held(cx, respond, record);
+        }
+        self.pass_on(held, None, respond, record)
+    }
+
+    /// Waits for the first byte behind a head that is held back, or for what comes instead.
+    fn poll_held(
+        &mut self,
+        cx: &mut Context<'_>,
+        respond: &mut SendResponse<Bytes>,
+        record: &mut Record,
+    ) -> Poll<Result<(), Failed>> {
+        let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
+        let (data, is_more) = match held.source.poll_data(cx) {
+            Poll::Pending => {
+                self.held = Some(held);
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(Ok(data))) => (Some(data), true),
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.upstream_failed(&error))),
+            Poll::Ready(None) => (None, false),
+        };
+        if is_more {
+            data.into_iter().for_each(|data| held.source.untake(data));
+            return self.pass_on(*held, None, respond, record);
+        }
+        match held.source.poll_trailers(cx) {
+            Poll::Pending => {
+                self.held = Some(held);
+                Poll::Pending
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.upstream_failed(&error))),
+            Poll::Ready(Ok(trailers)) => {
+                if let Some(trailers) = &trailers {
+                    held.source.untake_trailers(trailers.clone());
+                }
+                self.pass_on(*held, Some(trailers.unwrap_or_default()), respond, record)
+            }
+        }
+    }
+
+    /// Passes a head on, unless it asks for another attempt.
+    fn pass_on(
+        &mut self,
+        held: Held,
+        trailers: Option<HeaderMap>,
+        respond: &mut SendResponse<Bytes>,
+        record: &mut Record,
+    ) -> Poll<Result<(), Failed>> {
+        let Held { mut parts, source, body, ended, reason } = held;
+        let response = plan::Response {
+            status: parts.status.as_u16(),
+            head: &parts.headers,
+            trailers: trailers.as_ref().map(|trailers| trailers as &dyn retry::Lookup),
+            ended,
+            replayable: self.is_replayable(),
+            begun: self.is_begun(),
+        };
+        if record.plan.judge(&self.conn, &response) {
+            return Poll::Ready(Err(Failed { ended: Ended::Judged, ..Failed::of_client(h2::Reason::CANCEL) }));
+        }
+        if record.plan.is_mirrored() {
+            let body = if self.up.ended { self.up_source.kept_body() } else { None };
+            record.plan.launch(&self.conn, body);
+        }
+        self.up_source.forget();
+        record.plan.edit_response(&mut parts.headers);
         self.is_tunnel = body == Body::Tunnel;
         self.down = Carry::new(body, record.grpc);
         self.down.ended = ended;
@@ -396,7 +556,7 @@ impl Exchange {
         }
         let gone = |_| Failed::of_client(h2::Reason::CANCEL);
         let sink = respond.send_response(http::Response::from_parts(parts, ()), ended).map_err(gone)?;
-        self.down_source = Some(Incoming::new(source, self.flows.1.clone()));
+        self.down_source = Some(source);
         self.down_sink = Some(Outgoing::new(sink, self.flows.0.clone()));
         Poll::Ready(Ok(()))
     }
@@ -405,10 +565,23 @@ impl Exchange {
 impl Exchange {
     /// Before the final head.
     fn upstream_failed(&self, error: &h2::Error) -> Failed {
-        let nothing_came = self.interim_left == Limits::DEFAULT.interim_responses_max;
-        let is_refused = is_unprocessed(error) && self.up.is_untouched();
-        let again = nothing_came && (is_refused || error.is_io() && self.may_be_stale);
-        Failed { again, ..Failed::of_upstream(error) }
+        let ended = if is_unprocessed(error) {
+            Ended::Refused { graceful: is_goodbye(error) }
+        } else if error.is_io() && self.may_be_stale {
+            Ended::Stale
+        } else {
+            Ended::Reset
+        };
+        Failed { ended, ..Failed::of_upstream(error) }
+    }
+
+    /// Whether the client got a byte of a response.
+    fn is_begun(&self) -> bool {
+        self.down_sink.is_some() || self.interim_left != Limits::DEFAULT.interim_responses_max
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.up.is_untouched() || self.up_source.can_rewind() || self.has_no_body
     }
 }
 

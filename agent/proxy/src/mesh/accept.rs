@@ -333,7 +333,7 @@ async fn carry(
         }
     };
     let dialling = async {
-        let mut choice = Choice::new(conn, route, HttpVersion::Http1, None)?;
+        let mut choice = Choice::new(conn, route, HttpVersion::Http1, None, &[])?;
         loop {
             conn.upstream.set(Some(choice.hop().addr));
             conn.attempts.set(conn.attempts.get() + 1);

@@ -15,6 +15,10 @@ const CLIENT: HeaderName = HeaderName::from_static("x-heddle-client");
 const VERSION: HeaderName = HeaderName::from_static("x-heddle-version");
 /// Marks a CONNECT that is the application's own; without it one is the stream of bytes of a connection.
 const CONNECT: HeaderName = HeaderName::from_static("x-heddle-connect");
+/// Marks a copy of a request, whose answer nobody waits for.
+const SHADOW: HeaderName = HeaderName::from_static("x-heddle-shadow");
+/// Which attempt of a request this is; the first is not told.
+const ATTEMPT: HeaderName = HeaderName::from_static("x-heddle-attempt");
 /// RFC 7239; HBONE's word for the true client.
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
@@ -38,6 +42,19 @@ pub(crate) fn tell(fields: &mut HeaderMap, client: Option<HeaderValue>, version:
     }
     if is_connect {
         fields.insert(CONNECT, HeaderValue::from_static("application"));
+    }
+}
+
+/// What the application hears of as well: its proved peer's agent says so.
+pub(crate) fn for_application(fields: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let told = |name: HeaderName| fields.get(&name).cloned().map(|value| (name, value));
+    [ATTEMPT, SHADOW].into_iter().filter_map(told).collect()
+}
+
+/// Tells the server of `heddle/h2` that it is asked again.
+pub(crate) fn tell_attempt(fields: &mut HeaderMap, number: u32) {
+    if number > 1 {
+        fields.insert(ATTEMPT, HeaderValue::from(number));
     }
 }
 

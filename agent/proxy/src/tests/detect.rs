@@ -206,7 +206,7 @@ async fn a_service_without_endpoints_answers_requests() {
 }
 
 /// A ClientHello for `name`, with GREASE (RFC 8701) and what a browser sends around it.
-fn hello(name: &str) -> Vec<u8> {
+pub fn hello(name: &str) -> Vec<u8> {
     let vector = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
     let extension = |kind: u16, data: &[u8]| [&kind.to_be_bytes()[..], &vector(data)].concat();
     let mut extensions = extension(0x3a3a, &[]);

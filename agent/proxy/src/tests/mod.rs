@@ -20,5 +20,8 @@ mod policy;
 mod policy_explained;
 mod pool_h2;
 mod pools;
+mod resilience;
+mod routes;
+mod routing;
 mod support;
 mod windows;

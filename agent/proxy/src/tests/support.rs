@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use heddle_model::mesh::PodLimits;
 use heddle_model::{ClientAddr, Delta, Endpoint, Family, MeshConfig, PodUid, Service, ServicePort, Snapshot, Workload};
-use heddle_telemetry::{AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, TcpMetrics};
+use heddle_telemetry::{AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, TcpMetrics, UpstreamMetrics};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -100,6 +100,7 @@ pub struct Mesh {
     pub tcp: TcpMetrics,
     pub http: HttpMetrics,
     pub policy: PolicyMetrics,
+    pub upstream: UpstreamMetrics,
     snapshot: watch::Sender<Arc<Snapshot>>,
     log: LogBuffer,
 }
@@ -123,12 +124,13 @@ impl Mesh {
             http: HttpMetrics::new(config.workers, 1000),
             proxy: ProxyMetrics::new(config.workers),
             policy: PolicyMetrics::new(config.workers, 1000),
+            upstream: UpstreamMetrics::new(1000),
             access: AccessLog::to(log.clone(), 100_000).unwrap(),
         };
         let (metrics, tcp, http) = (telemetry.proxy.clone(), telemetry.tcp.clone(), telemetry.http.clone());
-        let policy = telemetry.policy.clone();
+        let (policy, upstream) = (telemetry.policy.clone(), telemetry.upstream.clone());
         let proxy = Proxy::start(config, receiver, sockets.clone(), identity, telemetry).unwrap();
-        Self { proxy, sockets, metrics, tcp, http, policy, snapshot, log }
+        Self { proxy, sockets, metrics, tcp, http, policy, upstream, snapshot, log }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {

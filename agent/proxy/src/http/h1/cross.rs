@@ -2,6 +2,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -20,10 +21,11 @@ use super::{Heads, Next, Server, Streamed};
 use crate::authz::View;
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
-use crate::http::client::{Opened, REPEATS_MAX, Unreached};
+use crate::http::client::{Opened, Unreached};
 use crate::http::flow::Incoming;
 use crate::http::pipe::Broken;
-use crate::http::pool_h2::{is_unprocessed, reason_of};
+use crate::http::plan::{self, Ended, within};
+use crate::http::pool_h2::{is_goodbye, is_unprocessed, reason_of};
 use crate::http::record::{Messages, Record, grpc_status};
 use crate::http::relay::{End, Facts, Failed, flush, is_overdue};
 use crate::registry::Conn;
@@ -48,12 +50,12 @@ impl Server<'_> {
                 return Streamed::Done(self.refuse(response, record, reason, version, is_head, false).await);
             }
         };
-        let mut repeats = 0;
         loop {
+            let by = record.plan.connect_by();
             let opened = tokio::select! {
                 biased;
                 _ = copy::watch(self.downstream) => Err(Reason::DownstreamReset.into()),
-                opened = self.client.open(&mut choice, &asking.request, asking.ends_with_head(), &mut record) => opened,
+                opened = within(by, self.client.open(&mut choice, &asking.request, asking.ends_with_head(), &mut record)) => opened,
             };
             let opened = match opened {
                 Ok(opened) => opened,
@@ -88,24 +90,30 @@ impl Server<'_> {
             revoked.into_iter().for_each(|by| record.judged.revoke(by));
             match outcome {
                 Ok(keep_client) => return Streamed::Done(self.complete(record, keep_client).await),
-                Err(Failed { again: true, .. }) if repeats < REPEATS_MAX => {
-                    repeats += 1;
-                    choice = match self.client.choose(choice.spoken()) {
-                        Ok(choice) => choice,
-                        Err(reason) => {
-                            let keep = facts.body == Body::Empty && wants_more;
-                            return Streamed::Done(self.refuse(response, record, reason, version, is_head, keep).await);
-                        }
-                    };
-                }
-                Err(failed) if failed.answerable => {
+                Err(failed) => {
+                    if let Some(wait) = record.plan.after(self.conn, failed.ended, failed.replayable, failed.begun)
+                        && self.waits(wait).await
+                    {
+                        self.inbox.rewind();
+                        choice = match self.client.choose(choice.spoken(), &record.plan) {
+                            Ok(choice) => choice,
+                            Err(reason) => {
+                                let keep = facts.body == Body::Empty && wants_more;
+                                return Streamed::Done(
+                                    self.refuse(response, record, reason, version, is_head, keep).await,
+                                );
+                            }
+                        };
+                        continue;
+                    }
+                    self.inbox.forget();
+                    if !failed.answerable {
+                        record.finish(failed.reason);
+                        return Streamed::Done(Next::End(failed.reason));
+                    }
                     let keep = failed.request_complete && wants_more;
                     let reason = failed.reason;
                     return Streamed::Done(self.refuse(response, record, reason, version, is_head, keep).await);
-                }
-                Err(failed) => {
-                    record.finish(failed.reason);
-                    return Streamed::Done(Next::End(failed.reason));
                 }
             }
         }
@@ -154,7 +162,7 @@ impl Asking {
 
 /// One exchange.
 struct Crossing<'a> {
-    conn: &'a Conn,
+    conn: &'a Rc<Conn>,
     asking: &'a Asking,
     down: End<'a>,
     head: &'a mut ResponseHead,
@@ -176,7 +184,7 @@ struct Crossing<'a> {
 
 impl<'a> Crossing<'a> {
     fn new(
-        conn: &'a Conn,
+        conn: &'a Rc<Conn>,
         down: End<'a>,
         asking: &'a Asking,
         up: Opened,
@@ -212,6 +220,11 @@ impl<'a> Crossing<'a> {
 
     /// Moves both directions as far as they go. Ready at the end: whether the client's connection is kept.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failed>> {
+        let moved = self.record.request_bytes + self.record.response_bytes;
+        if let Poll::Ready((reason, is_attempt)) = self.record.plan.poll_late(cx, moved) {
+            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+            return Poll::Ready(Err(Failed { ended, ..self.failed(reason) }));
+        }
         // One allowance each: a full upload must not keep the download waiting.
         let (mut there, mut back) = (burst(self.conn.worker.table.len()), burst(self.conn.worker.table.len()));
         let mut polled = self.poll_request(cx, &mut there).map_or(Poll::Pending, |failed| Poll::Ready(Err(failed)));
@@ -329,9 +342,27 @@ impl<'a> Crossing<'a> {
             self.record.read_grpc_status(grpc_status(&parts.headers));
         }
         let reason = self.record.read_reason(&parts.headers);
+        let response = plan::Response {
+            status: parts.status.as_u16(),
+            head: &parts.headers,
+            trailers: None,
+            ended,
+            replayable: self.is_replayable(),
+            begun: !self.framing.is_empty(),
+        };
+        if self.record.plan.judge(self.conn, &response) {
+            return Poll::Ready(Err(Failed { ended: Ended::Judged, ..self.failed(Reason::UpstreamReset) }));
+        }
+        if self.record.plan.is_mirrored() {
+            let is_complete = self.request.is_done();
+            let body = if is_complete { self.down.inbox.kept_body(self.asking.facts.body) } else { None };
+            self.record.plan.launch(self.conn, body);
+        }
+        self.down.inbox.forget();
         let (received, body) = self.read_head(parts, ended)?;
         let keep = self.exchange.client_reusable() && !self.conn.worker.draining.get();
         let outgoing = forward_response(self.head, self.asking.client_side(keep));
+        self.record.plan.edit_response(self.head);
         if let Some(reason) = reason {
             // Behind the step that strips what others say in our name. A word of ours has no byte a value may not have.
             let _ = self.head.fields_mut().append(answer::REASON_HEADER.as_bytes(), reason.as_str().as_bytes());
@@ -387,9 +418,19 @@ impl<'a> Crossing<'a> {
     /// The stream failed before the final head.
     fn upstream_failed(&self, error: &h2::Error) -> Failed {
         let Facts { is_idempotent, .. } = self.asking.facts;
-        let is_refused = is_unprocessed(error) && self.request.is_untouched();
         let is_stale = error.is_io() && self.up.reused && self.asking.ends_with_head() && is_idempotent;
-        Failed { again: self.framing.is_empty() && (is_refused || is_stale), ..self.failed(reason_of(error)) }
+        let ended = if is_unprocessed(error) {
+            Ended::Refused { graceful: is_goodbye(error) }
+        } else if is_stale {
+            Ended::Stale
+        } else {
+            Ended::Reset
+        };
+        Failed { ended, ..self.failed(reason_of(error)) }
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.asking.ends_with_head() || self.request.is_untouched() || self.down.inbox.can_rewind()
     }
 
     fn failed(&self, reason: Reason) -> Failed {
@@ -397,7 +438,14 @@ impl<'a> Crossing<'a> {
             Some((_, pipe)) => !pipe.begun,
             None => self.written == 0 || self.written == self.framing.len(),
         };
-        Failed { reason, answerable, again: false, request_complete: self.request.is_done() }
+        Failed {
+            reason,
+            answerable,
+            ended: Ended::Final,
+            replayable: self.is_replayable(),
+            begun: self.response.is_some() || !self.framing.is_empty(),
+            request_complete: self.request.is_done(),
+        }
     }
 
     /// Gives its buffers back to the worker, and lets the server know how it ended: a tunnel's broken connection is no cancel.

@@ -15,7 +15,7 @@ use heddle_telemetry::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::{Asking, Failed, Otherwise, fail, refuse, unless_reset};
+use super::{Asking, Failed, Otherwise, fail, refuse, unless_reset, waits};
 use crate::authz::View;
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
@@ -24,6 +24,7 @@ use crate::http::clock::BodyClock;
 use crate::http::flow::{Flow, Incoming, Outgoing};
 use crate::http::inbox::{Filled, Inbox};
 use crate::http::pipe::Broken;
+use crate::http::plan::{self, Ended, within};
 use crate::http::record::{Messages, Record};
 use crate::http::relay::Facts;
 use crate::registry::Conn;
@@ -47,7 +48,8 @@ impl Asking {
         let facts = Facts::of(&heads.request, &Limits::DEFAULT);
         let mut from = From::Pool;
         loop {
-            let connecting = client.connection(&mut choice, from, &heads.request, &mut record);
+            let by = record.plan.connect_by();
+            let connecting = within(by, client.connection(&mut choice, from, &heads.request, &mut record));
             let (upstream, permit) = match unless_reset(&mut body, &mut respond, connecting).await {
                 Ok(connected) => connected,
                 Err(Unreached::OtherVersion) => {
@@ -117,6 +119,7 @@ impl Asking {
                 })
                 .await
             };
+            let (replayable, begun) = (crossing.is_replayable(), crossing.is_begun());
             let (sink, keep_upstream) = crossing.finish();
             revoked.into_iter().for_each(|by| record.judged.revoke(by));
             match outcome {
@@ -124,21 +127,27 @@ impl Asking {
                     client.put_back(upstream, keep_upstream);
                     record.finish(Reason::Completed);
                 }
-                // It was closed while it was idle. Another may be as stale: a new one is not.
-                Err(Failed { again: true, .. }) if upstream.reused => {
-                    from = From::Dial;
-                    match client.choose(choice.spoken()) {
-                        Ok(chosen) => choice = chosen,
-                        Err(reason) => {
-                            refuse(&client, respond, record, reason);
-                            return None;
-                        }
-                    }
-                    continue;
-                }
                 Err(failed) => {
+                    let ended = failed.ended.on(upstream.reused);
                     // The upstream is reset: it learns at once that nobody waits.
                     drop(upstream);
+                    if let Some(wait) = record.plan.after(&client.conn, ended, replayable, begun) {
+                        body.rewind();
+                        // What was closed while it was idle may have others that are as stale: a new one is not.
+                        from = if ended == Ended::Stale { From::Dial } else { From::Pool };
+                        let chosen = match waits(wait, &mut body, &mut respond).await {
+                            Ok(()) => client.choose(choice.spoken(), &record.plan),
+                            Err(reason) => Err(reason),
+                        };
+                        match chosen {
+                            Ok(chosen) => choice = chosen,
+                            Err(reason) => {
+                                refuse(&client, respond, record, reason);
+                                return None;
+                            }
+                        }
+                        continue;
+                    }
                     fail(&client, respond, sink, record, &failed).await;
                 }
             }
@@ -150,7 +159,7 @@ impl Asking {
 
 /// One exchange.
 struct Crossing<'a> {
-    conn: &'a Conn,
+    conn: &'a Rc<Conn>,
     kind: Kind,
     /// Of the upgrade that stands for extended CONNECT.
     websocket_key: &'a str,
@@ -184,6 +193,11 @@ impl Crossing<'_> {
     }
 
     fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        let moved = self.record.request_bytes + self.record.response_bytes;
+        if let Poll::Ready((reason, is_attempt)) = self.record.plan.poll_late(cx, moved) {
+            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+            return Poll::Ready(Err(Failed { ended, ..self.failed(reason) }));
+        }
         // The client's reset is felt upstream at once.
         let reset = match &mut self.response {
             Some((sink, pipe)) if !pipe.is_done() => sink.poll_reset(cx),
@@ -276,7 +290,25 @@ impl Crossing<'_> {
                     let _ = self.respond.send_informational(response);
                     continue;
                 }
+                let mut response = response;
                 let (body, messages) = (self.head.body(), Messages::new(self.record.grpc));
+                let told = plan::Response {
+                    status: response.status().as_u16(),
+                    head: response.headers(),
+                    trailers: None,
+                    ended: body == Body::Empty,
+                    replayable: self.is_replayable(),
+                    begun: self.interim_came,
+                };
+                if self.record.plan.judge(self.conn, &told) {
+                    return Poll::Ready(Err(Failed { ended: Ended::Judged, ..self.failed(Reason::UpstreamReset) }));
+                }
+                if self.record.plan.is_mirrored() {
+                    let body = if self.request.is_done() { self.source.kept_body() } else { None };
+                    self.record.plan.launch(self.conn, body);
+                }
+                self.source.forget();
+                self.record.plan.edit_response(response.headers_mut());
                 self.is_tunnel = received == Received::Tunnel;
                 if self.is_tunnel {
                     self.request = ToSocket::new(Vec::new(), BodyEncoder::new(Body::Tunnel), messages);
@@ -316,14 +348,23 @@ impl Crossing<'_> {
         if is_unasked { Err(Reject::UpgradeUnasked) } else { Ok(Some(received)) }
     }
 
-    /// The upstream ended before a final head. If nothing at all came, the request may be sent again where that is safe: when
-    /// not one byte of it was sent, or it is idempotent and has no body.
+    /// The upstream ended before a final head. If nothing at all came, its connection may have been closed all along, and the request may be
+    /// sent again where that is safe: when not one byte of it was sent, or it is idempotent and no part of a body is lost.
     fn no_response(&self, reason: Reason) -> Failed {
         let nothing_came = !self.parser.has_begun() && !self.interim_came;
         let is_unsent = !self.request.begun && self.request.is_untouched();
-        let is_harmless = self.facts.is_idempotent && self.facts.body == Body::Empty;
-        let again = nothing_came && (is_unsent || is_harmless);
-        Failed { again, ..self.failed(self.request_lost.unwrap_or(reason)) }
+        let is_harmless = is_unsent || (self.facts.is_idempotent && self.is_replayable());
+        let ended = if nothing_came && is_harmless { Ended::Stale } else { Ended::Reset };
+        Failed { ended, ..self.failed(self.request_lost.unwrap_or(reason)) }
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.facts.body == Body::Empty || self.request.is_untouched() || self.source.can_rewind()
+    }
+
+    /// Whether the client got a byte of a response.
+    fn is_begun(&self) -> bool {
+        self.response.is_some() || self.interim_came
     }
 
     fn response_broke(&mut self, broke: &Broke) -> Failed {

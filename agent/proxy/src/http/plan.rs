@@ -1,0 +1,621 @@
+//! What a request goes through on its client's side, before its first attempt and between attempts: the rule of its route, the faults, the
+//! backend, the places of the circuit breaker, the clocks, and whether a failed attempt is followed by another.
+//!
+//! Decisions are `model`'s and `http`'s; here they meet a request. Requests that call no Service, and the called side's, have none of it.
+
+mod clock;
+mod edit;
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use heddle_http::breaker::{Permit, Resource};
+use heddle_http::detect::HttpVersion;
+use heddle_http::outlier;
+use heddle_http::retry::{self, ActiveRequest, Attempt as Tried, Decision, Lookup, Token};
+use heddle_http::{Reject, answer};
+use heddle_model::Timestamp;
+use heddle_model::routing::{Cors, Rule};
+use heddle_model::traffic::{Abort, Faults, RetryPolicy};
+use heddle_telemetry::{Direction, Event, Reason};
+use http::Request;
+
+use super::mirror::{self, Shadow};
+use crate::authz::View;
+use crate::dial::Failure;
+use crate::registry::Conn;
+use crate::route::{Kind, Route};
+use crate::upstreams::{Attempt, View as Upstream};
+
+pub(crate) use clock::Clock;
+pub(crate) use edit::{Head, ResponseFields};
+
+/// Times a request is sent again because its connection was closed meanwhile, or is being closed with a goodbye: nothing failed, so no budget is
+/// asked.
+const REPEATS_MAX: u32 = 2;
+
+/// An answer made for one request, in place of the one that its reason stands for.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) grpc_status: Option<u8>,
+    pub(crate) fields: Vec<(&'static str, String)>,
+}
+
+/// How an attempt ended without a response to pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Whatever it was, it is not repeated.
+    Final,
+    /// Its connection had been closed while it was idle, and the request can be sent again without doing it twice: no failure of the
+    /// endpoint, and at most as often as there are idle connections.
+    Stale,
+    /// The server did nothing with it.
+    Refused {
+        /// Because it says goodbye.
+        graceful: bool,
+    },
+    /// The server, or the way to it, broke off before the response.
+    Reset,
+    /// It took too long.
+    TimedOut,
+    /// The response asks for another attempt, which [`Plan::judge`] granted.
+    Judged,
+}
+
+impl Ended {
+    /// The same, of a connection that was `reused` or not: a new one was not closed while it was idle.
+    pub(crate) fn on(self, reused: bool) -> Self {
+        if self == Self::Stale && !reused { Self::Reset } else { self }
+    }
+}
+
+/// Waits for an upstream until `by`, at most.
+pub(crate) async fn within<T, E: From<Reason>>(
+    by: Option<(Instant, Reason)>,
+    upstream: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match by {
+        None => upstream.await,
+        Some((at, reason)) => match tokio::time::timeout_at(at.into(), upstream).await {
+            Ok(reached) => reached,
+            Err(_) => Err(reason.into()),
+        },
+    }
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub(crate) struct Plan {
+    carried: Option<Box<Carried>>,
+    repeats: u32,
+    /// Copies to be sent once the request is complete, and what they are copies of.
+    shadows: Vec<Shadow>,
+    original: Option<Box<Request<()>>>,
+    /// What is answered in place of what the reason stands for.
+    pub(crate) answer: Option<Box<Answer>>,
+}
+
+/// A request to a Service.
+struct Carried {
+    /// The rule it matches, with the length of the prefix that matched.
+    rule: Option<(Arc<Rule>, usize)>,
+    /// Which of the rule's backends it fell to.
+    backend: usize,
+    route: Rc<Route>,
+    upstream: Rc<Upstream>,
+    policy: Arc<RetryPolicy>,
+    /// Fields of its response, beside what filters say.
+    fields: Vec<(&'static str, String)>,
+    idempotent: bool,
+    grpc: bool,
+    /// The number of the attempt; the first is 1.
+    number: u32,
+    tried: Vec<SocketAddr>,
+    attempt: Option<Attempt>,
+    /// What the budget gave for it, and its place where their number is limited besides.
+    token: Option<(Token, Permit)>,
+    /// The wait before the attempt that a response asked for.
+    granted: Option<Duration>,
+    clock: Clock,
+    _active: ActiveRequest,
+}
+
+impl Plan {
+    /// Finds out what becomes of a request: an error is answered at once, by [`Plan::answer`] if there is one. `idempotent` by its method.
+    pub(crate) async fn begin(
+        &mut self,
+        conn: &Rc<Conn>,
+        route: Rc<Route>,
+        view: &View<'_>,
+        spoken: HttpVersion,
+        idempotent: bool,
+        grpc: bool,
+    ) -> Result<(), Reason> {
+        if conn.direction == Direction::Inbound {
+            return Ok(());
+        }
+        let Kind::Service { view: upstream, table, .. } = &route.kind else { return Ok(()) };
+        let matched = match table.as_ref().filter(|table| table.has_http()) {
+            None => None,
+            Some(table) => {
+                let matched = table.pick(view).ok_or(Reason::RouteNotFound)?;
+                Some((matched.rule.clone(), matched.prefix_bytes))
+            }
+        };
+        let mut fields = Vec::new();
+        let (mut to, mut backend) = (None, 0);
+        if let Some((rule, prefix)) = &matched {
+            if rule.invalid.is_some() {
+                return Err(Reason::RouteInvalid);
+            }
+            self.answer_of(rule, *prefix, conn, view, &mut fields)?;
+            let drawn = rule.draw(fastrand::u64(..)).ok_or(Reason::BackendInvalid)?;
+            backend = rule.backends.iter().position(|backend| std::ptr::eq(backend, drawn)).unwrap_or_default();
+            to = Some(drawn);
+        }
+        let called = route.clone();
+        let (route, upstream) = match to {
+            None => (route.clone(), upstream.clone()),
+            Some(backend) => {
+                let route = route.backend(conn, &backend.to)?;
+                let Kind::Service { view, .. } = &route.kind else { return Err(Reason::BackendInvalid) };
+                let view = view.clone();
+                (route, view)
+            }
+        };
+        let of_service = &upstream.traffic.request;
+        if let Some((rule, _)) = &matched {
+            self.mirror(conn, &called, rule, spoken);
+        }
+        let traffic = match &matched {
+            Some((rule, _)) => rule.traffic.or(of_service),
+            None => of_service.clone(),
+        };
+        if let Some(faults) = &traffic.faults {
+            self.inject(conn, &upstream, faults, view).await?;
+        }
+        let policy = traffic.retry.unwrap_or_else(|| conn.worker.untold_retries.clone());
+        let clock = Clock::new(traffic.timeouts, policy.per_try_timeout, if grpc { grpc_timeout(view) } else { None });
+        let active = upstream.port.budget.request();
+        self.carried = Some(Box::new(Carried {
+            rule: matched,
+            backend,
+            route,
+            upstream,
+            policy,
+            fields,
+            idempotent,
+            grpc,
+            number: 0,
+            tried: Vec::new(),
+            attempt: None,
+            token: None,
+            granted: None,
+            clock,
+            _active: active,
+        }));
+        Ok(())
+    }
+
+    /// Draws the mirrors that get a copy of a request.
+    fn mirror(&mut self, conn: &Conn, route: &Route, rule: &Rule, spoken: HttpVersion) {
+        for mirror in &rule.filters.mirrors {
+            if mirror.share.draws(fastrand::u64(..))
+                && let Ok(route) = route.backend(conn, &mirror.to)
+            {
+                self.shadows.push(Shadow { route, spoken });
+            }
+        }
+    }
+
+    /// Whether anybody gets a copy: then its body is kept.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        !self.shadows.is_empty()
+    }
+
+    /// What copies are made of, once filters have changed it; without a body they are sent at once.
+    pub(crate) fn copy_of(&mut self, conn: &Rc<Conn>, original: Option<Request<()>>, has_body: bool) {
+        self.original = original.map(Box::new);
+        if !has_body {
+            self.launch(conn, Some(Bytes::new()));
+        }
+    }
+
+    /// The request is complete, or will not be kept any longer: `body` if all of it is there.
+    pub(crate) fn launch(&mut self, conn: &Rc<Conn>, body: Option<Bytes>) {
+        for shadow in self.shadows.drain(..) {
+            mirror::launch(conn, shadow, self.original.as_deref(), body.clone());
+        }
+    }
+
+    /// The request is over: copies that were not sent are not.
+    pub(crate) fn end(&mut self, conn: &Conn) {
+        self.shadows.drain(..).for_each(|shadow| mirror::drop_one(conn, &shadow));
+    }
+
+    /// What a rule's filters answer by themselves: a preflight, a redirect.
+    fn answer_of(
+        &mut self,
+        rule: &Rule,
+        prefix: usize,
+        conn: &Conn,
+        view: &View<'_>,
+        fields: &mut Vec<(&'static str, String)>,
+    ) -> Result<(), Reason> {
+        if let Some(cors) = &rule.filters.cors {
+            let field = |name: &str| first_value(view, name);
+            let (origin, asked) = (field("origin"), field("access-control-request-method"));
+            let (origin, asked) = (origin.as_deref(), asked.as_deref());
+            let method = heddle_model::routing::Request::method(view);
+            if let (Some(origin), true) = (origin, Cors::is_preflight(method, origin, asked)) {
+                let fields = cors.preflight(origin, asked, field("access-control-request-headers").as_deref());
+                self.answer = Some(Box::new(Answer { status: 204, grpc_status: None, fields }));
+                return Err(Reason::CorsPreflight);
+            }
+            *fields = cors.response(origin);
+        }
+        if let Some(redirect) = &rule.filters.redirect {
+            // A host without a port means the one that was called.
+            let host = match (view.authority(), conn.original.map(heddle_model::OriginalDst::port)) {
+                (host, Some(port)) if port != 80 && !has_port(host) => format!("{host}:{port}"),
+                (host, _) => host.to_owned(),
+            };
+            let location = redirect.location("http", &host, view.path_and_query(), prefix);
+            let fields = vec![("location", location)];
+            self.answer = Some(Box::new(Answer { status: redirect.status, grpc_status: None, fields }));
+            return Err(Reason::Redirected);
+        }
+        Ok(())
+    }
+
+    async fn inject(
+        &mut self,
+        conn: &Conn,
+        upstream: &Upstream,
+        faults: &Faults,
+        view: &View<'_>,
+    ) -> Result<(), Reason> {
+        if !faults.matches.iter().all(|condition| condition.is_met(view)) {
+            return Ok(());
+        }
+        let count = |fault| {
+            let service = &upstream.service;
+            conn.worker.telemetry.upstream.count(Event::Fault, &service.namespace, &service.name, fault);
+        };
+        if let Some((share, delay)) = faults.delay
+            && share.draws(fastrand::u64(..))
+        {
+            count("delay");
+            tokio::time::sleep(delay).await;
+        }
+        if let Some((share, abort)) = faults.abort
+            && share.draws(fastrand::u64(..))
+        {
+            count("abort");
+            let (status, grpc_status) = match abort {
+                Abort::Http(status) => (status, answer::grpc_status(status)),
+                Abort::Grpc(code) => (answer::http_status(code), code),
+            };
+            self.answer = Some(Box::new(Answer { status, grpc_status: Some(grpc_status), fields: Vec::new() }));
+            return Err(Reason::FaultInjected);
+        }
+        Ok(())
+    }
+
+    /// Where it goes, if that is not where its connection does.
+    pub(crate) fn route(&self) -> Option<&Rc<Route>> {
+        self.carried.as_ref().map(|carried| &carried.route)
+    }
+
+    /// Whether it may go elsewhere than a connection that was made before it was read.
+    pub(crate) fn is_routed(&self) -> bool {
+        self.carried.as_ref().is_some_and(|carried| carried.rule.is_some())
+    }
+
+    /// The Service that it goes to, where a rule leads there.
+    pub(crate) fn service(&self) -> Option<(Arc<heddle_model::Service>, u16)> {
+        let upstream = &self.carried.as_ref()?.upstream;
+        let port = upstream.service.ports.get(upstream.port_index)?.port;
+        Some((upstream.service.clone(), port))
+    }
+
+    /// Endpoints that failed it.
+    pub(crate) fn tried(&self) -> &[SocketAddr] {
+        self.carried.as_ref().map_or(&[], |carried| &carried.tried)
+    }
+
+    /// Whether a body should be kept for another attempt.
+    pub(crate) fn may_retry(&self) -> bool {
+        self.carried.as_ref().is_some_and(|carried| carried.number <= carried.policy.retries_max)
+    }
+
+    /// Makes a request's head what it is to be for the backend: once, before the first attempt.
+    pub(crate) fn edit_request(&self, head: &mut impl Head) -> Result<(), Reject> {
+        let Some(Carried { rule: Some((rule, prefix)), backend, .. }) = self.carried.as_deref() else { return Ok(()) };
+        if let Some(rewrite) = &rule.filters.rewrite {
+            if let Some(path) = &rewrite.path {
+                let path = path.apply(head.path_and_query(), *prefix);
+                head.set_path_and_query(&path)?;
+            }
+            if let Some(hostname) = &rewrite.hostname {
+                head.set_authority(hostname)?;
+            }
+        }
+        let of_backend = rule.backends.get(*backend).and_then(|backend| backend.filters.request_headers.as_ref());
+        for edit in rule.filters.request_headers.iter().chain(of_backend) {
+            edit::apply(edit, head)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a final response's head what the client gets.
+    pub(crate) fn edit_response(&self, head: &mut impl ResponseFields) {
+        let Some(carried) = self.carried.as_deref() else { return };
+        for (name, value) in &carried.fields {
+            // They were checked when the route was read. What an answer depends on besides is for its server to say.
+            let _ = if *name == "vary" { head.add(name, value.as_bytes()) } else { head.set(name, value.as_bytes()) };
+        }
+        let Some((rule, _)) = &carried.rule else { return };
+        let of_backend =
+            rule.backends.get(carried.backend).and_then(|backend| backend.filters.response_headers.as_ref());
+        for edit in rule.filters.response_headers.iter().chain(of_backend) {
+            let _ = edit::apply(edit, head);
+        }
+    }
+
+    /// An attempt begins at an endpoint: takes its places, that of a connection too where it has one to itself (`is_alone`). An error is
+    /// answered, unless another endpoint may have a place (`true`).
+    pub(crate) fn attempt(&mut self, conn: &Conn, addr: SocketAddr, is_alone: bool) -> Result<(), (Reason, bool)> {
+        let Some(carried) = self.carried.as_deref_mut() else { return Ok(()) };
+        carried.attempt = None;
+        match carried.upstream.begin(&conn.worker, addr, is_alone) {
+            Ok(attempt) => {
+                carried.attempt = Some(attempt);
+                carried.number += 1;
+                carried.clock.begin_attempt();
+                Ok(())
+            }
+            Err(overflow) => {
+                carried.tried.push(addr);
+                Err(carried.upstream.overflowed(&conn.worker, overflow))
+            }
+        }
+    }
+
+    /// The number of the attempt under way; 0 where nobody counts.
+    pub(crate) fn number(&self) -> u32 {
+        self.carried.as_ref().map_or(0, |carried| carried.number)
+    }
+
+    /// What the attempt began with turned out to be of no use, before anything was sent: it begins anew.
+    pub(crate) fn begin_anew(&mut self) {
+        if let Some(carried) = self.carried.as_deref_mut() {
+            carried.attempt = None;
+            carried.number = carried.number.saturating_sub(1);
+            carried.clock.end_attempt();
+        }
+    }
+
+    /// What is left of the deadline, to be told to the server of a gRPC call.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.carried.as_ref().filter(|carried| carried.grpc)?.clock.left()
+    }
+
+    /// The endpoint was reached.
+    pub(crate) fn reached(&mut self) {
+        if let Some(attempt) = self.carried.as_deref_mut().and_then(|carried| carried.attempt.as_mut()) {
+            attempt.reached();
+        }
+    }
+
+    /// The endpoint was not reached: how long to wait before another is tried, or why none is.
+    /// `next` says whether there is another.
+    pub(crate) fn unreached(
+        &mut self,
+        conn: &Conn,
+        addr: SocketAddr,
+        failure: Failure,
+        next: Result<(), Reason>,
+    ) -> Result<Duration, Reason> {
+        let Some(carried) = self.carried.as_deref_mut() else { return next.map(|()| Duration::ZERO) };
+        if failure.is_ours() {
+            carried.attempt = None;
+            return Err(failure.reason);
+        }
+        carried.clock.end_attempt();
+        carried.failed(conn, addr);
+        next?;
+        carried.decide(conn, &retry::Outcome::ConnectFailed, true, false).ok_or(failure.reason)
+    }
+
+    /// A final head came. Whether the request is sent again instead of passing it on; then [`Ended::Judged`] is what follows.
+    pub(crate) fn judge(&mut self, conn: &Conn, response: &Response<'_>) -> bool {
+        let Some(carried) = self.carried.as_deref_mut() else { return false };
+        carried.clock.end_attempt();
+        carried.told(conn, response);
+        let Response { status, head, trailers, replayable, begun, .. } = *response;
+        let outcome = retry::Outcome::Response { status, head, trailers };
+        let granted = carried.decide(conn, &outcome, replayable, begun);
+        carried.granted = granted;
+        granted.is_some()
+    }
+
+    /// Whether a gRPC call's response is to be held back until it is known how the call ended, where that comes without a message.
+    pub(crate) fn awaits_status(&self) -> bool {
+        self.carried.as_ref().is_some_and(|carried| {
+            let is_asked = !carried.policy.conditions(carried.idempotent).grpc_codes.is_empty();
+            carried.grpc && is_asked && carried.number <= carried.policy.retries_max
+        })
+    }
+
+    /// A gRPC call whose response was passed on ended so.
+    pub(crate) fn grpc_ended(&mut self, conn: &Conn, code: u8) {
+        if let Some(attempt) = self.carried.as_deref_mut().and_then(|carried| carried.attempt.as_mut()) {
+            attempt.result(&conn.worker, outlier::Outcome::grpc(code));
+        }
+    }
+
+    /// An attempt ended without a response that is passed on: how long to wait before the next one; `None` if there is none.
+    pub(crate) fn after(&mut self, conn: &Conn, ended: Ended, replayable: bool, begun: bool) -> Option<Duration> {
+        let is_harmless = match ended {
+            Ended::Stale | Ended::Refused { graceful: true } => true,
+            // Without a policy a request is sent again where nothing was done with it.
+            Ended::Refused { graceful: false } => self.carried.is_none(),
+            _ => false,
+        };
+        if is_harmless && replayable && !begun && self.repeats < REPEATS_MAX {
+            self.repeats += 1;
+            self.begin_anew();
+            return Some(Duration::ZERO);
+        }
+        let carried = self.carried.as_deref_mut()?;
+        carried.clock.end_attempt();
+        let addr = carried.attempt.as_ref().map(Attempt::addr);
+        let outcome = match ended {
+            Ended::Final => {
+                carried.attempt = None;
+                return None;
+            }
+            Ended::Judged => {
+                carried.attempt = None;
+                carried.tried.extend(addr);
+                return carried.granted.take();
+            }
+            Ended::Stale | Ended::Reset => retry::Outcome::Reset,
+            Ended::Refused { graceful } => retry::Outcome::Refused { graceful },
+            Ended::TimedOut => retry::Outcome::TimedOut,
+        };
+        if let Some(addr) = addr
+            && !matches!(ended, Ended::Refused { graceful: true })
+        {
+            carried.failed(conn, addr);
+        }
+        carried.decide(conn, &outcome, replayable, begun)
+    }
+
+    /// Ready when a time is over: why, and whether the attempt alone is late.
+    pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<(Reason, bool)> {
+        match self.carried.as_deref_mut() {
+            None => Poll::Pending,
+            Some(carried) => carried.clock.poll(cx, moved),
+        }
+    }
+
+    /// The moment by which a connection must be there.
+    pub(crate) fn connect_by(&self) -> Option<(Instant, Reason)> {
+        self.carried.as_ref()?.clock.next()
+    }
+}
+
+/// A response as far as it is known.
+#[derive(Clone, Copy)]
+pub(crate) struct Response<'a> {
+    pub(crate) status: u16,
+    pub(crate) head: &'a dyn Lookup,
+    pub(crate) trailers: Option<&'a dyn Lookup>,
+    /// Nothing follows the head.
+    pub(crate) ended: bool,
+    /// What was sent of the request's body can be sent again.
+    pub(crate) replayable: bool,
+    /// A byte of a response went out to the client.
+    pub(crate) begun: bool,
+}
+
+impl Carried {
+    /// The endpoint failed.
+    fn failed(&mut self, conn: &Conn, addr: SocketAddr) {
+        if let Some(mut attempt) = self.attempt.take() {
+            attempt.result(&conn.worker, outlier::Outcome::Local);
+        }
+        self.tried.push(addr);
+    }
+
+    /// The endpoint responded.
+    fn told(&mut self, conn: &Conn, response: &Response<'_>) {
+        let Some(attempt) = &mut self.attempt else { return };
+        attempt.answered(&conn.worker);
+        if self.grpc {
+            let trailers = response.trailers.or(response.ended.then_some(response.head));
+            // Otherwise it is known when the call ends.
+            if let Some(code) = retry::grpc_code(response.status, response.head, trailers) {
+                attempt.result(&conn.worker, outlier::Outcome::grpc(code));
+            }
+            return;
+        }
+        let retry_after = if response.status == 503 {
+            response.head.lookup("retry-after").and_then(|value| retry::retry_after(value, wall_clock()))
+        } else {
+            None
+        };
+        attempt.result(&conn.worker, outlier::Outcome::Response { status: response.status, retry_after });
+    }
+
+    /// Asks whether another attempt follows; how long to wait first.
+    fn decide(&mut self, conn: &Conn, outcome: &retry::Outcome<'_>, replayable: bool, begun: bool) -> Option<Duration> {
+        let tried = Tried {
+            idempotent: self.idempotent,
+            grpc: self.grpc,
+            number: self.number,
+            replayable,
+            response_begun: begun,
+            left: self.clock.left(),
+        };
+        // The former retry is over: its place may be the next one's.
+        self.token = None;
+        let (budget, limits) = (&self.upstream.port.budget, &self.upstream.traffic.budget);
+        let (breaker, circuit) = (&self.upstream.port.breaker, &self.upstream.traffic.circuit.service);
+        let withdraw = || {
+            let place = breaker.take(Resource::Retries, circuit)?;
+            Some((budget.withdraw(limits, conn.worker.upstreams.now())?, place))
+        };
+        let decision = retry::decide(&self.policy, &tried, outcome, wall_clock(), fastrand::u64(..), withdraw);
+        let word = decision.stop().map_or("retried", retry::Stop::as_str);
+        if decision.stop() != Some(retry::Stop::NotRetriable) {
+            let service = &self.upstream.service;
+            conn.worker.telemetry.upstream.count(Event::Retry, &service.namespace, &service.name, word);
+        }
+        match decision {
+            Decision::Stop(_) => None,
+            Decision::Retry { after, token, .. } => {
+                self.token = Some(token);
+                Some(after)
+            }
+        }
+    }
+}
+
+/// For dates that servers name.
+fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// The first value of a field, where it is text.
+fn first_value(view: &View<'_>, name: &str) -> Option<String> {
+    let mut first = None;
+    heddle_model::routing::Request::header(view, name, &mut |value| {
+        if first.is_none() {
+            first = Some(std::str::from_utf8(value).map(str::to_owned));
+        }
+    });
+    first?.ok()
+}
+
+/// Whether an authority that was checked before names a port.
+fn has_port(authority: &str) -> bool {
+    authority.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// `grpc-timeout`: what the client gives the call.
+fn grpc_timeout(view: &View<'_>) -> Option<Duration> {
+    let mut timeout = None;
+    heddle_model::policy::Request::header(view, "grpc-timeout", &mut |value| {
+        timeout = timeout.or_else(|| retry::grpc_timeout(value));
+    });
+    timeout
+}

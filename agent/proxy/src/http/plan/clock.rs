@@ -1,0 +1,87 @@
+//! The times of a request: the caller's deadline, the route's, the attempt's, and those of its stream. One timer for the next of them.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use heddle_model::traffic::Timeouts;
+use heddle_telemetry::Reason;
+use tokio::time::{Sleep, sleep_until};
+
+/// See the module documentation. Without limits it is asked and costs a comparison.
+pub(crate) struct Clock {
+    timeouts: Timeouts,
+    per_try: Option<Duration>,
+    /// The whole request: the nearer one of the route's and the caller's.
+    deadline: Option<(Instant, Reason)>,
+    /// The end of the exchange, however busy it is.
+    stream: Option<Instant>,
+    attempt: Option<Instant>,
+    /// Bytes that had moved when idle time began, and when that was.
+    moved: (u64, Instant),
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Clock {
+    /// Begins now. `told` is the caller's own time.
+    pub(crate) fn new(timeouts: Timeouts, per_try: Option<Duration>, told: Option<Duration>) -> Self {
+        let now = Instant::now();
+        let at = |time: Option<Duration>, reason| time.and_then(|time| Some((now.checked_add(time)?, reason)));
+        let deadlines = [at(timeouts.request, Reason::RouteTimeout), at(told, Reason::GrpcDeadline)];
+        Self {
+            timeouts,
+            per_try: per_try.into_iter().chain(timeouts.backend_request).min(),
+            deadline: deadlines.into_iter().flatten().min_by_key(|(at, _)| *at),
+            stream: timeouts.stream.and_then(|time| now.checked_add(time)),
+            attempt: None,
+            moved: (0, now),
+            timer: None,
+        }
+    }
+
+    /// Another attempt begins.
+    pub(crate) fn begin_attempt(&mut self) {
+        self.attempt = self.per_try.and_then(|time| Instant::now().checked_add(time));
+        if self.timeouts.idle.is_some() {
+            self.moved.1 = Instant::now();
+        }
+    }
+
+    /// The attempt is over, or the head of its response is there.
+    pub(crate) fn end_attempt(&mut self) {
+        self.attempt = None;
+    }
+
+    /// Time until the deadline of the whole request.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.deadline.map(|(at, _)| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// The next time to be over.
+    pub(crate) fn next(&self) -> Option<(Instant, Reason)> {
+        let stream = self.stream.map(|at| (at, Reason::StreamDurationMax));
+        let attempt = self.attempt.map(|at| (at, Reason::ResponseTimeout));
+        let idle =
+            self.timeouts.idle.and_then(|time| Some((self.moved.1.checked_add(time)?, Reason::StreamIdleTimeout)));
+        self.deadline.into_iter().chain(stream).chain(attempt).chain(idle).min_by_key(|(at, _)| *at)
+    }
+
+    /// Ready when one is: which, and whether it ends the attempt alone. `moved` counts the bytes of both bodies.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<(Reason, bool)> {
+        if self.timeouts.idle.is_some() && self.moved.0 != moved {
+            self.moved = (moved, Instant::now());
+        }
+        let Some((at, reason)) = self.next() else { return Poll::Pending };
+        let timer = match &mut self.timer {
+            Some(timer) => {
+                if timer.deadline().into_std() != at {
+                    timer.as_mut().reset(at.into());
+                }
+                timer
+            }
+            None => self.timer.insert(Box::pin(sleep_until(at.into()))),
+        };
+        timer.as_mut().poll(cx).map(|()| (reason, reason == Reason::ResponseTimeout))
+    }
+}
