@@ -6,16 +6,23 @@
 
 mod attachment;
 mod backend;
+mod cors;
 mod matching;
 mod paths;
+mod rewrite;
+mod status;
 mod table;
 mod tables;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use backend::BackendFailure;
+pub use cors::{AllowOrigin, Fields};
 pub use matching::Missed;
+pub use status::{Condition, RouteStatus, TrafficOutcome, TrafficStatus};
 pub use table::{Considered, Matched, Observer, Table};
 
 pub(crate) use tables::Routing;

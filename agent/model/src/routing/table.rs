@@ -205,3 +205,7 @@ impl Rule {
         })
     }
 }
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
