@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::problem::Problems;
+
 /// One value and the line it starts on.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node<'a> {
@@ -126,6 +128,30 @@ pub(crate) fn join(path: &mut String, key: &str) {
             path.push('.');
         }
         path.push_str(key);
+    }
+}
+
+/// Elsewhere a field without a value is an absent one; for kinds where that would let an object
+/// match more, or say less, than its author meant.
+pub(crate) fn refuse_nulls(node: &Node<'_>, path: &mut String, problems: &mut Problems) {
+    let length = path.len();
+    match &node.value {
+        Value::Null => problems.error(path.as_str(), "has no value: give it one, or leave it out"),
+        Value::Mapping(entries) => {
+            for entry in entries {
+                join(path, &entry.key);
+                refuse_nulls(&entry.node, path, problems);
+                path.truncate(length);
+            }
+        }
+        Value::Sequence(items) => {
+            for (index, item) in items.iter().enumerate() {
+                path.push_str(&format!("[{index}]"));
+                refuse_nulls(item, path, problems);
+                path.truncate(length);
+            }
+        }
+        _ => {}
     }
 }
 

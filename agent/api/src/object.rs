@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use heddle_model::network_policy::NetworkPolicy;
 use heddle_model::policy::AuthorizationPolicy;
+use heddle_model::routing::{ReferenceGrant, Route, RouteKind, TrafficPolicy};
 use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
 
@@ -18,7 +19,7 @@ use crate::pod::{Pod, PodFields};
 use crate::problem::{Problem, Problems};
 use crate::service::{self, ServiceFields};
 use crate::slice::{EndpointSlice, SliceFields};
-use crate::{de, yaml};
+use crate::{de, reference_grant, route, traffic_policy, yaml};
 
 /// What a file says.
 #[derive(Debug, Default)]
@@ -61,6 +62,12 @@ pub enum Object {
     AuthorizationPolicy(Dated<AuthorizationPolicy>),
     /// `networking.k8s.io/v1 NetworkPolicy`.
     NetworkPolicy(Dated<NetworkPolicy>),
+    /// `gateway.networking.k8s.io/v1 HTTPRoute`, `GRPCRoute`, `TLSRoute` or `TCPRoute`.
+    Route(Arc<Route>),
+    /// `gateway.networking.k8s.io/v1 ReferenceGrant`; there is none of one that was rejected, which grants nothing.
+    ReferenceGrant(Dated<ReferenceGrant>),
+    /// `heddle.dev/v1alpha1 TrafficPolicy`.
+    TrafficPolicy(Arc<TrafficPolicy>),
 }
 
 /// A policy as the model has it, which does not care how old it is.
@@ -97,6 +104,12 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `networking.k8s.io/v1 NetworkPolicy`.
     NetworkPolicy,
+    /// `gateway.networking.k8s.io/v1 HTTPRoute` and others.
+    Route(RouteKind),
+    /// `gateway.networking.k8s.io/v1 ReferenceGrant`.
+    ReferenceGrant,
+    /// `heddle.dev/v1alpha1 TrafficPolicy`.
+    TrafficPolicy,
 }
 
 /// What makes an object that object.
@@ -127,6 +140,11 @@ impl Object {
             Self::NetworkPolicy(Dated { policy, .. }) => {
                 (Kind::NetworkPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
             }
+            Self::Route(o) => (Kind::Route(o.key.kind), Arc::clone(&o.key.namespace), Arc::clone(&o.key.name)),
+            Self::ReferenceGrant(Dated { policy, .. }) => {
+                (Kind::ReferenceGrant, Arc::clone(&policy.key.0), Arc::clone(&policy.key.1))
+            }
+            Self::TrafficPolicy(o) => (Kind::TrafficPolicy, Arc::clone(&o.key.0), Arc::clone(&o.key.1)),
         };
         Key { kind, namespace, name }
     }
@@ -143,6 +161,9 @@ impl Object {
             Self::MeshTls(o) => o.created,
             Self::AuthorizationPolicy(o) => o.created,
             Self::NetworkPolicy(o) => o.created,
+            Self::Route(o) => o.created,
+            Self::ReferenceGrant(o) => o.created,
+            Self::TrafficPolicy(o) => o.created,
         }
     }
 }
@@ -160,17 +181,36 @@ impl Kind {
             Self::MeshTls => "MeshTLS",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Route(kind) => kind.as_str(),
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::TrafficPolicy => "TrafficPolicy",
         }
     }
 
-    /// The only version of it that is read.
+    /// The version of it that is read; of several the newest.
     #[must_use]
     pub const fn api_version(self) -> &'static str {
+        self.api_versions()[0]
+    }
+
+    /// All versions of it that are read, the newest first. Their fields are the same.
+    #[must_use]
+    pub const fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::Pod | Self::Service => "v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy => "heddle.dev/v1alpha1",
-            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::Namespace | Self::Pod | Self::Service => &["v1"],
+            Self::EndpointSlice => &["discovery.k8s.io/v1"],
+            Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy | Self::TrafficPolicy => &["heddle.dev/v1alpha1"],
+            Self::NetworkPolicy => &["networking.k8s.io/v1"],
+            Self::Route(RouteKind::Grpc) => &["gateway.networking.k8s.io/v1"],
+            Self::Route(RouteKind::Http) | Self::ReferenceGrant => {
+                &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
+            }
+            Self::Route(RouteKind::Tls) => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            Self::Route(RouteKind::Tcp) => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
         }
     }
 
@@ -184,7 +224,7 @@ impl Kind {
         !matches!(self, Self::Namespace | Self::Mesh)
     }
 
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 14] = [
         Self::Namespace,
         Self::Pod,
         Self::Service,
@@ -193,6 +233,12 @@ impl Kind {
         Self::MeshTls,
         Self::AuthorizationPolicy,
         Self::NetworkPolicy,
+        Self::Route(RouteKind::Http),
+        Self::Route(RouteKind::Grpc),
+        Self::Route(RouteKind::Tls),
+        Self::Route(RouteKind::Tcp),
+        Self::ReferenceGrant,
+        Self::TrafficPolicy,
     ];
 }
 
@@ -329,6 +375,8 @@ impl Reader {
         let converted = match (named, kind) {
             // What is misspelt may be the namespace: nobody can tell whom it was meant for.
             _ if has_strange_metadata && id.namespace.is_empty() => None,
+            // These tell their own parts apart, and those from what was wrong before.
+            (true, Kind::Route(_) | Kind::TrafficPolicy) => convert(kind, namespace, root, &mut problems),
             (true, _) if problems.errors.is_empty() => convert(kind, namespace, root, &mut problems),
             (true, _) => salvage(kind, namespace, id.name, root),
             // Its addresses are refused under a name that no Service can have.
@@ -456,16 +504,14 @@ fn group(api_version: &str) -> &str {
 
 /// Checks what the object calls itself; false if the name cannot be used.
 fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut Problems) -> bool {
-    if id.api_version != kind.api_version() {
-        let message = format!("`{}` is not read: {}", shortened(id.api_version), kind.api_version());
+    if !kind.api_versions().contains(&id.api_version) {
+        let message = format!("`{}` is not read: {}", shortened(id.api_version), kind.api_versions().join(" or "));
         problems.error("apiVersion", message);
     }
     let right = match kind {
         Kind::Namespace | Kind::Service => meta::is_dns_label(id.name),
-        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy => {
-            meta::is_dns_subdomain(id.name)
-        }
         Kind::Mesh => id.name == mesh::NAME,
+        _ => meta::is_dns_subdomain(id.name),
     };
     if id.name.is_empty() {
         problems.error("metadata.name", "is missing");
@@ -519,6 +565,7 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
     fn fields<'n, T: Deserialize<'n>>(root: &'n Node<'_>, problems: &mut Problems) -> Option<T> {
         de::from_node(root).map_err(|problem| problems.errors.push(problem)).ok()
     }
+    let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     let converted = match kind {
         Kind::Namespace => fields::<NamespaceFields>(root, problems)
             .map(|fields| Object::Namespace(Namespace::convert(&fields, problems))),
@@ -542,8 +589,14 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
         }),
         Kind::NetworkPolicy => fields::<NetworkPolicyFields>(root, problems)
             .map(|fields| Object::NetworkPolicy(network_policy::convert(namespace, &fields, root, problems))),
+        Kind::Route(kind) => Some(Object::Route(Arc::new(route::convert(kind, namespace, name, root, problems)))),
+        Kind::ReferenceGrant => {
+            return reference_grant::convert(namespace, name, root, problems).map(Object::ReferenceGrant);
+        }
+        Kind::TrafficPolicy => {
+            Some(Object::TrafficPolicy(Arc::new(traffic_policy::convert(namespace, name, root, problems))))
+        }
     };
-    let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     converted.or_else(|| salvage(kind, namespace, name, root))
 }
 
@@ -553,7 +606,8 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
         Kind::Namespace => Some(Object::Namespace(Namespace::unreadable(name))),
         Kind::Pod => Some(Object::Pod(Box::new(Pod::salvage(namespace, name, root)))),
         Kind::Service => Some(Object::Service(service::salvage(namespace, name, root))),
-        Kind::EndpointSlice => None,
+        // Of a grant nothing: it grants nothing. Routes and TrafficPolicies are salvaged where they are converted.
+        Kind::EndpointSlice | Kind::ReferenceGrant | Kind::Route(_) | Kind::TrafficPolicy => None,
         Kind::Mesh => Some(Object::Mesh(None)),
         Kind::MeshTls => Some(Object::MeshTls(MeshTls::salvage(namespace, name, root))),
         Kind::AuthorizationPolicy => {
