@@ -8,6 +8,7 @@
 pub mod authorization_policy;
 mod de;
 mod duration;
+mod kind;
 pub mod mesh;
 pub mod mesh_tls;
 pub mod meta;
@@ -28,9 +29,10 @@ pub mod traffic_policy;
 mod yaml;
 
 pub use duration::NEVER;
+pub use kind::{Key, Kind};
 pub use mesh_tls::MeshTls;
 pub use namespace::{MeshLabel, Namespace};
-pub use object::{Dated, Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
+pub use object::{Dated, Item, Object, REPORTS_MAX, Reading, read};
 pub use pod::Pod;
 pub use problem::Problem;
 pub use slice::EndpointSlice;

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use heddle_model::network_policy::NetworkPolicy;
 use heddle_model::policy::AuthorizationPolicy;
-use heddle_model::routing::{ReferenceGrant, Route, RouteKind, TrafficPolicy};
+use heddle_model::routing::{ReferenceGrant, Route, TrafficPolicy};
 use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
 
 use crate::authorization_policy::{self, AuthorizationPolicyFields};
+use crate::kind::{Key, Kind};
 use crate::mesh::{self, MeshFields};
 use crate::mesh_tls::{MeshTls, MeshTlsFields};
 use crate::meta;
@@ -85,44 +86,6 @@ impl<T> Dated<T> {
     }
 }
 
-/// Which kind an object is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// `v1 Namespace`.
-    Namespace,
-    /// `v1 Pod`.
-    Pod,
-    /// `v1 Service`.
-    Service,
-    /// `discovery.k8s.io/v1 EndpointSlice`.
-    EndpointSlice,
-    /// `heddle.dev/v1alpha1 Mesh`.
-    Mesh,
-    /// `heddle.dev/v1alpha1 MeshTLS`.
-    MeshTls,
-    /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
-    AuthorizationPolicy,
-    /// `networking.k8s.io/v1 NetworkPolicy`.
-    NetworkPolicy,
-    /// `gateway.networking.k8s.io/v1 HTTPRoute` and others.
-    Route(RouteKind),
-    /// `gateway.networking.k8s.io/v1 ReferenceGrant`.
-    ReferenceGrant,
-    /// `heddle.dev/v1alpha1 TrafficPolicy`.
-    TrafficPolicy,
-}
-
-/// What makes an object that object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Kind.
-    pub kind: Kind,
-    /// Namespace, empty for kinds without.
-    pub namespace: Arc<str>,
-    /// Name.
-    pub name: Arc<str>,
-}
-
 impl Object {
     /// Kind, namespace and name.
     #[must_use]
@@ -165,88 +128,6 @@ impl Object {
             Self::ReferenceGrant(o) => o.created,
             Self::TrafficPolicy(o) => o.created,
         }
-    }
-}
-
-impl Kind {
-    /// The word in `kind`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Pod => "Pod",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Mesh => "Mesh",
-            Self::MeshTls => "MeshTLS",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-            Self::NetworkPolicy => "NetworkPolicy",
-            Self::Route(kind) => kind.as_str(),
-            Self::ReferenceGrant => "ReferenceGrant",
-            Self::TrafficPolicy => "TrafficPolicy",
-        }
-    }
-
-    /// The version of it that is read; of several the newest.
-    #[must_use]
-    pub const fn api_version(self) -> &'static str {
-        self.api_versions()[0]
-    }
-
-    /// All versions of it that are read, the newest first. Their fields are the same.
-    #[must_use]
-    pub const fn api_versions(self) -> &'static [&'static str] {
-        match self {
-            Self::Namespace | Self::Pod | Self::Service => &["v1"],
-            Self::EndpointSlice => &["discovery.k8s.io/v1"],
-            Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy | Self::TrafficPolicy => &["heddle.dev/v1alpha1"],
-            Self::NetworkPolicy => &["networking.k8s.io/v1"],
-            Self::Route(RouteKind::Grpc) => &["gateway.networking.k8s.io/v1"],
-            Self::Route(RouteKind::Http) | Self::ReferenceGrant => {
-                &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"]
-            }
-            Self::Route(RouteKind::Tls) => &[
-                "gateway.networking.k8s.io/v1",
-                "gateway.networking.k8s.io/v1alpha3",
-                "gateway.networking.k8s.io/v1alpha2",
-            ],
-            Self::Route(RouteKind::Tcp) => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
-        }
-    }
-
-    /// Whether it keeps somebody out: one that goes unnoticed is a hole.
-    const fn guards(self) -> bool {
-        matches!(self, Self::MeshTls | Self::AuthorizationPolicy | Self::NetworkPolicy)
-    }
-
-    /// Whether its objects are in namespaces.
-    pub(crate) const fn namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Mesh)
-    }
-
-    const ALL: [Self; 14] = [
-        Self::Namespace,
-        Self::Pod,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::Mesh,
-        Self::MeshTls,
-        Self::AuthorizationPolicy,
-        Self::NetworkPolicy,
-        Self::Route(RouteKind::Http),
-        Self::Route(RouteKind::Grpc),
-        Self::Route(RouteKind::Tls),
-        Self::Route(RouteKind::Tcp),
-        Self::ReferenceGrant,
-        Self::TrafficPolicy,
-    ];
-}
-
-impl Key {
-    /// `namespace/name`, or `name` for kinds without a namespace.
-    #[must_use]
-    pub fn object(&self) -> String {
-        object_name(&self.namespace, &self.name)
     }
 }
 
@@ -351,14 +232,14 @@ impl Reader {
             Known::NotYet if broken.is_empty() => {
                 let message = format!("{} {} is not supported yet: it has no effect", id.api_version, id.kind);
                 let problem = Problem { line, ..Problem::new("", message) };
-                self.report(line, id.kind, &object_name(id.namespace, id.name), &[problem], true);
+                self.report(line, id.kind, &name_of(id.namespace, id.name), &[problem], true);
             }
             Known::Unknown(message) if broken.is_empty() => {
                 let field = if id.kind.is_empty() { "kind" } else { "" };
                 let problem = Problem { line, ..Problem::new(field, message) };
-                self.reject(line, id.kind, &object_name(id.namespace, id.name), &[problem]);
+                self.reject(line, id.kind, &name_of(id.namespace, id.name), &[problem]);
             }
-            _ => self.reject(line, id.kind, &object_name(id.namespace, id.name), broken),
+            _ => self.reject(line, id.kind, &name_of(id.namespace, id.name), broken),
         }
     }
 
@@ -368,7 +249,7 @@ impl Reader {
             (true, "") => meta::DEFAULT_NAMESPACE,
             (true, namespace) => namespace,
         };
-        let object = object_name(namespace, id.name);
+        let object = name_of(namespace, id.name);
         let mut problems = Problems { errors: broken.to_vec(), ..Problems::default() };
         let named = check_identity(kind, namespace, id, &mut problems);
         let has_strange_metadata = kind.guards() && !check_metadata(root, &mut problems);
@@ -621,7 +502,7 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
     }
 }
 
-fn object_name(namespace: &str, name: &str) -> String {
+pub(crate) fn name_of(namespace: &str, name: &str) -> String {
     match (namespace, name) {
         (_, "") => String::new(),
         ("", name) => name.to_owned(),

@@ -184,3 +184,7 @@ impl Reader<'_> {
 #[cfg(test)]
 #[path = "route_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "route_kinds_tests.rs"]
+mod kinds_tests;

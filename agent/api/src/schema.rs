@@ -17,9 +17,9 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use crate::authorization_policy::AuthorizationPolicySpec;
+use crate::kind::Kind;
 use crate::mesh::{self, MeshSpec};
 use crate::mesh_tls::MeshTlsSpec;
-use crate::object::Kind;
 use crate::traffic_policy::TrafficPolicySpec;
 
 pub use yaml::files;

@@ -347,7 +347,13 @@ fn what_a_schema_can_refuse_table() {
         ),
         (("TrafficPolicy", "metadata: {name: a}".to_owned()), ": required"),
         (traffic("targetRefs: []"), ".spec.targetRefs: minItems"),
-        (traffic(&format!("targetRefs: [{}]", (0..17).map(|i| format!("{{kind: Service, name: a{i}}}")).collect::<Vec<_>>().join(", "))), ".spec.targetRefs: maxItems"),
+        (
+            traffic(&format!(
+                "targetRefs: [{}]",
+                (0..17).map(|i| format!("{{kind: Service, name: a{i}}}")).collect::<Vec<_>>().join(", ")
+            )),
+            ".spec.targetRefs: maxItems",
+        ),
         (traffic("targetRefs: [{kind: Pod, name: a}]"), ".spec.targetRefs[0].kind: enum"),
         (traffic("targetRefs: [{kind: Service}]"), ".spec.targetRefs[0]: required"),
         (of_web("retries: {attempts: 11}"), ".spec.retries.attempts: maximum"),
