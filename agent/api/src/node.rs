@@ -109,12 +109,29 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// What is told of the fields in it that are there more than once, as [`twice`] has it.
+    pub(crate) fn duplicates(&self) -> Vec<String> {
+        match &self.value {
+            Value::Mapping(entries) => {
+                let own = entries.iter().filter(|entry| entry.is_contested).map(|entry| twice(&entry.key, entry.line));
+                own.chain(entries.iter().flat_map(|entry| entry.node.duplicates())).collect()
+            }
+            Value::Sequence(items) => items.iter().flat_map(Self::duplicates).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     fn entry(&self, key: &str) -> Option<&Entry<'a>> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key),
             _ => None,
         }
     }
+}
+
+/// What is told of a field that is there again.
+pub(crate) fn twice(key: &str, first_line: u64) -> String {
+    format!("`{key}` is there twice, first on line {first_line}: keep one")
 }
 
 /// Adds a key to a path; keys that contain separators stand in brackets: `metadata.annotations[heddle.dev/mesh]`.

@@ -38,6 +38,16 @@ impl<'n> Place<'n> {
         Some(Place { node, path: self.at(key) })
     }
 
+    /// What is told of the fields in it that are there more than once.
+    pub(crate) fn duplicates(&self) -> Vec<String> {
+        self.node.duplicates()
+    }
+
+    /// Whether a field of it is there more than once: nobody can say which was meant.
+    pub(crate) fn is_contested(&self, key: &str) -> bool {
+        self.node.is_contested(key)
+    }
+
     /// Whether it is a mapping; told if it is none, as are fields that are not among these.
     pub(crate) fn is_mapping_of(&self, known: &[&str], problems: &mut Problems) -> bool {
         let Value::Mapping(entries) = &self.node.value else {

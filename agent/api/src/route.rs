@@ -38,6 +38,8 @@ struct Reader<'a> {
     /// The route's.
     namespace: &'a str,
     regexes: usize,
+    /// What is told of fields that are there more than once, in all of its object.
+    duplicates: Vec<String>,
     /// What is wrong with single backends, and harms nothing else.
     of_backends: Problems,
 }
@@ -47,6 +49,7 @@ pub(crate) fn convert(kind: RouteKind, namespace: &str, name: &str, root: &Node<
     let key = RouteKey { kind, namespace: namespace.into(), name: name.into() };
     let mut of_rules = Problems::default();
     let root = Place::new(root, "");
+    let duplicates = root.duplicates();
     let is_object = root.is_mapping_of(&["apiVersion", "kind", "metadata", "spec", "status"], problems);
     let metadata = root.get("metadata").filter(|_| is_object);
     let fields: ObjectMeta = metadata.as_ref().and_then(|place| place.value(problems)).unwrap_or_default();
@@ -55,7 +58,7 @@ pub(crate) fn convert(kind: RouteKind, namespace: &str, name: &str, root: &Node<
     let mut route =
         Route { key, created, generation, parents: Box::default(), hostnames: Box::default(), rules: Box::default() };
     if let Some(spec) = root.get("spec") {
-        read_spec(&mut route, &spec, &mut of_rules, problems);
+        read_spec(&mut route, &spec, duplicates, &mut of_rules, problems);
     } else {
         problems.error("spec", "is missing");
     }
@@ -70,7 +73,13 @@ pub(crate) fn convert(kind: RouteKind, namespace: &str, name: &str, root: &Node<
     route
 }
 
-fn read_spec(route: &mut Route, spec: &Place<'_>, of_rules: &mut Problems, problems: &mut Problems) {
+fn read_spec(
+    route: &mut Route,
+    spec: &Place<'_>,
+    duplicates: Vec<String>,
+    of_rules: &mut Problems,
+    problems: &mut Problems,
+) {
     let known: &[&str] = match route.key.kind {
         RouteKind::Tcp => &["parentRefs", "rules", "useDefaultGateways"],
         _ => &["parentRefs", "hostnames", "rules", "useDefaultGateways"],
@@ -106,7 +115,8 @@ fn read_spec(route: &mut Route, spec: &Place<'_>, of_rules: &mut Problems, probl
         read_absent_rules(route, problems);
         return;
     }
-    route.rules = read_rules(route, &places, of_rules, problems);
+    let reader = Reader { namespace: &namespace, regexes: 0, duplicates, of_backends: Problems::default() };
+    route.rules = read_rules(route, &places, reader, of_rules, problems);
 }
 
 fn read_absent_rules(route: &mut Route, problems: &mut Problems) {
@@ -132,10 +142,10 @@ fn read_absent_rules(route: &mut Route, problems: &mut Problems) {
 fn read_rules(
     route: &Route,
     places: &[Place<'_>],
+    mut reader: Reader<'_>,
     of_rules: &mut Problems,
     problems: &mut Problems,
 ) -> Box<[Arc<Rule>]> {
-    let mut reader = Reader { namespace: &route.key.namespace, regexes: 0, of_backends: Problems::default() };
     let mut names: Vec<Arc<str>> = Vec::new();
     let mut rules = Vec::new();
     let mut matches = 0;
@@ -145,7 +155,7 @@ fn read_rules(
         if matches > MATCHES_MAX {
             break;
         }
-        let mut own = Problems::default();
+        let mut own = Problems { errors: reader.duplicates_of(place, problems), ..Problems::default() };
         let name = rules::name(place, &mut own);
         if let Some(name) = &name {
             if names.contains(name) {
@@ -170,6 +180,22 @@ fn read_rules(
 }
 
 impl Reader<'_> {
+    /// What was told of fields that are there more than once, if they are in this rule and nowhere else: its trouble alone.
+    fn duplicates_of(&self, place: &Place<'_>, problems: &mut Problems) -> Vec<Problem> {
+        let own = place.duplicates();
+        if own.is_empty() {
+            return Vec::new();
+        }
+        let count = |all: &[String], message: &str| all.iter().filter(|other| *other == message).count();
+        let is_own = |problem: &Problem| match count(&own, &problem.message) {
+            0 => false,
+            here => here == count(&self.duplicates, &problem.message),
+        };
+        let (here, elsewhere) = std::mem::take(&mut problems.errors).into_iter().partition::<Vec<_>, _>(is_own);
+        problems.errors = elsewhere;
+        here.into_iter().map(|problem| Problem { field: place.path().to_owned(), ..problem }).collect()
+    }
+
     /// A regular expression, of which a route may have so many.
     fn pattern(&mut self, at: &str, text: &str, problems: &mut Problems) -> Option<Pattern> {
         self.regexes += 1;

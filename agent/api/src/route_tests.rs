@@ -670,6 +670,35 @@ fn broken_text_and_metadata_harm_the_whole_route() {
     assert_eq!(read("f", good.replacen("name: web", "name: Web", 1).as_bytes()).items, []);
 }
 
+/// `line` of the rule that is there twice, and what is left: whether each rule is invalid.
+#[test]
+fn a_field_that_is_there_twice_harms_what_it_is_in_table() {
+    let table: [(&str, &str, &[bool]); 6] = [
+        ("    backendRefs: []\n", "    backendRefs: []\n    backendRefs: [{name: b, port: 1}]\n", &[true, false]),
+        ("    name: first\n", "    name: first\n    name: second\n", &[true, false]),
+        ("value: /a\n", "value: /a\n        value: /\n", &[false]),
+        ("  - matches:\n", "  - matches: []\n    matches:\n", &[false]),
+        ("  hostnames: []\n", "  hostnames: []\n  hostnames: [a]\n", &[true, true]),
+        ("  rules:\n", "  rules: []\n  rules:\n", &[]),
+    ];
+    let good = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: shop}}\nspec:\n  {PARENT}\n  \
+         hostnames: []\n  rules:\n  - matches:\n    - path:\n        value: /a\n    name: first\n    backendRefs: []\n  - {GOOD}\n"
+    );
+    for (once, twice, left) in table {
+        assert!(good.contains(once), "{once}");
+        let reading = read("f", good.replacen(once, twice, 1).as_bytes());
+        let [report] = &reading.invalid[..] else { panic!("{twice}: {reading:?}") };
+        assert!(report.message.contains("is there twice"), "{report}");
+        let of_rule = left.len() == 1 || left == [true, false];
+        assert_eq!(&*report.field, if of_rule { "spec.rules[0]" } else { "" }, "{twice}");
+        let [item] = &reading.items[..] else { panic!("{twice}: {reading:?}") };
+        let Object::Route(route) = &item.object else { panic!("{reading:?}") };
+        assert_eq!(route.rules.iter().map(|rule| rule.invalid.is_some()).collect::<Vec<_>>(), left, "{twice}");
+        assert_eq!(route.parents.len(), 1, "{twice}");
+    }
+}
+
 /// What users copy must be right.
 #[test]
 fn the_examples_in_the_documentation_are_accepted() {

@@ -47,16 +47,20 @@ pub(super) fn convert(
     problems: &mut Problems,
     read: impl Fn(&mut Reader<'_>, &Place<'_>, &mut Problems) -> Match,
 ) -> Option<Box<[Match]>> {
+    if rule.is_contested("matches") {
+        return None;
+    }
     let before = problems.errors.len();
     let mut matches = Vec::new();
-    for place in rule.items("matches", MATCHES_MAX, problems) {
+    let places = rule.items("matches", MATCHES_MAX, problems);
+    for place in &places {
         let before = problems.errors.len();
-        let found = read(reader, &place, problems);
-        if problems.errors.len() == before {
+        let found = read(reader, place, problems);
+        if problems.errors.len() == before && place.duplicates().is_empty() {
             matches.push(found);
         }
     }
-    let is_any = problems.errors.len() == before;
+    let is_any = places.is_empty() && problems.errors.len() == before;
     (is_any || !matches.is_empty()).then(|| matches.into())
 }
 
