@@ -90,7 +90,7 @@ pub(crate) fn convert(
         return Dated::new(created, salvage(namespace, name, root));
     };
     if let Some(node) = root.get("spec") {
-        refuse_nulls(node, &mut "spec".to_owned(), problems);
+        node::refuse_nulls(node, &mut "spec".to_owned(), problems);
     }
     let action = spec.action.as_deref();
     let action = action.and_then(|text| meta::one_of(problems, "spec.action", text, &ACTIONS)).unwrap_or_default();
@@ -120,29 +120,6 @@ pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> Authoriza
     let dry_run = said("dryRun").is_some_and(|node| node.value == Value::Bool(true));
     let (namespace, name) = (namespace.into(), name.into());
     AuthorizationPolicy { namespace, name, target: target(root), action, dry_run, rules: Rules::Rejected }
-}
-
-/// Elsewhere a field without a value is an absent one; here that would let a policy match more than it names.
-fn refuse_nulls(node: &Node<'_>, path: &mut String, problems: &mut Problems) {
-    let length = path.len();
-    match &node.value {
-        Value::Null => problems.error(path.as_str(), "has no value: give it one, or leave it out"),
-        Value::Mapping(entries) => {
-            for entry in entries {
-                node::join(path, &entry.key);
-                refuse_nulls(&entry.node, path, problems);
-                path.truncate(length);
-            }
-        }
-        Value::Sequence(items) => {
-            for (index, item) in items.iter().enumerate() {
-                path.push_str(&format!("[{index}]"));
-                refuse_nulls(item, path, problems);
-                path.truncate(length);
-            }
-        }
-        _ => {}
-    }
 }
 
 fn check_target(spec: &AuthorizationPolicySpec, problems: &mut Problems) {

@@ -113,6 +113,14 @@ impl<'de> de::Deserializer<'de> for &'de Node<'_> {
         }
     }
 
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.value {
+            Value::Float(value) => visitor.visit_f64(value),
+            Value::Integer(value) => visitor.visit_i64(value),
+            _ => Err(self.expected("a number")),
+        }
+    }
+
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.value {
             Value::Sequence(_) => self.deserialize_any(visitor),
@@ -145,7 +153,7 @@ impl<'de> de::Deserializer<'de> for &'de Node<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit unit_struct tuple tuple_struct enum identifier
+        i8 i16 i32 i128 u8 u16 u32 u64 u128 f32 char bytes byte_buf unit unit_struct tuple tuple_struct enum identifier
     }
 }
 

@@ -7,6 +7,8 @@
 
 pub mod authorization_policy;
 mod de;
+mod duration;
+mod kind;
 pub mod mesh;
 pub mod mesh_tls;
 pub mod meta;
@@ -14,17 +16,23 @@ pub mod namespace;
 pub mod network_policy;
 mod node;
 pub mod object;
+mod place;
 pub mod pod;
 mod problem;
+mod reference_grant;
+pub mod route;
 pub mod schema;
 pub mod selector;
 pub mod service;
 pub mod slice;
+pub mod traffic_policy;
 mod yaml;
 
+pub use duration::NEVER;
+pub use kind::{Key, Kind};
 pub use mesh_tls::MeshTls;
 pub use namespace::{MeshLabel, Namespace};
-pub use object::{Dated, Item, Key, Kind, Object, REPORTS_MAX, Reading, read};
+pub use object::{Dated, Item, Object, REPORTS_MAX, Reading, read};
 pub use pod::Pod;
 pub use problem::Problem;
 pub use slice::EndpointSlice;

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 
 use crate::de;
 use crate::meta::{self, ObjectMeta};
-use crate::node::{Node, Value, shortened};
+use crate::node::{Node, shortened};
 use crate::object::Dated;
 use crate::problem::Problems;
 use crate::selector;
@@ -171,7 +171,7 @@ pub(crate) fn convert(
 pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> NetworkPolicy {
     // Of two selectors, or two values in one, nobody can say which was meant.
     let spec = root.get("spec").filter(|spec| !root.is_contested("spec") && !spec.is_contested("podSelector"));
-    let selector = spec.and_then(|spec| spec.get("podSelector")).filter(|node| !is_contested(node));
+    let selector = spec.and_then(|spec| spec.get("podSelector")).filter(|node| node.duplicates().is_empty());
     let pods = selector.and_then(|node| {
         let fields: LabelSelectorFields = de::from_node(node).ok()?;
         let mut problems = Problems::default();
@@ -185,14 +185,6 @@ pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> NetworkPo
         ingress: Some(Vec::new()),
         egress: Some(Vec::new()),
         is_rejected: true,
-    }
-}
-
-fn is_contested(node: &Node<'_>) -> bool {
-    match &node.value {
-        Value::Mapping(entries) => entries.iter().any(|entry| entry.is_contested || is_contested(&entry.node)),
-        Value::Sequence(items) => items.iter().any(is_contested),
-        _ => false,
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use crate::problem::Problems;
+
 /// One value and the line it starts on.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Node<'a> {
@@ -107,12 +109,29 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// What is told of the fields in it that are there more than once, as [`twice`] has it.
+    pub(crate) fn duplicates(&self) -> Vec<String> {
+        match &self.value {
+            Value::Mapping(entries) => {
+                let own = entries.iter().filter(|entry| entry.is_contested).map(|entry| twice(&entry.key, entry.line));
+                own.chain(entries.iter().flat_map(|entry| entry.node.duplicates())).collect()
+            }
+            Value::Sequence(items) => items.iter().flat_map(Self::duplicates).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     fn entry(&self, key: &str) -> Option<&Entry<'a>> {
         match &self.value {
             Value::Mapping(entries) => entries.iter().find(|entry| entry.key == key),
             _ => None,
         }
     }
+}
+
+/// What is told of a field that is there again.
+pub(crate) fn twice(key: &str, first_line: u64) -> String {
+    format!("`{key}` is there twice, first on line {first_line}: keep one")
 }
 
 /// Adds a key to a path; keys that contain separators stand in brackets: `metadata.annotations[heddle.dev/mesh]`.
@@ -126,6 +145,30 @@ pub(crate) fn join(path: &mut String, key: &str) {
             path.push('.');
         }
         path.push_str(key);
+    }
+}
+
+/// Elsewhere a field without a value is an absent one; for kinds where that would let an object
+/// match more, or say less, than its author meant.
+pub(crate) fn refuse_nulls(node: &Node<'_>, path: &mut String, problems: &mut Problems) {
+    let length = path.len();
+    match &node.value {
+        Value::Null => problems.error(path.as_str(), "has no value: give it one, or leave it out"),
+        Value::Mapping(entries) => {
+            for entry in entries {
+                join(path, &entry.key);
+                refuse_nulls(&entry.node, path, problems);
+                path.truncate(length);
+            }
+        }
+        Value::Sequence(items) => {
+            for (index, item) in items.iter().enumerate() {
+                path.push_str(&format!("[{index}]"));
+                refuse_nulls(item, path, problems);
+                path.truncate(length);
+            }
+        }
+        _ => {}
     }
 }
 

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use heddle_model::network_policy::NetworkPolicy;
 use heddle_model::policy::AuthorizationPolicy;
+use heddle_model::routing::{ReferenceGrant, Route, TrafficPolicy};
 use heddle_model::{InvalidObject, MeshConfig, Service, Timestamp};
 use serde::Deserialize;
 
 use crate::authorization_policy::{self, AuthorizationPolicyFields};
+use crate::kind::{Key, Kind};
 use crate::mesh::{self, MeshFields};
 use crate::mesh_tls::{MeshTls, MeshTlsFields};
 use crate::meta;
@@ -18,7 +20,7 @@ use crate::pod::{Pod, PodFields};
 use crate::problem::{Problem, Problems};
 use crate::service::{self, ServiceFields};
 use crate::slice::{EndpointSlice, SliceFields};
-use crate::{de, yaml};
+use crate::{de, reference_grant, route, traffic_policy, yaml};
 
 /// What a file says.
 #[derive(Debug, Default)]
@@ -61,6 +63,12 @@ pub enum Object {
     AuthorizationPolicy(Dated<AuthorizationPolicy>),
     /// `networking.k8s.io/v1 NetworkPolicy`.
     NetworkPolicy(Dated<NetworkPolicy>),
+    /// `gateway.networking.k8s.io/v1 HTTPRoute`, `GRPCRoute`, `TLSRoute` or `TCPRoute`.
+    Route(Arc<Route>),
+    /// `gateway.networking.k8s.io/v1 ReferenceGrant`; there is none of one that was rejected, which grants nothing.
+    ReferenceGrant(Dated<ReferenceGrant>),
+    /// `heddle.dev/v1alpha1 TrafficPolicy`.
+    TrafficPolicy(Arc<TrafficPolicy>),
 }
 
 /// A policy as the model has it, which does not care how old it is.
@@ -76,38 +84,6 @@ impl<T> Dated<T> {
     pub(crate) fn new(created: Option<Timestamp>, policy: T) -> Self {
         Self { created, policy: Arc::new(policy) }
     }
-}
-
-/// Which kind an object is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// `v1 Namespace`.
-    Namespace,
-    /// `v1 Pod`.
-    Pod,
-    /// `v1 Service`.
-    Service,
-    /// `discovery.k8s.io/v1 EndpointSlice`.
-    EndpointSlice,
-    /// `heddle.dev/v1alpha1 Mesh`.
-    Mesh,
-    /// `heddle.dev/v1alpha1 MeshTLS`.
-    MeshTls,
-    /// `heddle.dev/v1alpha1 AuthorizationPolicy`.
-    AuthorizationPolicy,
-    /// `networking.k8s.io/v1 NetworkPolicy`.
-    NetworkPolicy,
-}
-
-/// What makes an object that object.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
-    /// Kind.
-    pub kind: Kind,
-    /// Namespace, empty for kinds without.
-    pub namespace: Arc<str>,
-    /// Name.
-    pub name: Arc<str>,
 }
 
 impl Object {
@@ -127,6 +103,11 @@ impl Object {
             Self::NetworkPolicy(Dated { policy, .. }) => {
                 (Kind::NetworkPolicy, Arc::clone(&policy.namespace), Arc::clone(&policy.name))
             }
+            Self::Route(o) => (Kind::Route(o.key.kind), Arc::clone(&o.key.namespace), Arc::clone(&o.key.name)),
+            Self::ReferenceGrant(Dated { policy, .. }) => {
+                (Kind::ReferenceGrant, Arc::clone(&policy.key.0), Arc::clone(&policy.key.1))
+            }
+            Self::TrafficPolicy(o) => (Kind::TrafficPolicy, Arc::clone(&o.key.0), Arc::clone(&o.key.1)),
         };
         Key { kind, namespace, name }
     }
@@ -143,64 +124,10 @@ impl Object {
             Self::MeshTls(o) => o.created,
             Self::AuthorizationPolicy(o) => o.created,
             Self::NetworkPolicy(o) => o.created,
+            Self::Route(o) => o.created,
+            Self::ReferenceGrant(o) => o.created,
+            Self::TrafficPolicy(o) => o.created,
         }
-    }
-}
-
-impl Kind {
-    /// The word in `kind`.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Pod => "Pod",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::Mesh => "Mesh",
-            Self::MeshTls => "MeshTLS",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-            Self::NetworkPolicy => "NetworkPolicy",
-        }
-    }
-
-    /// The only version of it that is read.
-    #[must_use]
-    pub const fn api_version(self) -> &'static str {
-        match self {
-            Self::Namespace | Self::Pod | Self::Service => "v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Mesh | Self::MeshTls | Self::AuthorizationPolicy => "heddle.dev/v1alpha1",
-            Self::NetworkPolicy => "networking.k8s.io/v1",
-        }
-    }
-
-    /// Whether it keeps somebody out: one that goes unnoticed is a hole.
-    const fn guards(self) -> bool {
-        matches!(self, Self::MeshTls | Self::AuthorizationPolicy | Self::NetworkPolicy)
-    }
-
-    /// Whether its objects are in namespaces.
-    pub(crate) const fn namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Mesh)
-    }
-
-    const ALL: [Self; 8] = [
-        Self::Namespace,
-        Self::Pod,
-        Self::Service,
-        Self::EndpointSlice,
-        Self::Mesh,
-        Self::MeshTls,
-        Self::AuthorizationPolicy,
-        Self::NetworkPolicy,
-    ];
-}
-
-impl Key {
-    /// `namespace/name`, or `name` for kinds without a namespace.
-    #[must_use]
-    pub fn object(&self) -> String {
-        object_name(&self.namespace, &self.name)
     }
 }
 
@@ -305,14 +232,14 @@ impl Reader {
             Known::NotYet if broken.is_empty() => {
                 let message = format!("{} {} is not supported yet: it has no effect", id.api_version, id.kind);
                 let problem = Problem { line, ..Problem::new("", message) };
-                self.report(line, id.kind, &object_name(id.namespace, id.name), &[problem], true);
+                self.report(line, id.kind, &name_of(id.namespace, id.name), &[problem], true);
             }
             Known::Unknown(message) if broken.is_empty() => {
                 let field = if id.kind.is_empty() { "kind" } else { "" };
                 let problem = Problem { line, ..Problem::new(field, message) };
-                self.reject(line, id.kind, &object_name(id.namespace, id.name), &[problem]);
+                self.reject(line, id.kind, &name_of(id.namespace, id.name), &[problem]);
             }
-            _ => self.reject(line, id.kind, &object_name(id.namespace, id.name), broken),
+            _ => self.reject(line, id.kind, &name_of(id.namespace, id.name), broken),
         }
     }
 
@@ -322,13 +249,15 @@ impl Reader {
             (true, "") => meta::DEFAULT_NAMESPACE,
             (true, namespace) => namespace,
         };
-        let object = object_name(namespace, id.name);
+        let object = name_of(namespace, id.name);
         let mut problems = Problems { errors: broken.to_vec(), ..Problems::default() };
         let named = check_identity(kind, namespace, id, &mut problems);
         let has_strange_metadata = kind.guards() && !check_metadata(root, &mut problems);
         let converted = match (named, kind) {
             // What is misspelt may be the namespace: nobody can tell whom it was meant for.
             _ if has_strange_metadata && id.namespace.is_empty() => None,
+            // These tell their own parts apart, and those from what was wrong before.
+            (true, Kind::Route(_) | Kind::TrafficPolicy) => convert(kind, namespace, root, &mut problems),
             (true, _) if problems.errors.is_empty() => convert(kind, namespace, root, &mut problems),
             (true, _) => salvage(kind, namespace, id.name, root),
             // Its addresses are refused under a name that no Service can have.
@@ -456,16 +385,14 @@ fn group(api_version: &str) -> &str {
 
 /// Checks what the object calls itself; false if the name cannot be used.
 fn check_identity(kind: Kind, namespace: &str, id: &Identity<'_>, problems: &mut Problems) -> bool {
-    if id.api_version != kind.api_version() {
-        let message = format!("`{}` is not read: {}", shortened(id.api_version), kind.api_version());
+    if !kind.api_versions().contains(&id.api_version) {
+        let message = format!("`{}` is not read: {}", shortened(id.api_version), kind.api_versions().join(" or "));
         problems.error("apiVersion", message);
     }
     let right = match kind {
         Kind::Namespace | Kind::Service => meta::is_dns_label(id.name),
-        Kind::Pod | Kind::EndpointSlice | Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy => {
-            meta::is_dns_subdomain(id.name)
-        }
         Kind::Mesh => id.name == mesh::NAME,
+        _ => meta::is_dns_subdomain(id.name),
     };
     if id.name.is_empty() {
         problems.error("metadata.name", "is missing");
@@ -519,6 +446,7 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
     fn fields<'n, T: Deserialize<'n>>(root: &'n Node<'_>, problems: &mut Problems) -> Option<T> {
         de::from_node(root).map_err(|problem| problems.errors.push(problem)).ok()
     }
+    let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     let converted = match kind {
         Kind::Namespace => fields::<NamespaceFields>(root, problems)
             .map(|fields| Object::Namespace(Namespace::convert(&fields, problems))),
@@ -542,8 +470,14 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
         }),
         Kind::NetworkPolicy => fields::<NetworkPolicyFields>(root, problems)
             .map(|fields| Object::NetworkPolicy(network_policy::convert(namespace, &fields, root, problems))),
+        Kind::Route(kind) => Some(Object::Route(Arc::new(route::convert(kind, namespace, name, root, problems)))),
+        Kind::ReferenceGrant => {
+            return reference_grant::convert(namespace, name, root, problems).map(Object::ReferenceGrant);
+        }
+        Kind::TrafficPolicy => {
+            Some(Object::TrafficPolicy(Arc::new(traffic_policy::convert(namespace, name, root, problems))))
+        }
     };
-    let name = root.at(&["metadata", "name"]).and_then(Node::text).unwrap_or_default();
     converted.or_else(|| salvage(kind, namespace, name, root))
 }
 
@@ -553,7 +487,8 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
         Kind::Namespace => Some(Object::Namespace(Namespace::unreadable(name))),
         Kind::Pod => Some(Object::Pod(Box::new(Pod::salvage(namespace, name, root)))),
         Kind::Service => Some(Object::Service(service::salvage(namespace, name, root))),
-        Kind::EndpointSlice => None,
+        // Of a grant nothing: it grants nothing. Routes and TrafficPolicies are salvaged where they are converted.
+        Kind::EndpointSlice | Kind::ReferenceGrant | Kind::Route(_) | Kind::TrafficPolicy => None,
         Kind::Mesh => Some(Object::Mesh(None)),
         Kind::MeshTls => Some(Object::MeshTls(MeshTls::salvage(namespace, name, root))),
         Kind::AuthorizationPolicy => {
@@ -567,7 +502,7 @@ fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<O
     }
 }
 
-fn object_name(namespace: &str, name: &str) -> String {
+pub(crate) fn name_of(namespace: &str, name: &str) -> String {
     match (namespace, name) {
         (_, "") => String::new(),
         ("", name) => name.to_owned(),

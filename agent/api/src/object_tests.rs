@@ -59,6 +59,11 @@ fn kinds_table() {
             "apiVersion: heddle.dev/v1alpha1\nkind: CachePolicy\nmetadata: {name: a}",
             "1 CachePolicy a: : unknown kind `heddle.dev/v1alpha1 CachePolicy`",
         ),
+        (
+            "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: HTTPRoute\nmetadata: {name: a}\nspec: {parentRefs: [{name: a}]}",
+            "1 HTTPRoute default/a: apiVersion: `gateway.networking.k8s.io/v1alpha2` is not read: \
+             gateway.networking.k8s.io/v1 or gateway.networking.k8s.io/v1beta1",
+        ),
         ("apiVersion: v1\nmetadata: {name: a}", "1  a: kind: is missing"),
         ("just text", "1  : kind: must be an object with apiVersion and kind, not the text `just text`"),
         ("- a\n- b", "1  : kind: must be an object with apiVersion and kind, not a list"),
@@ -88,8 +93,10 @@ fn other_kinds_are_ignored_or_said_to_have_no_effect_yet() {
         "example.com/v1 Any",
     ];
     let unsupported = [
-        "gateway.networking.k8s.io/v1 HTTPRoute",
         "gateway.networking.k8s.io/v1 Gateway",
+        "gateway.networking.k8s.io/v1 GatewayClass",
+        "gateway.networking.k8s.io/v1 BackendTLSPolicy",
+        "gateway.networking.k8s.io/v1alpha2 UDPRoute",
         // Somebody thinks that they guard something.
         "security.istio.io/v1 AuthorizationPolicy",
         "hedle.dev/v1alpha1 MeshTLS",

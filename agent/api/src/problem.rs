@@ -27,6 +27,11 @@ impl Problem {
     pub(crate) fn new(field: impl Into<String>, message: impl Display) -> Self {
         Self { field: field.into(), line: 0, message: message.to_string() }
     }
+
+    /// `field: message`, or the message alone of what is no field.
+    pub(crate) fn told(&self) -> String {
+        if self.field.is_empty() { self.message.clone() } else { format!("{}: {}", self.field, self.message) }
+    }
 }
 
 impl Problems {

@@ -17,9 +17,10 @@ use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use crate::authorization_policy::AuthorizationPolicySpec;
+use crate::kind::Kind;
 use crate::mesh::{self, MeshSpec};
 use crate::mesh_tls::MeshTlsSpec;
-use crate::object::Kind;
+use crate::traffic_policy::TrafficPolicySpec;
 
 pub use yaml::files;
 
@@ -58,6 +59,16 @@ pub fn definitions() -> Vec<Definition> {
             rules: Vec::new(),
         },
         Outline {
+            kind: Kind::TrafficPolicy,
+            plural: "trafficpolicies",
+            short_name: "htp",
+            description: "How requests to Services of its namespace, or of routes in it, are carried.",
+            columns: vec![column("Target", "string", ".spec.targetRefs[0].name")],
+            spec: spec::<TrafficPolicySpec>(),
+            is_spec_required: true,
+            rules: Vec::new(),
+        },
+        Outline {
             kind: Kind::Mesh,
             plural: "meshes",
             short_name: "hmesh",
@@ -82,6 +93,11 @@ pub fn definitions() -> Vec<Definition> {
 /// The words a field may have.
 pub(crate) fn words<T>(words: &[(&'static str, T)]) -> Vec<&'static str> {
     words.iter().map(|(word, _)| *word).collect()
+}
+
+/// An item of a list that is one of these words.
+pub(crate) fn item(words: Vec<&'static str>) -> Value {
+    json!({"type": "string", "enum": words})
 }
 
 /// The word for a value.

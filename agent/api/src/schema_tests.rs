@@ -5,17 +5,20 @@ use std::sync::LazyLock;
 
 use super::*;
 use crate::authorization_policy::{LISTED_MAX, OPERATIONS_MAX, RULES_MAX, SOURCES_MAX};
+use crate::duration;
 use crate::mesh_tls::PORTS_MAX;
 use crate::node::{self, Node};
 use crate::object::read;
 use crate::yaml;
 
 /// Documents that users copy, and those that fuzzing begins with.
-const VALID: [&str; 6] = [
+const VALID: [&str; 8] = [
     include_str!("../../../docs/authorization.md"),
     include_str!("../../../docs/mtls.md"),
+    include_str!("../../../docs/traffic-policy.md"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/mesh.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/policies.yaml"),
+    include_str!("../../../tests/fuzz/seeds/yaml_objects/routes.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/shop.yaml"),
     MORE,
 ];
@@ -78,7 +81,7 @@ fn judge(schema: &Value, node: &Node<'_>, path: &str, told: &mut Vec<String>) {
         node::Value::Sequence(_) => "array",
         node::Value::Mapping(_) => "object",
     };
-    if schema["type"] != of_type {
+    if schema["type"] != of_type && (&schema["type"], of_type) != (&json!("number"), "integer") {
         told.push(format!("{path}: type"));
         return;
     }
@@ -88,8 +91,14 @@ fn judge(schema: &Value, node: &Node<'_>, path: &str, told: &mut Vec<String>) {
             ("type" | "description" | "format" | "nullable" | "default", _) => true,
             ("enum", node::Value::String(text)) => limit.as_array().unwrap().contains(&json!(text)),
             ("enum", node::Value::Bool(value)) => limit.as_array().unwrap().contains(&json!(value)),
-            ("minimum", node::Value::Integer(number)) => *number >= limit.as_i64().unwrap(),
-            ("maximum", node::Value::Integer(number)) => *number <= limit.as_i64().unwrap(),
+            ("minimum", node::Value::Integer(number)) => *number as f64 >= limit.as_f64().unwrap(),
+            ("maximum", node::Value::Integer(number)) => *number as f64 <= limit.as_f64().unwrap(),
+            ("minimum", node::Value::Float(number)) => *number >= limit.as_f64().unwrap(),
+            ("maximum", node::Value::Float(number)) => *number <= limit.as_f64().unwrap(),
+            ("pattern", node::Value::String(text)) => {
+                assert_eq!(limit, duration::PATTERN);
+                duration::parse(text).is_ok()
+            }
             ("minLength", node::Value::String(text)) => text.chars().count() >= count(),
             ("maxLength", node::Value::String(text)) => text.chars().count() <= count(),
             ("minItems", node::Value::Sequence(items)) => items.len() >= count(),
@@ -171,7 +180,7 @@ fn what_is_valid_passes() {
             passed += 1;
         }
     }
-    assert_eq!(passed, 4 + 3 + 2 + 2 + 5, "examples of our kinds");
+    assert_eq!(passed, 4 + 3 + 4 + 2 + 2 + 2 + 5, "examples of our kinds");
 }
 
 /// The tree with one thing in it replaced by one of `values`, taken out, or there twice, in every way.
@@ -259,6 +268,8 @@ fn what_a_schema_can_refuse_table() {
     let from = |item: &str| policy(&format!("rules: [{{from: [{{{item}}}]}}]"));
     let to = |item: &str| policy(&format!("rules: [{{to: [{{{item}}}]}}]"));
     let tls = |spec: &str| ("MeshTLS", format!("metadata: {{name: a}}\nspec: {{{spec}}}"));
+    let traffic = |spec: &str| ("TrafficPolicy", format!("metadata: {{name: a}}\nspec: {{{spec}}}"));
+    let of_web = |spec: &str| traffic(&format!("targetRefs: [{{kind: Service, name: web}}], {spec}"));
     let mesh = |spec: &str| ("Mesh", format!("metadata: {{name: default}}\nspec: {{{spec}}}"));
     let table = [
         (("AuthorizationPolicy", "metadata: {name: a}".to_owned()), ": required"),
@@ -334,6 +345,40 @@ fn what_a_schema_can_refuse_table() {
             )),
             ".spec.ports: maxItems",
         ),
+        (("TrafficPolicy", "metadata: {name: a}".to_owned()), ": required"),
+        (traffic("targetRefs: []"), ".spec.targetRefs: minItems"),
+        (
+            traffic(&format!(
+                "targetRefs: [{}]",
+                (0..17).map(|i| format!("{{kind: Service, name: a{i}}}")).collect::<Vec<_>>().join(", ")
+            )),
+            ".spec.targetRefs: maxItems",
+        ),
+        (traffic("targetRefs: [{kind: Pod, name: a}]"), ".spec.targetRefs[0].kind: enum"),
+        (traffic("targetRefs: [{kind: Service}]"), ".spec.targetRefs[0]: required"),
+        (of_web("retries: {attempts: 11}"), ".spec.retries.attempts: maximum"),
+        (of_web("retries: {perTryTimeout: soon}"), ".spec.retries.perTryTimeout: pattern"),
+        (of_web("retries: {retryOn: [Any]}"), ".spec.retries.retryOn[0]: enum"),
+        (of_web("retries: {statuses: [399]}"), ".spec.retries.statuses[0]: minimum"),
+        (of_web("retries: {grpcCodes: [OK]}"), ".spec.retries.grpcCodes[0]: enum"),
+        (of_web("retryBudget: {percent: 101}"), ".spec.retryBudget.percent: maximum"),
+        (of_web("timeouts: {request: 1.5s}"), ".spec.timeouts.request: pattern"),
+        (of_web("circuitBreaker: {service: {connections: 0}}"), ".spec.circuitBreaker.service.connections: minimum"),
+        (
+            of_web("outlierDetection: {successRate: {stdevFactor: 0.05}}"),
+            ".spec.outlierDetection.successRate.stdevFactor: minimum",
+        ),
+        (
+            of_web("outlierDetection: {successRate: {stdevFactor: 11}}"),
+            ".spec.outlierDetection.successRate.stdevFactor: maximum",
+        ),
+        (of_web("outlierDetection: {panicPercent: 101}"), ".spec.outlierDetection.panicPercent: maximum"),
+        (of_web("loadBalancing: {algorithm: Any}"), ".spec.loadBalancing.algorithm: enum"),
+        (of_web("loadBalancing: {slowStart: {}}"), ".spec.loadBalancing.slowStart: required"),
+        (of_web("faults: {delay: {percent: 1}}"), ".spec.faults.delay: required"),
+        (of_web("faults: {abort: {httpStatus: 600}}"), ".spec.faults.abort.httpStatus: maximum"),
+        (of_web("faults: {headers: [{name: a}], abort: {httpStatus: 500}}"), ".spec.faults.headers[0]: minProperties"),
+        (of_web("retires: {}"), ".spec.retires: unknown"),
         (("Mesh", "metadata: {name: other}".to_owned()), ": x-kubernetes-validations"),
         (mesh("outboundPolicy: deny"), ".spec.outboundPolicy: enum"),
         (mesh("trustDomain: ''"), ".spec.trustDomain: minLength"),
@@ -372,7 +417,7 @@ fn walk(schema: &Value, path: &str, visit: &mut impl FnMut(&str, &Value)) {
 /// and what we ask besides: a description for users, a bound for every list.
 #[test]
 fn schemas_are_structural_and_bounded() {
-    let known = "type description format nullable default enum minimum maximum minLength maxLength minItems maxItems items \
+    let known = "type description format nullable default enum minimum maximum minLength maxLength pattern minItems maxItems items \
                  minProperties maxProperties properties additionalProperties required \
                  x-kubernetes-validations x-kubernetes-list-type x-kubernetes-list-map-keys";
     let known: BTreeSet<&str> = known.split_whitespace().collect();
@@ -394,18 +439,21 @@ fn schemas_are_structural_and_bounded() {
 /// The API server would drop a null elsewhere, and the policy would match more than it names.
 #[test]
 fn a_null_in_a_policy_reaches_the_reader_that_refuses_it() {
-    let schema = schema("AuthorizationPolicy").unwrap();
-    let mut optional = 0;
-    walk(&schema["properties"]["spec"], "spec", &mut |path, schema| {
-        let required = schema["required"].as_array().cloned().unwrap_or_default();
-        for (field, of_field) in schema["properties"].as_object().into_iter().flatten() {
-            if !required.contains(&json!(field)) {
-                assert_eq!(of_field["nullable"], true, "{path}.{field}");
-                optional += 1;
+    for kind in ["AuthorizationPolicy", "TrafficPolicy"] {
+        let schema = schema(kind).unwrap();
+        let mut optional = 0;
+        walk(&schema["properties"]["spec"], "spec", &mut |path, schema| {
+            let required = schema["required"].as_array().cloned().unwrap_or_default();
+            for (field, of_field) in schema["properties"].as_object().into_iter().flatten() {
+                if !required.contains(&json!(field)) {
+                    assert_eq!(of_field["nullable"], true, "{path}.{field}");
+                    optional += 1;
+                }
             }
-        }
-    });
-    assert!(optional > 30, "{optional}");
-    let labels = &schema["properties"]["spec"]["properties"]["selector"]["properties"]["matchLabels"];
+        });
+        assert!(optional > 30, "{kind}: {optional}");
+    }
+    let labels = &schema("AuthorizationPolicy").unwrap()["properties"]["spec"]["properties"]["selector"]["properties"]
+        ["matchLabels"];
     assert_eq!(labels["additionalProperties"]["nullable"], true);
 }

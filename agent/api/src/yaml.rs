@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use granit_parser::{BorrowedInput, Event, Options, Parser, ScalarStyle, StrInput, Tag};
 
-use crate::node::{Entry, Node, Value};
+use crate::node::{self, Entry, Node, Value};
 use crate::problem::Problem;
 
 /// Longest file that is read.
@@ -228,7 +228,7 @@ impl<'a> Builder<'a, StrInput<'a>> {
                         index.get(&key).copied()
                     };
                     if let Some(first) = first {
-                        self.problem(line, &format!("`{key}` is there twice, first on line {first}: keep one"));
+                        self.problem(line, &node::twice(&key, first));
                         entries.iter_mut().filter(|e| e.key == key).for_each(|e| e.is_contested = true);
                         continue;
                     }

@@ -5,11 +5,12 @@ use heddle_api::{Object, Reading, read};
 use heddle_model::policy::Rules;
 use proptest::prelude::*;
 
-const SEEDS: [&str; 4] = [
+const SEEDS: [&str; 5] = [
     include_str!("../../../tests/fuzz/seeds/yaml_objects/shop.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/mesh.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/odd.yaml"),
     include_str!("../../../tests/fuzz/seeds/yaml_objects/policies.yaml"),
+    include_str!("../../../tests/fuzz/seeds/yaml_objects/routes.yaml"),
 ];
 
 const BEFORE: &str = "apiVersion: v1\nkind: Namespace\nmetadata: {name: before-the-fuzz}\n---\n";
@@ -114,10 +115,16 @@ fn the_seeds_reach_every_kind() {
     let all: Vec<Reading> = SEEDS.iter().map(|seed| between(seed.as_bytes())).collect();
     let kinds: std::collections::BTreeSet<&str> =
         all.iter().flat_map(|r| &r.items).map(|item| item.object.key().kind.as_str()).collect();
-    let every =
-        ["AuthorizationPolicy", "EndpointSlice", "Mesh", "MeshTLS", "Namespace", "NetworkPolicy", "Pod", "Service"];
-    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), every);
-    assert_eq!((&all[3].invalid, &all[3].warnings), (&vec![], &vec![]), "nor is anything wrong with the policies");
+    let every = "AuthorizationPolicy EndpointSlice GRPCRoute HTTPRoute Mesh MeshTLS Namespace NetworkPolicy Pod ReferenceGrant Service \
+                 TCPRoute TLSRoute TrafficPolicy";
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), every.split_whitespace().collect::<Vec<_>>());
+    for policies in &all[3..] {
+        assert_eq!(
+            (&policies.invalid, &policies.warnings),
+            (&vec![], &vec![]),
+            "nor is anything wrong with the policies"
+        );
+    }
     assert_eq!(all[0].invalid, [], "the first seed is all right, so that an edit has something to break");
     assert!(!all[2].invalid.is_empty() && !all[2].warnings.is_empty() && all[2].ignored == 2);
 }
@@ -179,6 +186,32 @@ proptest! {
             let kind = item.object.key().kind.as_str();
             let told = reading.invalid.iter().any(|report| &*report.kind == kind);
             prop_assert_eq!(rejected, told, "{:?} {:?}", item, reading.invalid);
+        }
+    }
+
+    #[test]
+    fn a_traffic_policy_is_read_whole_or_rejected(which in 5_usize..7, edits in proptest::collection::vec(some_edit(), 1..4)) {
+        let policy = SEEDS[4].split("---\n").nth(which).unwrap();
+        let reading = read("fuzz", &edited(policy, &edits));
+        if let [item] = reading.items.as_slice()
+            && let Object::TrafficPolicy(policy) = &item.object
+        {
+            let told = reading.invalid.iter().any(|report| &*report.kind == "TrafficPolicy");
+            prop_assert_eq!(policy.settings.is_err(), told, "{:?} {:?}", item, reading.invalid);
+        }
+    }
+
+    #[test]
+    fn a_rule_is_right_or_told_of(which in 0_usize..2, edits in proptest::collection::vec(some_edit(), 1..4)) {
+        let route = SEEDS[4].split("---\n").nth(which).unwrap();
+        let reading = read("fuzz", &edited(route, &edits));
+        if let [item] = reading.items.as_slice()
+            && let Object::Route(route) = &item.object
+        {
+            for invalid in route.rules.iter().filter_map(|rule| rule.invalid.as_ref()) {
+                let is_told = |report: &heddle_model::InvalidObject| invalid.ends_with(&*report.message);
+                prop_assert!(reading.invalid.iter().any(is_told), "{} {:?}", invalid, reading.invalid);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod files;
 mod overruled;
 mod policies;
 pub mod reducer;
+mod routing;
 
 pub use files::{FilesError, FilesSource, FilesStatus};
 pub use reducer::Reducer;

@@ -20,6 +20,7 @@ use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, Ser
 
 use crate::overruled::Overrulings;
 use crate::policies::{self, Policies};
+use crate::routing::Routing;
 
 /// The desired objects, and what of them has not been given out yet.
 #[derive(Debug, Default)]
@@ -39,6 +40,7 @@ pub struct Reducer {
     modes_of: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     overruled: Overrulings,
     policies: Policies,
+    routing: Routing,
     dirty: Dirty,
     mesh_in_force: MeshConfig,
     reports: BTreeMap<Key, Vec<Report>>,
@@ -103,6 +105,7 @@ impl Reducer {
                 let [old, new] = [old.as_deref(), object.as_deref()].map(network_policy);
                 self.policies.set_network(key, old, new);
             }
+            Kind::Route(_) | Kind::ReferenceGrant | Kind::TrafficPolicy => self.routing.set(key, object.as_deref()),
         }
         match object {
             None => self.objects.remove(key),
@@ -128,6 +131,7 @@ impl Reducer {
             let service = self.join_service(&key);
             delta.services.push((key, service));
         }
+        delta.routing = self.routing.take();
         let (objects, pods_by_uid) = (&self.objects, &self.pods_by_uid);
         delta.policies = self.policies.delta(|uid| {
             let pod = pods_by_uid.get(uid).and_then(BTreeSet::first)?;
@@ -490,3 +494,7 @@ mod mtls_tests;
 #[cfg(test)]
 #[path = "reducer_policies_tests.rs"]
 mod policies_tests;
+
+#[cfg(test)]
+#[path = "reducer_routing_tests.rs"]
+mod routing_tests;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn objects(yaml: &str) -> Vec<(Key, Arc<Object>)> {
+pub(super) fn objects(yaml: &str) -> Vec<(Key, Arc<Object>)> {
     let reading = heddle_api::read("f", yaml.as_bytes());
     reading.items.into_iter().map(|item| (item.object.key(), Arc::new(item.object))).collect()
 }
