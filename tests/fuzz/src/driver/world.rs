@@ -113,6 +113,7 @@ impl World {
             http: HttpMetrics::new(1, 1000),
             proxy: ProxyMetrics::new(1),
             policy: PolicyMetrics::new(1, 1000),
+            upstream: UpstreamMetrics::new(100),
             access: AccessLog::to(io::sink(), 10_000).expect("a log"),
         };
         let metrics = telemetry.proxy.clone();
