@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use heddle_model::{ClientAddr, Delta, Endpoint, Family, PodUid, Service, ServicePort, Snapshot, Workload};
 use heddle_proxy::{Config, PodListeners, Proxy, ShardListeners, SocketFuture, SocketSource, Telemetry};
-use heddle_telemetry::{AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics};
+use heddle_telemetry::{
+    AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics, UpstreamMetrics,
+};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
