@@ -6,8 +6,7 @@ use crate::node::shortened;
 
 /// The form, for schemas.
 pub(crate) const PATTERN: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
-/// A limit that no request lives to see, where `0s` says that there is none: silence would leave the word to others.
-pub const NEVER: Duration = Duration::from_secs(99_999 * 3600);
+pub use heddle_model::traffic::NEVER;
 
 const PARTS_MAX: usize = 4;
 const DIGITS_MAX: usize = 5;

@@ -44,11 +44,14 @@ pub struct RequestTraffic {
     pub faults: Option<Arc<Faults>>,
 }
 
-/// Times a request may take. `None` is no limit, where no default is named.
+/// A limit that is none, said aloud: `None` would leave the word to whoever is asked next. The longest duration of the API (GEP-2257).
+pub const NEVER: Duration = Duration::from_secs(99_999 * 3600);
+
+/// Times a request may take. `None` says nothing, [`NEVER`] that there is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the request's head until the response is complete, all attempts and waits among them. A stream whose response has begun is not
-    /// cut by it, as in Envoy and the Gateway API's `timeouts.request`, but by [`Timeouts::stream`].
+    /// From the request's head until the response is complete, all attempts and waits among them (`timeouts.request`). A response that has begun
+    /// by then is cut short by a reset.
     pub request: Option<Duration>,
     /// Each attempt, until its response head (`timeouts.backendRequest`).
     pub backend_request: Option<Duration>,

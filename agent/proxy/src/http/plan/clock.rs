@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use heddle_model::traffic::Timeouts;
+use heddle_model::traffic::{NEVER, Timeouts};
 use heddle_telemetry::Reason;
 use tokio::time::{Sleep, sleep_until};
 
@@ -27,6 +27,13 @@ impl Clock {
     /// Begins now. `told` is the caller's own time.
     pub(crate) fn new(timeouts: Timeouts, per_try: Option<Duration>, told: Option<Duration>) -> Self {
         let now = Instant::now();
+        let limit = |time: Option<Duration>| time.filter(|time| *time < NEVER);
+        let timeouts = Timeouts {
+            request: limit(timeouts.request),
+            backend_request: limit(timeouts.backend_request),
+            idle: limit(timeouts.idle),
+            stream: limit(timeouts.stream),
+        };
         let at = |time: Option<Duration>, reason| time.and_then(|time| Some((now.checked_add(time)?, reason)));
         let deadlines = [at(timeouts.request, Reason::RouteTimeout), at(told, Reason::GrpcDeadline)];
         Self {
