@@ -37,7 +37,7 @@ use crate::http::link::Links;
 use crate::http::pool::Pool;
 use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
-use crate::http::{Heads, HttpKey};
+use crate::http::{Heads, HttpKey, wire};
 use crate::labels::{LabelCache, LabelKey};
 use crate::mesh::accept::Accepted;
 use crate::mesh::tls::Tls;
@@ -105,6 +105,8 @@ pub(crate) struct Worker {
     pub(crate) watched_flows: RefCell<Vec<Weak<Flow>>>,
     pub(crate) spare: SpareBytes,
     pub(crate) spare_heads: Spare<Heads>,
+    /// What HTTP/2 connections write in their turns.
+    pub(crate) outboxes: SpareBytes,
     /// Set once the worker drains: HTTP connections end behind the request they are at.
     pub(crate) draining: Cell<bool>,
     /// Seconds since the worker started, about: the clock of deadlines.
@@ -316,6 +318,7 @@ impl Worker {
             watched_flows: RefCell::default(),
             spare: SpareBytes::default(),
             spare_heads: Spare::default(),
+            outboxes: SpareBytes::of(wire::OUTBOX_BYTES, wire::OUTBOXES_KEPT_MAX),
             draining: Cell::new(false),
             tick: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
