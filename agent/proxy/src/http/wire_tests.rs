@@ -1,3 +1,5 @@
+//! What an outbox gathers and when it goes out.
+
 use std::future::poll_fn;
 use std::time::Duration;
 
