@@ -143,7 +143,7 @@ fn a_dead_backend_sees_no_more_than_the_budget() -> Result<()> {
     wait_attempts(&mesh, &far, "far", 3)?;
     let (before, began) = (far.requests()?, Instant::now());
     let load = load(mesh.pod("client"), cluster(&mesh, "far"), 8, 0)?;
-    load.wait_answered(1500)?;
+    load.wait_answered(800)?;
     let went = load.stop()?;
     ensure!(went.failed == went.attempted && went.of(&["far"]) == went.attempted, "{went:?}");
     let seen = far.requests()? - before;
