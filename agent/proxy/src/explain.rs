@@ -24,8 +24,8 @@ use crate::config::AGENT_PORTS;
 use crate::mesh::way;
 use crate::protocol;
 
-use routed::Called;
 pub use routed::Backend;
+use routed::Called;
 pub use words::{conditions, filters, target};
 
 /// Endpoints of one Service explained one by one.

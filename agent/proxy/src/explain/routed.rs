@@ -61,14 +61,14 @@ impl Called {
     fn port(&self) -> u16 {
         self.service.ports.get(self.port_index).map_or(0, |port| port.port)
     }
-
 }
 
 /// Explains where it leads.
 pub(super) fn lead(call: &Call<'_>, called: &Called, answer: &mut Explanation) {
     let Call { snapshot, question, .. } = *call;
     let (service, port) = (called.service.key(), called.port());
-    let table = snapshot.route_table(&service, port, Some(&question.from.namespace)).filter(|_| !called.service.invalid);
+    let table =
+        snapshot.route_table(&service, port, Some(&question.from.namespace)).filter(|_| !called.service.invalid);
     let declared =
         protocol::of_service(&called.service, called.port_index, &called.candidates, table.map(|t| &**t), snapshot);
     let request = question.request.filter(|_| declared.is_http() || declared == Declared::Unknown);
@@ -113,7 +113,9 @@ fn bytes(call: &Call<'_>, table: &Table, answer: &mut Explanation) {
     let Some(rule) = table.pick_bytes(sni) else {
         let asked = match (table.kind(), sni) {
             (Some(RouteKind::Tls), Some(name)) => format!("no rule is for the server name {name}"),
-            (Some(RouteKind::Tls), None) => "no rule is for connections without a server name; ask with --sni".to_owned(),
+            (Some(RouteKind::Tls), None) => {
+                "no rule is for connections without a server name; ask with --sni".to_owned()
+            }
             _ => "no rule matches".to_owned(),
         };
         answer.steps.push(Step::new("rule", asked, ""));
@@ -200,7 +202,8 @@ fn fall(call: &Call<'_>, rule: &Rule, prefix: usize, asked: Option<&Asked>, answ
         let told = Backend { name: words::target(&to.to), ..Backend::new(service, to.weight, sum) };
         let first = answer.backends.len();
         backend(call, Some(rule), told, found, edited.as_ref(), answer);
-        let filters = words::filters(&to.filters).into_iter().map(|filter| Step::new("filter", filter, object.as_str()));
+        let filters =
+            words::filters(&to.filters).into_iter().map(|filter| Step::new("filter", filter, object.as_str()));
         if let Some(told) = answer.backends.get_mut(first) {
             told.steps.splice(0..0, filters);
         }
@@ -239,7 +242,10 @@ fn backend(
                 (told.outcome, told.status) = (Err(Reason::FaultInjected), Some(status));
             } else if told.weight > 0 {
                 answer.more += candidates.len().saturating_sub(ENDPOINTS_MAX);
-                let call = Call { question: &Question { request: asked.or(call.question.request), ..*call.question }, ..*call };
+                let call = Call {
+                    question: &Question { request: asked.or(call.question.request), ..*call.question },
+                    ..*call
+                };
                 let of = |e: &heddle_model::Endpoint| endpoint(&call, Some(place), e.addr, e.workload.clone());
                 answer.endpoints.extend(candidates.iter().take(ENDPOINTS_MAX).map(of));
             }

@@ -8,8 +8,8 @@ use heddle_model::routing::{
     ValueMatch,
 };
 use heddle_model::traffic::{
-    Abort, CircuitLimits, Conditions, Faults, Limits, NEVER, OutlierSettings, RequestTraffic, RetryPolicy, ServiceTraffic,
-    Share,
+    Abort, CircuitLimits, Conditions, Faults, Limits, NEVER, OutlierSettings, RequestTraffic, RetryPolicy,
+    ServiceTraffic, Share,
 };
 use heddle_model::{ServiceKey, Snapshot};
 
@@ -71,7 +71,9 @@ pub fn filters(filters: &Filters) -> Vec<String> {
     }
     all.extend(filters.request_headers.as_ref().map(|edit| format!("request headers: {}", header_edit(edit))));
     all.extend(filters.response_headers.as_ref().map(|edit| format!("response headers: {}", header_edit(edit))));
-    all.extend(filters.mirrors.iter().map(|mirror| format!("mirror {} to {}", share(mirror.share), target(&mirror.to))));
+    all.extend(
+        filters.mirrors.iter().map(|mirror| format!("mirror {} to {}", share(mirror.share), target(&mirror.to))),
+    );
     all
 }
 
@@ -168,7 +170,11 @@ fn layers(
     layers
 }
 
-fn of_request(traffic: &RequestTraffic, from: &dyn Fn(&dyn Fn(&RequestTraffic) -> bool) -> String, steps: &mut Vec<Step>) {
+fn of_request(
+    traffic: &RequestTraffic,
+    from: &dyn Fn(&dyn Fn(&RequestTraffic) -> bool) -> String,
+    steps: &mut Vec<Step>,
+) {
     let mut say = |step, found: String, object| steps.push(Step::new(step, found, object));
     match &traffic.retry {
         Some(policy) => say("retries", retries(policy), from(&|traffic| traffic.retry.is_some())),
@@ -194,7 +200,8 @@ fn of_all(traffic: &ServiceTraffic, origin: &str, is_http: bool, steps: &mut Vec
     let mut say = |step, found: String| steps.push(Step::new(step, found, origin));
     if is_http {
         let budget = &traffic.budget;
-        let text = format!("retries up to {}% of the requests, {}/s in any case", budget.percent, budget.floor_per_second);
+        let text =
+            format!("retries up to {}% of the requests, {}/s in any case", budget.percent, budget.floor_per_second);
         say("budget", text);
     }
     say("circuit", circuit(&traffic.circuit));
@@ -280,7 +287,9 @@ fn outlier(settings: &OutlierSettings) -> String {
     ];
     let mut after: Vec<String> =
         rows.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-    after.extend(settings.success_rate.map(|rate| format!("a success rate {} deviations below the mean", rate.stdev_factor)));
+    after.extend(
+        settings.success_rate.map(|rate| format!("a success rate {} deviations below the mean", rate.stdev_factor)),
+    );
     format!(
         "ejects after {} for {:?} and more; at most {}% at once, and none with less than {}% left",
         after.join(", "),
