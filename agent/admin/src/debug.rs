@@ -61,6 +61,8 @@ pub struct ExplainQuery {
     pub path: Option<String>,
     /// `name:value`.
     pub headers: Vec<String>,
+    /// Server name of its TLS handshake.
+    pub sni: Option<String>,
 }
 
 /// What the debug API shows. Implemented by the binary, which knows all rooms.
@@ -77,6 +79,10 @@ pub trait Views: Send + Sync + 'static {
     fn certs(&self) -> ViewFuture<'_, v1::Certificates>;
     /// All policies, or those of a namespace.
     fn policies(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Policies>;
+    /// Routes and TrafficPolicies with what became of them: all, or those of a namespace.
+    fn routes(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Routes>;
+    /// How Service ports and their endpoints are used: all, or those of a namespace.
+    fn endpoints(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Endpoints>;
     /// What would become of a call, and why.
     fn explain(&self, query: ExplainQuery) -> ViewFuture<'_, v1::Explanation>;
     /// eBPF: programs, maps, told versus in kernel.
@@ -94,7 +100,8 @@ pub async fn run(listener: UnixListener, uids: &[u32], views: Arc<dyn Views>, li
     serve(ForUsers { listener, uids: uids.into() }, Api(views), limits).await;
 }
 
-const PATHS: &str = "status, workloads, services, connections, certs, policies, explain, bpf, check, log-level";
+const PATHS: &str =
+    "status, workloads, services, endpoints, connections, certs, policies, routes, explain, bpf, check, log-level";
 
 #[derive(Clone)]
 struct Api(Arc<dyn Views>);
@@ -122,6 +129,8 @@ impl Router for Api {
             "connections" => show(query.connections(), |q| views.connections(q)).await,
             "certs" => show(query.none(), |()| views.certs()).await,
             "policies" => show(query.namespace(), |n| views.policies(n)).await,
+            "routes" => show(query.namespace(), |n| views.routes(n)).await,
+            "endpoints" => show(query.namespace(), |n| views.endpoints(n)).await,
             "explain" => show(query.explain(), |q| views.explain(q)).await,
             "bpf" => show(query.none(), |()| views.bpf()).await,
             "check" => show(query.none(), |()| views.check()).await,
@@ -213,9 +222,9 @@ impl Query {
             self.take(name).ok_or_else(|| ViewError::Invalid(format!("parameter {name} is missing: {what}")))
         };
         let (pod, to) = (wanted("pod", "NAMESPACE/NAME of the calling pod")?, wanted("to", "HOST:PORT it calls")?);
-        let (method, path) = (self.take("method"), self.take("path"));
+        let (method, path, sni) = (self.take("method"), self.take("path"), self.take("sni"));
         let headers = std::iter::from_fn(|| self.take("header")).collect();
-        self.none().map(|()| ExplainQuery { pod, to, method, path, headers })
+        self.none().map(|()| ExplainQuery { pod, to, method, path, headers, sni })
     }
 
     fn connections(&mut self) -> Result<ConnectionQuery, ViewError> {

@@ -185,6 +185,12 @@ impl Views for Canned {
     fn policies(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Policies> {
         self.give(format!("policies {namespace:?}"))
     }
+    fn routes(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Routes> {
+        self.give(format!("routes {namespace:?}"))
+    }
+    fn endpoints(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Endpoints> {
+        self.give(format!("endpoints {namespace:?}"))
+    }
     fn explain(&self, query: ExplainQuery) -> ViewFuture<'_, v1::Explanation> {
         self.give(format!("explain {query:?}"))
     }
@@ -248,16 +254,26 @@ async fn the_debug_api_shows_views_as_json() {
     let server = DebugServer::start(own_uid());
     let (status, body) = server.ask(&get("/debug/v1/status", "")).await;
     assert_eq!((status, &body["node"], &body["ready"]), (200, &"n1".into(), &true.into()));
-    for path in
-        ["workloads", "workloads?namespace=shop", "services", "connections?pod=a%2Fb&limit=5", "check", "log-level"]
-    {
+    for path in [
+        "workloads",
+        "workloads?namespace=shop",
+        "services",
+        "connections?pod=a%2Fb&limit=5",
+        "routes?namespace=shop",
+        "endpoints",
+        "explain?pod=a&to=b:1&path=%2F&sni=x",
+        "check",
+        "log-level",
+    ] {
         assert_eq!(server.ask(&get(&format!("/debug/v1/{path}"), "")).await.0, 200, "{path}");
     }
     let asked = server.views.asked.lock().unwrap().join("; ");
     assert_eq!(
         asked,
         "workloads None; workloads Some(\"shop\"); services None; \
-         connections ConnectionQuery { pod: Some(\"a/b\"), limit: 5 }; check; log levels"
+         connections ConnectionQuery { pod: Some(\"a/b\"), limit: 5 }; routes Some(\"shop\"); endpoints None; \
+         explain ExplainQuery { pod: \"a\", to: \"b:1\", method: None, path: Some(\"/\"), headers: [], sni: Some(\"x\") }; \
+         check; log levels"
     );
 }
 
@@ -274,6 +290,7 @@ async fn the_debug_api_names_what_is_wrong() {
         (get("/metrics", ""), 404, "/debug/v1/"),
         (get("/debug/v1/connections?limit=x", ""), 400, "limit"),
         (get("/debug/v1/status?pod=x", ""), 400, "pod"),
+        (get("/debug/v1/routes?pod=x", ""), 400, "pod"),
         (post("/debug/v1/status", ""), 405, "GET"),
         (post("/debug/v1/log-level", "not json"), 400, "level"),
         (post("/debug/v1/log-level", "{\"level\":\"loud\"}"), 400, "loud"),

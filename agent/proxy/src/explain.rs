@@ -3,6 +3,9 @@
 //! It knows what this agent knows. Whether the called side's agent has the same snapshot, and whether its application answers, shows only a
 //! call.
 
+mod routed;
+mod words;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use heddle_http::detect::Declared;
 use heddle_model::network_policy::{self, NetworkDecision, NetworkWhy};
 use heddle_model::policy::{AuthorizationPolicy, Observer, Peer, Principal, Why};
 use heddle_model::workload::Membership;
-use heddle_model::{MtlsMode, OriginalDst, PodUid, Resolution, Snapshot, Workload};
+use heddle_model::{Candidates, Class, MtlsMode, OriginalDst, PodUid, Resolution, Snapshot, Workload};
 use heddle_telemetry::{Reason, Via};
 use http::{HeaderMap, Method, Uri};
 
@@ -21,10 +24,15 @@ use crate::config::AGENT_PORTS;
 use crate::mesh::way;
 use crate::protocol;
 
-/// Endpoints explained one by one.
+pub use routed::Backend;
+use routed::Called;
+pub use words::{conditions, filters, target};
+
+/// Endpoints of one Service explained one by one.
 pub const ENDPOINTS_MAX: usize = 16;
 
 /// What is asked.
+#[derive(Clone, Copy)]
 pub struct Question<'a> {
     /// The calling pod.
     pub from: &'a Arc<Workload>,
@@ -32,6 +40,8 @@ pub struct Question<'a> {
     pub to: OriginalDst,
     /// What it sends, if it is HTTP.
     pub request: Option<&'a Asked>,
+    /// The server name that its TLS handshake asks for, if it is TLS.
+    pub sni: Option<&'a str>,
 }
 
 /// A request.
@@ -59,7 +69,11 @@ pub struct Explanation {
     pub steps: Vec<Step>,
     /// Why it ends there, if it does.
     pub refusal: Option<Reason>,
-    /// Each endpoint it may come to, at most [`ENDPOINTS_MAX`].
+    /// What a client of HTTP is answered then, if anything.
+    pub status: Option<u16>,
+    /// The Services it may fall to: the called one itself where no rule says another. None where it called no Service.
+    pub backends: Vec<Backend>,
+    /// Each endpoint it may come to, of each Service at most [`ENDPOINTS_MAX`].
     pub endpoints: Vec<Endpoint>,
     /// Endpoints left out.
     pub more: usize,
@@ -68,6 +82,8 @@ pub struct Explanation {
 /// One endpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
+    /// Of which of the backends, if of one.
+    pub backend: Option<usize>,
     /// Address and target port.
     pub addr: SocketAddr,
     /// The pod there, if it is one.
@@ -85,7 +101,9 @@ pub struct Endpoint {
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Which: `captured`, `resolved`, `protocol`, `transport`, `mode`, `network-policy`, `policy`, `decision`.
+    /// Which: `captured`, `resolved`, `routes`, `rule`, `filter`, `answer`, `backend`, `protocol`; of a backend `filter`, `retries`, `timeout`,
+    /// `faults`, `budget`, `circuit`, `outlier`, `balance`, `endpoints`; of an endpoint `transport`, `mode`, `network-policy`, `policy`,
+    /// `decision`.
     pub step: &'static str,
     /// What was found.
     pub found: String,
@@ -107,6 +125,22 @@ impl Endpoint {
     }
 }
 
+impl Explanation {
+    fn refuse(&mut self, reason: Reason, is_http: bool) {
+        self.refusal = Some(reason);
+        self.status = if is_http { answer::status(reason) } else { None };
+    }
+}
+
+/// A call, and what is known of the world it is made in.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    snapshot: &'a Snapshot,
+    here: &'a Here<'a>,
+    question: &'a Question<'a>,
+    captured: bool,
+}
+
 /// Explains one call.
 #[must_use]
 pub fn explain(snapshot: &Snapshot, here: &Here<'_>, question: &Question<'_>) -> Explanation {
@@ -123,90 +157,84 @@ pub fn explain(snapshot: &Snapshot, here: &Here<'_>, question: &Question<'_>) ->
     answer.steps.push(Step::new("captured", found, pod_name(from)));
     if AGENT_PORTS.contains(&question.to.port()) {
         answer.steps.push(Step::new("resolved", "a port of the agent itself, which nobody may call", ""));
-        answer.refusal = Some(Reason::AgentPort);
+        answer.refuse(Reason::AgentPort, false);
         return answer;
     }
-    let (addresses, declared, step) = resolved(snapshot, question, captured);
+    let call = Call { snapshot, here, question, captured };
+    let (found, step) = resolved(&call);
     answer.steps.push(step);
-    match addresses {
-        // Told so by the agent that reads it, wherever it would have gone.
-        Ok(addresses) if declared.is_http() && question.request.is_none() && !addresses.iter().any(is_opaque) => {
-            let found =
-                "the port is declared HTTP, and bytes that are none are answered 400; ask with --method or --path";
-            answer.steps.push(Step::new("protocol", found, ""));
-            answer.refusal = Some(Reason::RequestMalformed);
+    match found {
+        Resolved::Service(called) => routed::lead(&call, &called, &mut answer),
+        Resolved::Refused(reason) => answer.refuse(reason, question.request.is_some()),
+        Resolved::Address(addr, workload, declared) => {
+            let is_opaque = workload.as_ref().is_some_and(|w| w.capture.opaque_ports.contains(&addr.port()));
+            // Told so by the agent that reads it.
+            if declared.is_http() && question.request.is_none() && !is_opaque {
+                let found =
+                    "the port is declared HTTP, and bytes that are none are answered 400; ask with --method or --path";
+                answer.steps.push(Step::new("protocol", found, ""));
+                answer.refuse(Reason::RequestMalformed, true);
+            } else {
+                answer.endpoints.push(endpoint(&call, None, addr, workload));
+            }
         }
-        Ok(addresses) => {
-            answer.more = addresses.len().saturating_sub(ENDPOINTS_MAX);
-            let of = |(addr, workload)| endpoint(snapshot, here, question, captured, addr, workload);
-            answer.endpoints = addresses.into_iter().take(ENDPOINTS_MAX).map(of).collect();
-        }
-        Err(reason) => answer.refusal = Some(reason),
     }
     answer
 }
 
-/// Whether the pod there says that it is no HTTP, whatever the Service declares.
-fn is_opaque((addr, workload): &(SocketAddr, Option<Arc<Workload>>)) -> bool {
-    workload.as_ref().is_some_and(|workload| workload.capture.opaque_ports.contains(&addr.port()))
+/// What the called address means.
+enum Resolved {
+    Service(Called),
+    Address(SocketAddr, Option<Arc<Workload>>, Declared),
+    Refused(Reason),
 }
 
-type Addresses = Vec<(SocketAddr, Option<Arc<Workload>>)>;
-
-fn resolved(
-    snapshot: &Snapshot,
-    question: &Question<'_>,
-    captured: bool,
-) -> (Result<Addresses, Reason>, Declared, Step) {
+fn resolved(call: &Call<'_>) -> (Resolved, Step) {
+    let Call { snapshot, question, .. } = *call;
     let to = question.to.get();
     let of_address = |addr| Declared::agreed(snapshot.ports_at(addr).map(protocol::of_port));
-    if !captured {
+    if !call.captured {
         // The kernel's own way: a Service's address is translated by kube-proxy, which this agent knows nothing of.
         let workload = snapshot.workload_by_ip(to.ip()).cloned();
-        let found = format!("{to}, as it is");
-        return (Ok(vec![(to, workload)]), of_address(to), Step::new("resolved", found, ""));
+        let step = Step::new("resolved", format!("{to}, as it is"), "");
+        return (Resolved::Address(to, workload, of_address(to)), step);
     }
     match snapshot.resolve(Some(question.from), question.to) {
         Resolution::Service { service, port_index, candidates } => {
-            let declared = service.ports.get(port_index).map_or(Declared::Unknown, protocol::of_port);
             let port = service.ports.get(port_index).map_or(0, |port| port.port);
             let count = candidates.len();
             let found = format!("port {port} of a Service with {count} endpoint{} to choose from", plural(count));
-            let addresses = candidates.iter().map(|e| (e.addr, e.workload.clone())).collect();
-            let object = format!("Service {}/{}", service.namespace, service.name);
-            (Ok(addresses), declared, Step::new("resolved", found, object))
+            let step = Step::new("resolved", found, format!("Service {}/{}", service.namespace, service.name));
+            (Resolved::Service(Called { service, port_index, candidates, refusal: None }), step)
         }
         Resolution::Workload { workload, addr } => {
-            let object = pod_name(&workload);
-            let step = Step::new("resolved", format!("{addr}, a pod's own address"), object);
-            (Ok(vec![(addr, Some(workload))]), of_address(addr), step)
+            let step = Step::new("resolved", format!("{addr}, a pod's own address"), pod_name(&workload));
+            (Resolved::Address(addr, Some(workload), of_address(addr)), step)
         }
         Resolution::External { addr } => {
             let found = format!("{addr}, which is no pod's and no Service's: passed through");
-            (Ok(vec![(addr, None)]), Declared::Unknown, Step::new("resolved", found, "Mesh default"))
+            (Resolved::Address(addr, None, Declared::Unknown), Step::new("resolved", found, "Mesh default"))
         }
-        Resolution::Unserved { service, refusal, .. } => {
+        Resolution::Unserved { service, port_index, refusal } => {
+            let reason = Reason::from(refusal);
             let object = format!("Service {}/{}", service.namespace, service.name);
-            let step = Step::new("resolved", Reason::from(refusal).description().trim(), object);
-            (Err(refusal.into()), Declared::Unknown, step)
+            let endpoints = service.ports.get(port_index).map(|port| port.endpoints.clone()).unwrap_or_default();
+            // It has nobody itself; its rules may lead to others.
+            let candidates = Candidates { endpoints, eligible: Some(Arc::default()), class: Class::Ready };
+            let called = Called { service, port_index, candidates, refusal: Some(reason) };
+            (Resolved::Service(called), Step::new("resolved", reason.description().trim(), object))
         }
         Resolution::Refused(refusal) => {
-            let step = Step::new("resolved", Reason::from(refusal).description().trim(), "");
-            (Err(refusal.into()), Declared::Unknown, step)
+            let reason = Reason::from(refusal);
+            (Resolved::Refused(reason), Step::new("resolved", reason.description().trim(), ""))
         }
     }
 }
 
-fn endpoint(
-    snapshot: &Snapshot,
-    here: &Here<'_>,
-    question: &Question<'_>,
-    captured: bool,
-    addr: SocketAddr,
-    workload: Option<Arc<Workload>>,
-) -> Endpoint {
-    let mut told =
-        Endpoint { addr, workload, via: Via::Plain, steps: Vec::new(), outcome: Ok(()), object: String::new() };
+fn endpoint(call: &Call<'_>, backend: Option<usize>, addr: SocketAddr, workload: Option<Arc<Workload>>) -> Endpoint {
+    let Call { snapshot, here, question, captured } = *call;
+    let (steps, outcome, object) = (Vec::new(), Ok(()), String::new());
+    let mut told = Endpoint { backend, addr, workload, via: Via::Plain, steps, outcome, object };
     let Some(called) = told.workload.clone() else {
         told.steps.push(Step::new("transport", "plain: nobody is known there", ""));
         return told;

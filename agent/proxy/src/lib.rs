@@ -39,6 +39,8 @@ mod tests;
 pub use budget::PodUsage;
 pub use config::Config;
 pub use drain::DrainReport;
+pub use heddle_http::breaker::{Resource, Usage, limit};
+pub use heddle_http::retry::BudgetUse;
 pub use proxy::{Identity, Proxy, ProxyError, Telemetry};
 pub use registry::{ConnectionList, ConnectionView, Registry, State};
 pub use sockets::{PodListeners, ShardListeners, SocketError, SocketFuture, SocketSource};

@@ -22,7 +22,8 @@ use heddle_http::detect::{
     self, DETECT_BYTES_MAX, Declared, Detection, HELLO_BYTES_MAX, HTTP2_PREFACE, Hello, HttpVersion, Protocol,
 };
 use heddle_identity::Alpn;
-use heddle_model::{ServicePort, Snapshot, Transport, Workload};
+use heddle_model::routing::Table;
+use heddle_model::{Candidates, Service, ServicePort, Snapshot, Transport, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -57,15 +58,7 @@ pub(crate) fn declared(kind: &Kind, snapshot: &Snapshot) -> Declared {
             service.ports.get(*port_index).map_or(Declared::Unknown, of_port)
         }
         Kind::Service { service, port_index, candidates, table, .. } => {
-            let opaque = |w: &Workload, addr: SocketAddr| is_opaque(w, addr, snapshot);
-            if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
-                return Declared::Opaque;
-            }
-            match service.ports.get(*port_index).map_or(Declared::Unknown, of_port) {
-                // Whoever writes a route for requests says that there are some.
-                Declared::Unknown if table.as_ref().is_some_and(|table| table.has_http()) => Declared::Http,
-                declared => declared,
-            }
+            of_service(service, *port_index, candidates, table.as_deref(), snapshot)
         }
         Kind::Address { hop, workload, .. } => {
             if workload.as_ref().is_some_and(|w| is_opaque(w, hop.addr, snapshot)) {
@@ -74,6 +67,25 @@ pub(crate) fn declared(kind: &Kind, snapshot: &Snapshot) -> Declared {
             // The Services that lead here.
             Declared::agreed(snapshot.ports_at(hop.addr).map(of_port))
         }
+    }
+}
+
+/// The same of a Service port with these endpoints to choose from and these routes.
+pub(crate) fn of_service(
+    service: &Service,
+    port_index: usize,
+    candidates: &Candidates,
+    table: Option<&Table>,
+    snapshot: &Snapshot,
+) -> Declared {
+    let opaque = |w: &Workload, addr: SocketAddr| is_opaque(w, addr, snapshot);
+    if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
+        return Declared::Opaque;
+    }
+    match service.ports.get(port_index).map_or(Declared::Unknown, of_port) {
+        // Whoever writes a route for requests says that there are some.
+        Declared::Unknown if table.is_some_and(Table::has_http) => Declared::Http,
+        declared => declared,
     }
 }
 

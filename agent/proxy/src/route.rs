@@ -167,15 +167,11 @@ impl Route {
         }
         let snapshot = conn.worker.snapshot();
         let family = conn.original.map_or(Family::V4, |original| Family::of(original.get().ip()));
-        let route = match snapshot.backend(service, *port, family) {
-            Ok((service, port_index, candidates)) => {
-                let view = conn.worker.views.get(&conn.worker, &service, port_index, &snapshot);
-                let kind = Kind::Service { service, port_index, candidates, view, table: None };
-                Ok(Rc::new(Self::from_kind(kind, &snapshot)))
-            }
-            Err(BackendFailure::NotFound) => Err(Reason::BackendInvalid),
-            Err(BackendFailure::Refused(refusal)) => Err(refusal.into()),
-        };
+        let route = backend(&snapshot, to, family).map(|(service, port_index, candidates)| {
+            let view = conn.worker.views.get(&conn.worker, &service, port_index, &snapshot);
+            let kind = Kind::Service { service, port_index, candidates, view, table: None };
+            Rc::new(Self::from_kind(kind, &snapshot))
+        });
         self.backends.borrow_mut().insert(key, route.clone());
         route
     }
@@ -479,6 +475,19 @@ impl Picking {
             conn.worker.affinity.remember(key, addr, timeout, Instant::now());
         }
     }
+}
+
+/// What a backend of a rule means to a client of `family`: the port of a Service, and its endpoints to choose from.
+pub(crate) fn backend(
+    snapshot: &Snapshot,
+    to: &BackendRef,
+    family: Family,
+) -> Result<(Arc<Service>, usize, Candidates), Reason> {
+    let BackendRef::Service { service, port } = to else { return Err(Reason::BackendInvalid) };
+    snapshot.backend(service, *port, family).map_err(|failure| match failure {
+        BackendFailure::NotFound => Reason::BackendInvalid,
+        BackendFailure::Refused(refusal) => refusal.into(),
+    })
 }
 
 /// The rules for requests and connections of this caller to a Service port.

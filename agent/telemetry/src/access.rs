@@ -134,6 +134,9 @@ pub struct HttpFields {
     pub user_agent: Box<str>,
     /// `x-request-id`.
     pub request_id: Box<str>,
+    /// The rule of a route that it matched, as `HTTPRoute/namespace/name/number`.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub route: Box<str>,
     /// The rule of HTTP that a malformed message broke.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub detail: &'static str,
@@ -392,11 +395,12 @@ mod tests {
             method: "GET".into(),
             path: "/a?b=\"".into(),
             status: 503,
+            route: "HTTPRoute/shop/web/0".into(),
             ..HttpFields::default()
         };
         let json = serde_json::to_string(&AccessRecord { http: Some(http), ..record(9) }).unwrap();
         let fields = ",\"connection_id\":9,\"transport\":\"plain\",\"protocol\":\"HTTP/1.1\",\"method\":\"GET\",\"authority\":\"\",\
-            \"path\":\"/a?b=\\\"\",\"status\":503,\"user_agent\":\"\",\"request_id\":\"\"}";
+            \"path\":\"/a?b=\\\"\",\"status\":503,\"user_agent\":\"\",\"request_id\":\"\",\"route\":\"HTTPRoute/shop/web/0\"}";
         assert!(json.ends_with(fields), "{json}");
     }
 

@@ -7,6 +7,7 @@ mod keeper;
 mod link;
 mod metrics;
 mod policy_views;
+mod route_views;
 mod serve;
 mod sockets;
 mod views;

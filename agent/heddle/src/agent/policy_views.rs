@@ -1,4 +1,4 @@
-//! What the debug API shows of policies: which are in force for whom, and what would become of a call.
+//! What the debug API shows of policies: which are in force for whom, and what would become of a call, routes and policies together.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -8,11 +8,14 @@ use heddle_admin::{ExplainQuery, ViewError};
 use heddle_model::network_policy::{NetworkPolicy, Operator};
 use heddle_model::policy::{AuthorizationPolicy, Rules, Target};
 use heddle_model::workload::{Labels, Membership};
-use heddle_model::{OriginalDst, PodUid, Snapshot, Workload};
+use heddle_model::{OriginalDst, PodUid, ServiceKey, Snapshot, Workload};
 use heddle_proto::debug::v1;
+use heddle_proxy::PortUsage;
 use heddle_proxy::explain::{self, Asked, Explanation, Here, Question, Step};
-use heddle_telemetry::{PolicyMetrics, PolicyVerdict};
+use heddle_telemetry::{PolicyMetrics, PolicyVerdict, Reason};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+
+use super::route_views;
 
 type Name = (&'static str, Arc<str>, Arc<str>);
 
@@ -133,22 +136,34 @@ fn labels_text(labels: &Labels) -> String {
     labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
+/// What this agent knows.
+pub struct Known<'a> {
+    /// State.
+    pub snapshot: &'a Snapshot,
+    /// Its pods have identities.
+    pub has_identities: bool,
+    /// The pods it serves.
+    pub pods: &'a HashSet<PodUid>,
+    /// How its pods use a Service port.
+    pub usage: &'a dyn Fn(&ServiceKey, u16) -> Option<PortUsage>,
+}
+
 /// Explains a call.
 ///
 /// # Errors
 /// A pod or an address that nobody knows, a request that is none.
-pub fn explained(
-    snapshot: &Snapshot,
-    has_identities: bool,
-    pods: &HashSet<PodUid>,
-    query: &ExplainQuery,
-) -> Result<v1::Explanation, ViewError> {
+pub fn explained(known: &Known<'_>, query: &ExplainQuery) -> Result<v1::Explanation, ViewError> {
+    let snapshot = known.snapshot;
     let from = pod(snapshot, &query.pod)?;
     let (addr, host) = address(snapshot, &from, &query.to)?;
     let asked = asked(query, &host)?;
-    let here = Here { has_identities, pods };
-    let question = Question { from: &from, to: OriginalDst::new(addr), request: asked.as_ref() };
-    Ok(answer(query, addr, asked.as_ref(), explain::explain(snapshot, &here, &question)))
+    if asked.is_some() && query.sni.is_some() {
+        return Err(invalid("sni: a request has none here; ask either about a request or about TLS".to_owned()));
+    }
+    let here = Here { has_identities: known.has_identities, pods: known.pods };
+    let to = OriginalDst::new(addr);
+    let question = Question { from: &from, to, request: asked.as_ref(), sni: query.sni.as_deref() };
+    Ok(answer(known, query, addr, asked.as_ref(), explain::explain(snapshot, &here, &question)))
 }
 
 fn pod(snapshot: &Snapshot, name: &str) -> Result<Arc<Workload>, ViewError> {
@@ -216,33 +231,70 @@ fn asked(query: &ExplainQuery, host: &str) -> Result<Option<Asked>, ViewError> {
     Ok(Some(Asked { method, uri, headers }))
 }
 
-fn answer(query: &ExplainQuery, addr: SocketAddr, asked: Option<&Asked>, told: Explanation) -> v1::Explanation {
-    let steps = |steps: Vec<Step>| {
-        let step =
-            |step: Step| v1::ExplainedStep { step: step.step.to_owned(), found: step.found, object: step.object };
-        steps.into_iter().map(step).collect::<Vec<_>>()
-    };
-    let endpoints = told.endpoints.into_iter().map(|endpoint| v1::ExplainedEndpoint {
-        address: endpoint.addr.to_string(),
-        pod: endpoint.workload.as_ref().map(|w| format!("{}/{}", w.namespace, w.name)).unwrap_or_default(),
-        node: endpoint.workload.as_ref().map(|w| w.node.to_string()).unwrap_or_default(),
-        transport: endpoint.via.as_str().to_owned(),
-        allowed: endpoint.outcome.is_ok(),
-        reason: endpoint.outcome.err().map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
-        status: if asked.is_some() { endpoint.status().unwrap_or_default().into() } else { 0 },
-        object: endpoint.object,
-        steps: steps(endpoint.steps),
+fn answer(
+    known: &Known<'_>,
+    query: &ExplainQuery,
+    addr: SocketAddr,
+    asked: Option<&Asked>,
+    told: Explanation,
+) -> v1::Explanation {
+    let reason = |reason: Option<Reason>| reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default();
+    // Once for all, so that what is told of a port and its endpoints belongs together.
+    let usage_of = |backend: &explain::Backend| backend.service.as_ref().map(|(of, port)| (known.usage)(of, *port));
+    let usages: Vec<Option<Option<PortUsage>>> = told.backends.iter().map(usage_of).collect();
+    let backends = told.backends.into_iter().zip(&usages).map(|(backend, usage)| {
+        let mut all = steps(backend.steps);
+        if let (Some(usage), Ok(())) = (usage, backend.outcome) {
+            all.push(step("in-use", route_views::port_in_words(usage.as_ref())));
+        }
+        v1::ExplainedBackend {
+            name: backend.name,
+            weight: backend.weight,
+            percent: route_views::percent(backend.weight, backend.sum),
+            steps: all,
+            reason: reason(backend.outcome.err()),
+            status: backend.status.unwrap_or_default().into(),
+        }
+    });
+    let backends = backends.collect();
+    let endpoints = told.endpoints.into_iter().map(|endpoint| {
+        let usage = endpoint.backend.and_then(|place| usages.get(place)?.as_ref()?.as_ref());
+        let used = usage.and_then(|usage| usage.endpoints.iter().find(|used| used.addr == endpoint.addr));
+        let standing = used.map(|used| step("standing", route_views::endpoint_in_words(used)));
+        v1::ExplainedEndpoint {
+            address: endpoint.addr.to_string(),
+            pod: endpoint.workload.as_ref().map(|w| format!("{}/{}", w.namespace, w.name)).unwrap_or_default(),
+            node: endpoint.workload.as_ref().map(|w| w.node.to_string()).unwrap_or_default(),
+            transport: endpoint.via.as_str().to_owned(),
+            allowed: endpoint.outcome.is_ok(),
+            reason: reason(endpoint.outcome.err()),
+            status: if asked.is_some() { endpoint.status().unwrap_or_default().into() } else { 0 },
+            object: endpoint.object,
+            backend: endpoint.backend.map_or(0, |place| u32::try_from(place + 1).unwrap_or(u32::MAX)),
+            steps: standing.into_iter().chain(steps(endpoint.steps)).collect(),
+        }
     });
     v1::Explanation {
         from: query.pod.clone(),
         to: query.to.clone(),
         address: addr.to_string(),
         request: asked.map(|asked| format!("{} {}", asked.method, asked.uri)).unwrap_or_default(),
-        steps: steps(told.steps),
-        reason: told.refusal.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
         endpoints: endpoints.collect(),
+        backends,
+        steps: steps(told.steps),
+        reason: reason(told.refusal),
+        status: told.status.unwrap_or_default().into(),
         more: told.more as u64,
     }
+}
+
+fn steps(steps: Vec<Step>) -> Vec<v1::ExplainedStep> {
+    let step = |step: Step| v1::ExplainedStep { step: step.step.to_owned(), found: step.found, object: step.object };
+    steps.into_iter().map(step).collect()
+}
+
+fn step(name: &str, found: String) -> v1::ExplainedStep {
+    v1::ExplainedStep { step: name.to_owned(), found, object: String::new() }
 }
 
 fn invalid(message: String) -> ViewError {

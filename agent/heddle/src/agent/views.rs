@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::identity::{self, Identities};
 use super::link::Link;
-use super::{metrics, policy_views};
+use super::{metrics, policy_views, route_views};
 use crate::cli::{AgentOptions, Source};
 use crate::{VERSION, logging};
 
@@ -213,7 +213,24 @@ impl Views for AgentViews {
     fn explain(&self, query: ExplainQuery) -> ViewFuture<'_, v1::Explanation> {
         Box::pin(async move {
             let served = self.proxy.pods().into_iter().filter(|pod| pod.attached).map(|pod| pod.uid).collect();
-            policy_views::explained(&self.snapshot(), self.identities.is_some(), &served, &query)
+            let here = policy_views::Known {
+                snapshot: &self.snapshot(),
+                has_identities: self.identities.is_some(),
+                pods: &served,
+                usage: &|service, port| self.proxy.usage(service, port),
+            };
+            policy_views::explained(&here, &query)
+        })
+    }
+
+    fn routes(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Routes> {
+        Box::pin(async move { Ok(route_views::routes(&self.snapshot(), namespace.as_deref())) })
+    }
+
+    fn endpoints(&self, namespace: Option<String>) -> ViewFuture<'_, v1::Endpoints> {
+        Box::pin(async move {
+            let usage = |service: &_, port| self.proxy.usage(service, port);
+            Ok(route_views::endpoints(&self.snapshot(), namespace.as_deref(), usage))
         })
     }
 

@@ -8,7 +8,7 @@ use heddle_controller::ca::{CaFacts, Contents, Directory};
 use serde::Serialize;
 
 use super::{InspectOptions, unix_now};
-use crate::cli::{Output, table};
+use crate::cli::{Output, table, yaml};
 
 #[derive(Serialize)]
 struct View {
@@ -83,6 +83,7 @@ pub(super) fn inspect(options: &InspectOptions) -> Result<()> {
     };
     let text = match options.output {
         Output::Json => serde_json::to_string_pretty(&view)? + "\n",
+        Output::Yaml => yaml::text(&serde_json::to_value(&view)?),
         Output::Table => render(&view),
     };
     // A closed pipe is no failure.

@@ -2,7 +2,9 @@
 
 mod policy;
 mod query;
+mod route;
 pub mod table;
+pub mod yaml;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -185,7 +187,11 @@ pub enum Query {
     Certs(QueryOptions),
     /// Policies: in force for whom, how often they decided, and which were rejected.
     Policies(QueryOptions),
-    /// What would become of a call, step by step, and which object decides.
+    /// Routes and TrafficPolicies: accepted or not and why, where they lead, and which rules cannot be carried out.
+    Routes(NamespaceOptions),
+    /// How Service ports are used: the places of their circuit breakers, their retries, and who of their endpoints is ejected.
+    Endpoints(NamespaceOptions),
+    /// What would become of a call, step by step: which rule of a route it matches, whom it falls to, which object decides.
     Explain(ExplainOptions),
     /// Programs, maps and their use, told versus in the kernel.
     Bpf(QueryOptions),
@@ -204,12 +210,23 @@ pub enum Query {
 /// Options of every question.
 #[derive(Clone, Debug, Args)]
 pub struct QueryOptions {
-    /// `table` for people, `json` for programs.
+    /// `table` for people, `json` or `yaml` for programs.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
     /// Directory of the sockets.
     #[arg(long, env = "HEDDLE_RUN_DIR", default_value = "/run/heddle")]
     pub run_dir: PathBuf,
+}
+
+/// Options of questions about objects of namespaces.
+#[derive(Clone, Debug, Args)]
+pub struct NamespaceOptions {
+    /// Only of this namespace.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Options.
+    #[command(flatten)]
+    pub options: QueryOptions,
 }
 
 /// Which call to explain.
@@ -222,12 +239,18 @@ pub struct ExplainOptions {
     /// The request's method; GET where only a path or a header is given. With none of the three it is about bytes that are no HTTP.
     #[arg(long)]
     pub method: Option<String>,
-    /// The request's path and query.
+    /// The request's path, with its query or without.
     #[arg(long)]
     pub path: Option<String>,
+    /// A parameter of the request's query, `NAME=VALUE`; may be given again.
+    #[arg(long = "query", value_name = "NAME=VALUE")]
+    pub query: Vec<String>,
     /// A header field of the request, `NAME: VALUE`; may be given again.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     pub headers: Vec<String>,
+    /// The server name of a TLS handshake, where a TLSRoute decides by it.
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
     /// Options.
     #[command(flatten)]
     pub options: QueryOptions,
@@ -240,6 +263,8 @@ pub enum Output {
     Table,
     /// The message as JSON.
     Json,
+    /// The same as YAML.
+    Yaml,
 }
 
 /// Where objects come from.

@@ -8,7 +8,15 @@ use super::table::render;
 /// The path of the question, with its parameters.
 pub fn explain_path(options: &ExplainOptions) -> String {
     let mut path = format!("explain?pod={}&to={}", encoded(&options.pod), encoded(&options.to));
-    for (name, value) in [("method", &options.method), ("path", &options.path)] {
+    let of_query: Vec<String> = options.query.iter().map(|param| encoded_param(param)).collect();
+    let asked = match (&options.path, of_query.is_empty()) {
+        (asked, true) => asked.clone(),
+        (asked, false) => {
+            let asked = asked.as_deref().unwrap_or("/");
+            Some(format!("{asked}{}{}", if asked.contains('?') { '&' } else { '?' }, of_query.join("&")))
+        }
+    };
+    for (name, value) in [("method", &options.method), ("path", &asked), ("sni", &options.sni)] {
         if let Some(value) = value {
             path.push_str(&format!("&{name}={}", encoded(value)));
         }
@@ -19,8 +27,16 @@ pub fn explain_path(options: &ExplainOptions) -> String {
     path
 }
 
+/// `NAME=VALUE` as it is written in a query.
+fn encoded_param(param: &str) -> String {
+    match param.split_once('=') {
+        Some((name, value)) => format!("{}={}", encoded(name), encoded(value)),
+        None => encoded(param),
+    }
+}
+
 /// Percent-encoded (RFC 3986 §2.1).
-fn encoded(text: &str) -> String {
+pub fn encoded(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
@@ -38,10 +54,36 @@ pub fn explanation(e: &v1::Explanation) -> String {
     let mut text = format!("{} calls {} ({}): {what}\n\n", e.from, e.to, e.address);
     text.push_str(&steps(&e.steps));
     if !e.reason.is_empty() {
-        text.push_str(&format!("\n→ refused: {}\n", e.reason));
+        text.push_str(&format!("\n{}", ended(&e.reason, e.status)));
     }
+    endpoints(e, 0, &mut text);
+    for (place, backend) in (1..).zip(&e.backends) {
+        let part = if e.backends.len() == 1 { String::new() } else { format!(": {}% of it", backend.percent) };
+        text.push_str(&format!("\nbackend {}{part}\n{}", backend.name, steps(&backend.steps)));
+        if !backend.reason.is_empty() {
+            text.push_str(&ended(&backend.reason, backend.status));
+        }
+        endpoints(e, place, &mut text);
+    }
+    if e.more > 0 {
+        text.push_str(&format!("\n… and {} more endpoints\n", e.more));
+    }
+    text
+}
+
+/// It reaches no endpoint.
+fn ended(reason: &str, status: u32) -> String {
+    match status {
+        0 => format!("→ refused: {reason}\n"),
+        status @ 100..400 => format!("→ answered: {reason} (HTTP {status})\n"),
+        status => format!("→ refused: {reason} (HTTP {status})\n"),
+    }
+}
+
+/// The endpoints of a backend (0: of none), those that fare alike together.
+fn endpoints(e: &v1::Explanation, backend: u32, text: &mut String) {
     let mut told: Vec<(&v1::ExplainedEndpoint, Vec<String>)> = Vec::new();
-    for endpoint in &e.endpoints {
+    for endpoint in e.endpoints.iter().filter(|endpoint| endpoint.backend == backend) {
         let name = match (&*endpoint.pod, &*endpoint.node) {
             ("", _) => endpoint.address.clone(),
             (pod, "") => format!("{pod} ({})", endpoint.address),
@@ -69,10 +111,6 @@ pub fn explanation(e: &v1::Explanation) -> String {
             text.push_str(&format!("  to change that, edit {}\n", endpoint.object));
         }
     }
-    if e.more > 0 {
-        text.push_str(&format!("\n… and {} more endpoints\n", e.more));
-    }
-    text
 }
 
 fn steps(steps: &[v1::ExplainedStep]) -> String {
@@ -162,6 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn backends_are_told_with_their_part() {
+        let step =
+            |found: &str| v1::ExplainedStep { step: "balance".into(), found: found.into(), object: String::new() };
+        let backend = |name: &str, percent, reason: &str, status| v1::ExplainedBackend {
+            name: name.into(),
+            percent,
+            steps: vec![step("Random")],
+            reason: reason.into(),
+            status,
+            ..v1::ExplainedBackend::default()
+        };
+        let endpoint = |backend| v1::ExplainedEndpoint {
+            address: "10.0.0.1:80".into(),
+            allowed: true,
+            backend,
+            ..v1::ExplainedEndpoint::default()
+        };
+        let backends = vec![backend("shop/v1:80", 90.0, "", 0), backend("shop/gone:80", 10.0, "backend_invalid", 500)];
+        let text =
+            explanation(&v1::Explanation { backends, endpoints: vec![endpoint(1)], ..v1::Explanation::default() });
+        let expected = "\nbackend shop/v1:80: 90% of it\n  balance  Random\n\nto 10.0.0.1:80\n→ reaches the application\n\
+                        \nbackend shop/gone:80: 10% of it\n  balance  Random\n→ refused: backend_invalid (HTTP 500)\n";
+        assert!(text.ends_with(expected), "{text}");
+        let redirected = v1::Explanation { reason: "redirected".into(), status: 301, ..v1::Explanation::default() };
+        assert!(explanation(&redirected).ends_with("→ answered: redirected (HTTP 301)\n"));
+    }
+
+    #[test]
     fn parameters_are_encoded() {
         let options = ExplainOptions {
             pod: "shop/a".into(),
@@ -169,9 +235,11 @@ mod tests {
             method: None,
             path: Some("/a b?c=d&e".into()),
             headers: vec!["x: 1".into()],
+            query: vec!["v=1 2".into()],
+            sni: None,
             options: super::super::QueryOptions { output: super::super::Output::Table, run_dir: "/x".into() },
         };
-        let path = "explain?pod=shop%2Fa&to=web%3A80&path=%2Fa%20b%3Fc%3Dd%26e&header=x%3A%201";
+        let path = "explain?pod=shop%2Fa&to=web%3A80&path=%2Fa%20b%3Fc%3Dd%26e%26v%3D1%25202&header=x%3A%201";
         assert_eq!(explain_path(&options), path);
     }
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::table::render;
-use super::{Output, Query, QueryOptions, policy};
+use super::{NamespaceOptions, Output, Query, QueryOptions, policy, route, yaml};
 use crate::agent::requirement;
 
 /// No answer takes longer.
@@ -28,6 +28,8 @@ pub fn query(query: &Query) -> Result<ExitCode> {
         Query::Connections(options) => show(options, "connections", connections),
         Query::Certs(options) => show(options, "certs", certs),
         Query::Policies(options) => show(options, "policies", policy::policies),
+        Query::Routes(of) => show(&of.options, &of.path("routes"), route::routes),
+        Query::Endpoints(of) => show(&of.options, &of.path("endpoints"), route::endpoints),
         Query::Explain(explain) => show(&explain.options, &policy::explain_path(explain), policy::explanation),
         Query::Bpf(options) => show(options, "bpf", bpf),
         Query::Check(options) => check(options),
@@ -41,6 +43,15 @@ pub fn query(query: &Query) -> Result<ExitCode> {
             }
             print(options, &answer, log_levels)?;
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+impl NamespaceOptions {
+    fn path(&self, view: &str) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{view}?namespace={}", policy::encoded(namespace)),
+            None => view.to_owned(),
         }
     }
 }
@@ -59,6 +70,7 @@ fn print<T: Serialize>(options: &QueryOptions, answer: &T, table: impl Fn(&T) ->
     let text = match options.output {
         Output::Table => table(answer),
         Output::Json => serde_json::to_string_pretty(answer)? + "\n",
+        Output::Yaml => yaml::text(&serde_json::to_value(answer)?),
     };
     // A closed pipe (`heddle … | head`) is no failure.
     match std::io::stdout().write_all(text.as_bytes()) {

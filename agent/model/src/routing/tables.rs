@@ -9,7 +9,7 @@ use super::attachment::{Clients, settle};
 use super::matching::Seniority;
 use super::{
     Backend, BackendProblem, BackendRef, Mirror, ParentTarget, ReferenceGrant, Route, RouteKey, RoutingDelta, Rule,
-    Table, TrafficPolicy, TrafficTarget,
+    RuleId, Table, TrafficPolicy, TrafficTarget,
 };
 use crate::service::{Service, ServiceKey};
 use crate::sharded::Sharded;
@@ -192,15 +192,19 @@ impl Routing {
 
     /// A route's rules with grants and TrafficPolicies applied.
     fn rules_in_force(&self, route: &Route) -> Vec<Arc<Rule>> {
-        let target = |rule: Option<Arc<str>>| TrafficTarget::Route { route: route.key.clone(), rule };
-        let of_route = self.in_force(&target(None));
         let rule = |rule: &Arc<Rule>| {
-            let of_rule = rule.id.name.as_ref().and_then(|name| self.in_force(&target(Some(Arc::clone(name)))));
-            let traffic = [of_rule, of_route].into_iter().flatten();
-            let traffic = traffic.fold(rule.traffic.clone(), |traffic, policy| traffic.or(&policy.request));
+            let said = self.policies_of(&rule.id).filter_map(|policy| policy.settings.as_ref().ok());
+            let traffic = said.fold(rule.traffic.clone(), |traffic, settings| traffic.or(&settings.request));
             self.rule_in_force(&route.key, rule, traffic)
         };
         route.rules.iter().map(rule).collect()
+    }
+
+    /// The policies that hold for a rule: of two that speak of the same the first counts.
+    fn policies_of(&self, rule: &RuleId) -> impl Iterator<Item = &Arc<TrafficPolicy>> {
+        let target = |name: Option<Arc<str>>| TrafficTarget::Route { route: rule.route.clone(), rule: name };
+        let of_rule = rule.name.as_ref().and_then(|name| self.policy_of(&target(Some(Arc::clone(name)))));
+        [of_rule, self.policy_of(&target(None))].into_iter().flatten()
     }
 
     fn rule_in_force(&self, route: &RouteKey, rule: &Arc<Rule>, traffic: RequestTraffic) -> Arc<Rule> {
@@ -297,6 +301,24 @@ impl Snapshot {
     pub fn traffic(&self, service: &ServiceKey) -> &Arc<ServiceTraffic> {
         static DEFAULT: LazyLock<Arc<ServiceTraffic>> = LazyLock::new(Arc::default);
         self.routing.traffic.get(service).unwrap_or(&DEFAULT)
+    }
+
+    /// The TrafficPolicy in force for a Service.
+    #[must_use]
+    pub fn traffic_policy(&self, service: &ServiceKey) -> Option<&Arc<TrafficPolicy>> {
+        self.routing.policy_of(&TrafficTarget::Service(service.clone()))
+    }
+
+    /// The TrafficPolicies in force for a rule besides its Service's: of two that speak of the same the first counts. What the rule says itself
+    /// counts before them.
+    pub fn traffic_policies_of(&self, rule: &RuleId) -> impl Iterator<Item = &Arc<TrafficPolicy>> {
+        self.routing.policies_of(rule)
+    }
+
+    /// A route.
+    #[must_use]
+    pub fn route(&self, key: &RouteKey) -> Option<&Arc<Route>> {
+        self.routing.routes.get(key)
     }
 
     /// All routes, in no particular order.

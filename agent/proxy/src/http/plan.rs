@@ -19,7 +19,7 @@ use heddle_http::outlier;
 use heddle_http::retry::{self, ActiveRequest, Attempt as Tried, Decision, Lookup, Token};
 use heddle_http::{Reject, answer};
 use heddle_model::Timestamp;
-use heddle_model::routing::{Cors, Rule};
+use heddle_model::routing::{Cors, RouteKey, Rule};
 use heddle_model::traffic::{Abort, Faults, RetryPolicy};
 use heddle_telemetry::{Direction, Event, Reason};
 use http::Request;
@@ -93,6 +93,8 @@ pub(crate) async fn within<T, E: From<Reason>>(
 pub(crate) struct Plan {
     carried: Option<Box<Carried>>,
     repeats: u32,
+    /// The rule that it matches, for the log: also where that answers by itself, or is of no use.
+    matched: Option<Arc<Rule>>,
     /// Copies to be sent once the request is complete, and what they are copies of.
     shadows: Vec<Shadow>,
     original: Option<Box<Request<()>>>,
@@ -150,10 +152,13 @@ impl Plan {
         let mut fields = Vec::new();
         let (mut to, mut backend) = (None, 0);
         if let Some((rule, prefix)) = &matched {
+            if conn.worker.telemetry.access.enabled() {
+                self.matched = Some(rule.clone());
+            }
             if rule.invalid.is_some() {
                 return Err(Reason::RouteInvalid);
             }
-            self.answer_of(rule, *prefix, conn, view, &mut fields)?;
+            self.answer_of(rule, *prefix, conn.original.map(heddle_model::OriginalDst::port), view, &mut fields)?;
             let drawn = rule.draw(fastrand::u64(..)).ok_or(Reason::BackendInvalid)?;
             backend = rule.backends.iter().position(|backend| std::ptr::eq(backend, drawn)).unwrap_or_default();
             to = Some(drawn);
@@ -238,12 +243,12 @@ impl Plan {
         self.shadows.drain(..).for_each(|shadow| mirror::drop_one(conn, &shadow));
     }
 
-    /// What a rule's filters answer by themselves: a preflight, a redirect.
-    fn answer_of(
+    /// What a rule's filters answer by themselves: a preflight, a redirect. `port` is the one that was called.
+    pub(crate) fn answer_of(
         &mut self,
         rule: &Rule,
         prefix: usize,
-        conn: &Conn,
+        port: Option<u16>,
         view: &View<'_>,
         fields: &mut Vec<(&'static str, String)>,
     ) -> Result<(), Reason> {
@@ -261,7 +266,7 @@ impl Plan {
         }
         if let Some(redirect) = &rule.filters.redirect {
             // A host without a port means the one that was called.
-            let host = match (view.authority(), conn.original.map(heddle_model::OriginalDst::port)) {
+            let host = match (view.authority(), port) {
                 (host, Some(port)) if port != 80 && !has_port(host) => format!("{host}:{port}"),
                 (host, _) => host.to_owned(),
             };
@@ -297,10 +302,7 @@ impl Plan {
             && share.draws(fastrand::u64(..))
         {
             count("abort");
-            let (status, grpc_status) = match abort {
-                Abort::Http(status) => (status, answer::grpc_status(status)),
-                Abort::Grpc(code) => (answer::http_status(code), code),
-            };
+            let (status, grpc_status) = abort_codes(abort);
             self.answer = Some(Box::new(Answer { status, grpc_status: Some(grpc_status), fields: Vec::new() }));
             return Err(Reason::FaultInjected);
         }
@@ -337,20 +339,12 @@ impl Plan {
     /// Makes a request's head what it is to be for the backend: once, before the first attempt.
     pub(crate) fn edit_request(&self, head: &mut impl Head) -> Result<(), Reject> {
         let Some(Carried { rule: Some((rule, prefix)), backend, .. }) = self.carried.as_deref() else { return Ok(()) };
-        if let Some(rewrite) = &rule.filters.rewrite {
-            if let Some(path) = &rewrite.path {
-                let path = path.apply(head.path_and_query(), *prefix);
-                head.set_path_and_query(&path)?;
-            }
-            if let Some(hostname) = &rewrite.hostname {
-                head.set_authority(hostname)?;
-            }
-        }
-        let of_backend = rule.backends.get(*backend).and_then(|backend| backend.filters.request_headers.as_ref());
-        for edit in rule.filters.request_headers.iter().chain(of_backend) {
-            edit::apply(edit, head)?;
-        }
-        Ok(())
+        edit_request(rule, *prefix, *backend, head)
+    }
+
+    /// The rule that it matched, as the log names it; empty if there was none.
+    pub(crate) fn rule_name(&self) -> Box<str> {
+        self.matched.as_deref().map(rule_name).unwrap_or_default().into()
     }
 
     /// Makes a final response's head what the client gets.
@@ -587,6 +581,38 @@ impl Carried {
             }
         }
     }
+}
+
+/// Makes a request's head what a rule says that it is to be for one of its backends.
+pub(crate) fn edit_request(rule: &Rule, prefix: usize, backend: usize, head: &mut impl Head) -> Result<(), Reject> {
+    if let Some(rewrite) = &rule.filters.rewrite {
+        if let Some(path) = &rewrite.path {
+            let path = path.apply(head.path_and_query(), prefix);
+            head.set_path_and_query(&path)?;
+        }
+        if let Some(hostname) = &rewrite.hostname {
+            head.set_authority(hostname)?;
+        }
+    }
+    let of_backend = rule.backends.get(backend).and_then(|backend| backend.filters.request_headers.as_ref());
+    for edit in rule.filters.request_headers.iter().chain(of_backend) {
+        edit::apply(edit, head)?;
+    }
+    Ok(())
+}
+
+/// HTTP status and gRPC code of an injected answer.
+pub(crate) fn abort_codes(abort: Abort) -> (u16, u8) {
+    match abort {
+        Abort::Http(status) => (status, answer::grpc_status(status)),
+        Abort::Grpc(code) => (answer::http_status(code), code),
+    }
+}
+
+/// `HTTPRoute/namespace/name/number`.
+pub(crate) fn rule_name(rule: &Rule) -> String {
+    let RouteKey { kind, namespace, name } = &rule.id.route;
+    format!("{}/{namespace}/{name}/{}", kind.as_str(), rule.id.index)
 }
 
 /// For dates that servers name.

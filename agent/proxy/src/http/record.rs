@@ -257,6 +257,7 @@ impl Record {
         if let Some(Called { conn: called, .. }) = &called {
             log.log(AccessRecord { policy: policy.clone(), ..tell(called, fields.clone()) });
         }
+        fields.route = self.plan.rule_name();
         let mut record = tell(conn, fields);
         if conn.direction == Direction::Inbound {
             record.policy = policy;

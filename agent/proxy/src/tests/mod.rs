@@ -21,6 +21,7 @@ mod policy_explained;
 mod pool_h2;
 mod pools;
 mod resilience;
+mod route_explained;
 mod routes;
 mod routing;
 mod support;

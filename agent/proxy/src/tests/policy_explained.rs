@@ -152,7 +152,7 @@ async fn what_is_explained_is_what_happens() {
                 Asked { method: method.parse::<Method>().unwrap(), uri, headers }
             });
             let here = Here { has_identities: true, pods: &pods };
-            let question = Question { from: caller, to: OriginalDst::new(vip), request: asked.as_ref() };
+            let question = Question { from: caller, to: OriginalDst::new(vip), request: asked.as_ref(), sni: None };
             let explained = explain(&snapshot, &here, &question);
             let [endpoint] = &explained.endpoints[..] else { panic!("{explained:?}") };
             let expected = match (endpoint.outcome, request.is_some()) {

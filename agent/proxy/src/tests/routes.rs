@@ -45,6 +45,8 @@ async fn a_rule_leads_elsewhere_and_what_matches_none_is_not_found() {
     let records = mesh.records(6).await;
     assert_eq!(records[0]["destination_service"], format!("web.shop.svc.cluster.local:{}", vip.port()));
     assert_eq!(records[1]["destination_service"], "other.shop.svc.cluster.local:80");
+    let routes: Vec<_> = records.iter().map(|record| record["route"].as_str().unwrap_or_default()).collect();
+    assert_eq!(routes, ["", "HTTPRoute/shop/r/0", "", "HTTPRoute/shop/r/0", "HTTPRoute/shop/r/0", ""]);
     assert_eq!(own.requests(), 1);
 }
 
@@ -93,6 +95,9 @@ async fn weights_share_and_what_is_invalid_has_its_share_of_500() {
     mesh.route(route("r", vec![rule("/", &[("empty", 1)])]));
     let got = caller.get("/").await;
     assert_eq!((got.status, got.reason()), (503, "no_ready_endpoint"));
+    let records = mesh.records(1).await;
+    let of_rule = records.iter().filter(|record| record["reason"] == "route_invalid");
+    assert!(of_rule.map(|record| &record["route"]).eq(["HTTPRoute/shop/r/0"]), "also where it leads nowhere");
 }
 
 #[tokio::test]
