@@ -285,7 +285,7 @@ fn changes_under_load_fail_nothing() -> Result<()> {
     let origins = pods.iter().map(|name| origin(mesh.pod(name), 8080)).collect::<Result<Vec<_>>>()?;
     let own = origin(mesh.pod("own"), 8080)?;
     let web = cluster(&mesh, "own");
-    // Two Services of the same pods: two of four at a time are behind `web`, and `more` is always there.
+    // Two Services share the requests to `own`; behind both are the same two of four pods, and ever others.
     let weights = |one: u32, two: u32| {
         route("HTTPRoute", "own", "own", json!([{"backendRefs": backends(80, &[("web", one), ("far", two)])}]))
     };
