@@ -19,8 +19,9 @@ use heddle_telemetry::proxy::ProxyShard;
 use heddle_telemetry::{HttpHandle, Reason, TcpHandle};
 use socket2::SockRef;
 use tokio::net::TcpListener;
+use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::accept::{self, Port};
@@ -38,7 +39,7 @@ use crate::http::mirror::InFlight;
 use crate::http::pool::Pool;
 use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
-use crate::http::{Heads, HttpKey};
+use crate::http::{Heads, HttpKey, wire};
 use crate::labels::{LabelCache, LabelKey};
 use crate::mesh::accept::Accepted;
 use crate::mesh::tls::Tls;
@@ -115,6 +116,8 @@ pub(crate) struct Worker {
     pub(crate) mirrors: InFlight,
     pub(crate) spare: SpareBytes,
     pub(crate) spare_heads: Spare<Heads>,
+    /// What HTTP/2 connections write in their turns.
+    pub(crate) outboxes: SpareBytes,
     /// Set once the worker drains: HTTP connections end behind the request they are at.
     pub(crate) draining: Cell<bool>,
     /// Seconds since the worker started, about: the clock of deadlines.
@@ -162,10 +165,10 @@ pub(crate) struct Seed {
 
 impl Seed {
     /// The life of a worker thread: until the proxy is dropped. What is open then is reset and logged.
-    pub(crate) fn run(self, runtime: tokio::runtime::Runtime, commands: mpsc::Receiver<Command>) {
-        let local = LocalSet::new();
+    pub(crate) fn run(self, runtime: LocalRuntime, commands: mpsc::Receiver<Command>) {
         let stopped = self.stopped.clone();
-        local.block_on(&runtime, serve(Rc::new(Worker::new(self)), commands, stopped));
+        // Ours to drop, and with it the connections: a panic ends them while it unwinds.
+        runtime.block_on(serve(Rc::new(Worker::new(self)), commands, stopped));
     }
 }
 
@@ -332,6 +335,7 @@ impl Worker {
             mirrors: InFlight::default(),
             spare: SpareBytes::default(),
             spare_heads: Spare::default(),
+            outboxes: SpareBytes::of(wire::OUTBOX_BYTES, wire::OUTBOXES_KEPT_MAX),
             draining: Cell::new(false),
             tick: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),

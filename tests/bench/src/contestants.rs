@@ -19,7 +19,7 @@ use heddle_testkit::process::Process;
 use crate::cpu::{self, LOAD_CORE, PROXY_CORE};
 use crate::load::Seen;
 use crate::origin::{ECHO_PORT, SINK_PORT};
-use crate::peers::{self, ENVOY_OFFSET, H1_PORT, H2_PORT, HAPROXY_OFFSET, NGINX_OFFSET};
+use crate::peers::{self, ENVOY_OFFSET, ENVOY_ROUTED_OFFSET, H1_PORT, H2_PORT, HAPROXY_OFFSET, NGINX_OFFSET};
 use crate::scenarios::Load;
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
@@ -58,6 +58,10 @@ pub enum Contestant {
     HeddleMtlsPair,
     /// Both are on one node, whose agent has identities and hands requests over in memory.
     HeddleHandOver,
+    /// Through Envoy in the server's pod, by the last of ten routes, with retries, a circuit breaker and outlier detection.
+    EnvoyRouted,
+    /// The outbound pass with as many routes and the like of a TrafficPolicy.
+    HeddleRouted,
     /// Neither is, but the node runs Heddle: what its hooks cost those who are not in the mesh.
     Bystander,
 }
@@ -79,13 +83,19 @@ impl Contestant {
             (Contestant::ZtunnelPair, _) => "a pair of ztunnels",
             (Contestant::HeddleMtlsPair, _) => "heddle pair with mtls",
             (Contestant::HeddleHandOver, _) => "heddle hand-over",
+            (Contestant::EnvoyRouted, _) => "envoy 1.40 with routes",
+            (Contestant::HeddleRouted, _) => "heddle with routes",
             (Contestant::Bystander, _) => "unmeshed pod beside heddle",
         }
     }
 
     /// The Service whose only endpoint is the server it leads to.
     fn service(self) -> &'static str {
-        if self == Contestant::HeddleBoth { "meshed" } else { "plain" }
+        match self {
+            Contestant::HeddleBoth => "meshed",
+            Contestant::HeddleRouted => "routed",
+            _ => "plain",
+        }
     }
 }
 
@@ -131,12 +141,18 @@ impl Arena {
             .port(H2_PORT, H2_PORT)
             .with("ports", peers::service_ports())
             .backed_by("meshed-server")
+            .service(Contestant::HeddleRouted.service())
+            .port(H1_PORT, H1_PORT)
+            .port(H2_PORT, H2_PORT)
+            .with("ports", peers::service_ports())
+            .backed_by("plain-server")
             .start()?
             .quietly();
         let bench = std::env::current_exe().context("where heddle-bench is")?;
         let directory = mesh.id().directory().join("bench");
         fs::create_dir(&directory).and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)))?;
 
+        mesh.source().write_text("routes.yaml", &peers::routes(Contestant::HeddleRouted.service()))?;
         let agent = start_agent(mesh.node("woven"), 1, &[])?;
         for pod in ["meshed-client", "meshed-server"] {
             mesh.node("woven").wait_enrolled(mesh.pod(pod), START_TIMEOUT).with_context(|| agent.tail())?;
@@ -170,13 +186,15 @@ impl Arena {
     /// Runs one load through a contestant.
     pub fn measure(&self, contestant: Contestant, load: &Load, connections: usize, seconds: f64) -> Result<Seen> {
         let (client, server) = match contestant {
-            Contestant::Direct | Contestant::Envoy | Contestant::Haproxy | Contestant::Nginx => {
-                ("bare-client", "bare-server")
-            }
+            Contestant::Direct
+            | Contestant::Envoy
+            | Contestant::EnvoyRouted
+            | Contestant::Haproxy
+            | Contestant::Nginx => ("bare-client", "bare-server"),
             // The load talks to the Envoy in its own pod.
             Contestant::EnvoyPair => ("bare-client", "bare-client"),
             Contestant::HeddleInbound => ("plain-client", "meshed-server"),
-            Contestant::HeddleOutbound => ("meshed-client", "plain-server"),
+            Contestant::HeddleOutbound | Contestant::HeddleRouted => ("meshed-client", "plain-server"),
             Contestant::HeddleBoth => ("meshed-client", "meshed-server"),
             Contestant::Bystander => ("plain-client", "plain-server"),
             secured => bail!("{secured:?} is of other nodes"),
@@ -184,17 +202,19 @@ impl Arena {
         let (offset, watch) = match contestant {
             Contestant::Direct | Contestant::Bystander => (0, Vec::new()),
             Contestant::Envoy => (ENVOY_OFFSET, vec![self.envoy.pid()]),
+            Contestant::EnvoyRouted => (ENVOY_ROUTED_OFFSET, vec![self.envoy.pid()]),
             Contestant::EnvoyPair => (ENVOY_OFFSET, vec![self.client_envoy.pid(), self.envoy.pid()]),
             Contestant::Haproxy => (HAPROXY_OFFSET, vec![self.haproxy.pid()]),
             Contestant::Nginx => (NGINX_OFFSET, vec![self.nginx.pid()]),
-            Contestant::HeddleInbound | Contestant::HeddleOutbound | Contestant::HeddleBoth => {
-                (0, vec![self.agent.pid(), self.mesh.node("woven").keeper_pid()?])
-            }
+            Contestant::HeddleInbound
+            | Contestant::HeddleOutbound
+            | Contestant::HeddleRouted
+            | Contestant::HeddleBoth => (0, vec![self.agent.pid(), self.mesh.node("woven").keeper_pid()?]),
             secured => bail!("{secured:?} is of other nodes"),
         };
         let address = match (load, contestant) {
             // Applications call Services; a proxy in the server's pod knows none.
-            (Load::Http { .. }, Contestant::HeddleOutbound | Contestant::HeddleBoth) => {
+            (Load::Http { .. }, Contestant::HeddleOutbound | Contestant::HeddleRouted | Contestant::HeddleBoth) => {
                 self.mesh.service(contestant.service()).cluster_v4()
             }
             _ => self.mesh.pod(server).v4(),

@@ -27,6 +27,8 @@ pub const OPAQUE_PORT: u16 = 9004;
 
 /// Each proxy listens on the origin's port plus this.
 pub const ENVOY_OFFSET: u16 = 100;
+/// Envoy with more to do.
+pub const ENVOY_ROUTED_OFFSET: u16 = 400;
 pub const HAPROXY_OFFSET: u16 = 200;
 pub const NGINX_OFFSET: u16 = 300;
 
@@ -41,6 +43,30 @@ pub fn service_ports() -> serde_json::Value {
         json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP", "appProtocol": carries})
     };
     json!([port(H1_PORT, "http"), port(H2_PORT, "kubernetes.io/h2c")])
+}
+
+/// Paths that rules before the one that matches ask for.
+const OTHER_PATHS: [&str; 9] =
+    ["/cart", "/orders", "/users", "/stock", "/search", "/prices", "/images", "/reports", "/admin"];
+
+/// Ten rules for a Service, the last of which matches, and a TrafficPolicy that says something of everything.
+pub fn routes(service: &str) -> String {
+    let mut text = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {service}, namespace: shop}}\nspec:\n  \
+         parentRefs: [{{group: \"\", kind: Service, name: {service}}}]\n  rules:\n"
+    );
+    for path in OTHER_PATHS.iter().chain(&[PATH_1_KIB]) {
+        text.push_str(&format!(
+            "  - matches: [{{path: {{type: PathPrefix, value: {path}}}}}]\n    \
+             backendRefs: [{{name: {service}, port: {H1_PORT}}}]\n"
+        ));
+    }
+    text.push_str(&format!(
+        "---\napiVersion: heddle.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {service}, namespace: shop}}\nspec:\n  \
+         targetRefs: [{{kind: Service, name: {service}}}]\n  retries: {{}}\n  timeouts: {{request: 15s}}\n  \
+         outlierDetection: {{}}\n  circuitBreaker: {{service: {{requests: 100000}}, endpoint: {{requests: 100000}}}}\n"
+    ));
+    text
 }
 
 /// Writes the file the origins serve.
@@ -173,7 +199,7 @@ fn envoy_configuration(server: IpAddr, offset: u16) -> String {
                 ],
             }]},
         });
-        listeners.push(listener(port, filter));
+        listeners.push(listener(port, filter.clone()));
         let mut to = cluster(port);
         to["typed_extension_protocol_options"] = json!({
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -181,6 +207,24 @@ fn envoy_configuration(server: IpAddr, offset: u16) -> String {
                 "explicit_http_config": {options: {}},
             },
         });
+        if port == H1_PORT {
+            // The same with more to do: ten routes, retries by status, a breaker and outlier detection.
+            let (name, mut filter, mut to) = (format!("routed{port}"), filter, to.clone());
+            let route = json!({"cluster": name, "timeout": "15s"});
+            let prefixes = OTHER_PATHS.iter().chain(&[PATH_1_KIB]);
+            let host = &mut filter["route_config"]["virtual_hosts"][0];
+            host["routes"] =
+                prefixes.map(|path| json!({"match": {"path_separated_prefix": path}, "route": route})).collect();
+            host["retry_policy"]["retry_on"] = json!("connect-failure,refused-stream,reset,gateway-error");
+            filter["stat_prefix"] = json!(name);
+            let mut listener = listener(port, filter);
+            listener["address"] = address("0.0.0.0", port + ENVOY_ROUTED_OFFSET);
+            listeners.push(listener);
+            to["name"] = json!(name);
+            to["load_assignment"]["cluster_name"] = json!(name);
+            to["outlier_detection"] = json!({"consecutive_5xx": 5, "interval": "10s", "base_ejection_time": "30s"});
+            clusters.push(to);
+        }
         clusters.push(to);
     }
     json!({"static_resources": {"listeners": listeners, "clusters": clusters}}).to_string()

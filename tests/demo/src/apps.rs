@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -44,6 +44,11 @@ pub fn nginx(place: &Place, directory: &Path) -> Result<Process> {
     Ok(process)
 }
 
+/// The file whose being there makes a pod's nginx answer 503.
+pub fn broken_mark(directory: &Path, pod: &str) -> PathBuf {
+    directory.join(format!("nginx-{pod}")).join("broken")
+}
+
 fn nginx_configuration(name: &str, prefix: &Path) -> String {
     let prefix = prefix.display();
     format!(
@@ -52,7 +57,8 @@ fn nginx_configuration(name: &str, prefix: &Path) -> String {
          fastcgi_temp_path {prefix}/fastcgi;\n  uwsgi_temp_path {prefix}/uwsgi;\n  scgi_temp_path {prefix}/scgi;\n  \
          server {{\n    listen {WEB_PORT};\n    listen [::]:{WEB_PORT};\n    listen {WEB_H2_PORT} http2;\n    \
          listen [::]:{WEB_H2_PORT} http2;\n    default_type text/plain;\n    \
-         location / {{ return 200 \"{name} $remote_addr\\n\"; }}\n    \
+         location / {{\n      if (-f {prefix}/broken) {{ return 503 \"{name} is broken\\n\"; }}\n      \
+         return 200 \"{name} $remote_addr\\n\";\n    }}\n    \
          location = /missing {{ return 404 \"{name} has no such page\\n\"; }}\n  }}\n}}\n"
     )
 }

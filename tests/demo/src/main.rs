@@ -10,6 +10,7 @@ mod apps;
 mod interrupt;
 mod page;
 mod policy;
+mod routing;
 mod story;
 mod traffic;
 mod wire;

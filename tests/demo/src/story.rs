@@ -19,9 +19,10 @@ use crate::apps::{self, Connections, HTTP_1, LEDGER_PORT, PRICES_PORT, WEB_H2_PO
 use crate::interrupt;
 use crate::page::Page;
 use crate::policy;
-use crate::row;
+
 use crate::traffic::Traffic;
 use crate::wire;
+use crate::{routing, row};
 
 pub const NAMESPACE: &str = "boutique";
 const NODES: [&str; 2] = ["a", "b"];
@@ -86,6 +87,14 @@ fn build() -> Result<Mesh> {
         .port(82, WEB_H2_PORT)
         .backed_by("web-1")
         .backed_by("web-2")
+        .service("web-v1")
+        .in_namespace(NAMESPACE)
+        .port(80, WEB_PORT)
+        .backed_by("web-1")
+        .service("web-v2")
+        .in_namespace(NAMESPACE)
+        .port(80, WEB_PORT)
+        .backed_by("web-2")
         .service("db")
         .in_namespace(NAMESPACE)
         .port(LEDGER_PORT, LEDGER_PORT)
@@ -105,6 +114,10 @@ fn build() -> Result<Mesh> {
         .start()
 }
 
+fn programs_directory(mesh: &Mesh) -> PathBuf {
+    mesh.id().directory().join("apps")
+}
+
 /// What runs while the story is told. Programs end before the mesh does.
 pub struct Demo {
     programs: Vec<Process>,
@@ -113,7 +126,7 @@ pub struct Demo {
 
 impl Demo {
     fn start(mesh: Mesh) -> Result<Demo> {
-        let directory: PathBuf = mesh.id().directory().join("apps");
+        let directory = programs_directory(&mesh);
         std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755))?;
         let programs = vec![
@@ -135,6 +148,8 @@ impl Demo {
         Traffic::make(&self)?.tell(&self, page)?;
         interrupt::check()?;
         wire::after(&self, page)?;
+        interrupt::check()?;
+        routing::tell(&self, page)?;
         interrupt::check()?;
         policy::tell(&self, page)?;
         interrupt::check()?;
@@ -333,6 +348,11 @@ impl Demo {
             kernel.push(objects);
         }
         Ok(kernel)
+    }
+
+    /// Where the programs have their files.
+    pub fn programs_directory(&self) -> PathBuf {
+        programs_directory(&self.mesh)
     }
 
     /// The nodes, in order.

@@ -1,7 +1,8 @@
-"""Calls grpc_server.py and checks every answer. Usage: grpc_client.py HOST:PORT [counted|denied|closed].
+"""Calls grpc_server.py and checks every answer. Usage: grpc_client.py HOST:PORT [counted|denied|closed|routed].
 
 Everything gRPC can do; or, `counted`, a few calls whose messages can be counted; `denied`: only `Unary` is let in; `closed`: a stream that is
-open must end when a policy closes it, which is waited for.
+open must end when a policy closes it, which is waited for; `routed`: routes lead `Unary` to `one`, `Compressed` to `two`, and nothing else, and
+UNAVAILABLE is retried twice.
 """
 
 import sys
@@ -154,12 +155,33 @@ def closed():
     assert unary(b"hello", timeout=10).startswith(b"unary:hello")
 
 
+def routed():
+    """By method; a call that fails is made again, with what is left of its time."""
+    compressed = channel.unary_unary("/test.Peer/Compressed")
+    for _ in range(10):
+        assert unary(b"who", timeout=10) == b"one"
+        assert compressed(b"who", timeout=10) == b"two"
+    error = fails(server_stream, b"3", timeout=10)
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error
+    assert unary(b"unavailable 2 times, saved", timeout=10) == b"3", "the third attempt is told so"
+    assert fails(unary, b"unavailable 3 times, lost", timeout=10).code() is grpc.StatusCode.UNAVAILABLE
+    for code in (5, 13):
+        assert fails(unary, b"code %d" % code, timeout=10).code().value[0] == code
+    left = float(unary(b"time left", timeout=7).split(b" from ")[0].removeprefix(b"unary:"))
+    assert 5 < left < 7.1, left
+    start = time.monotonic()
+    assert fails(unary, b"sleep", timeout=0.3).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - start < 3
+
+
 if sys.argv[2:] == ["counted"]:
     counted()
 elif sys.argv[2:] == ["denied"]:
     denied()
 elif sys.argv[2:] == ["closed"]:
     closed()
+elif sys.argv[2:] == ["routed"]:
+    routed()
 else:
     for act in (metadata, four_kinds, large, compression, errors, deadlines, cancellation, concurrency):
         act()

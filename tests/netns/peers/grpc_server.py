@@ -1,4 +1,4 @@
-"""A gRPC server of all four call kinds, on bytes: what it is called with decides what it does. Usage: grpc_server.py PORT."""
+"""A gRPC server of all four call kinds, on bytes: what it is called with decides what it does. Usage: grpc_server.py PORT [NAME]."""
 
 import sys
 import time
@@ -7,6 +7,8 @@ from concurrent import futures
 import grpc
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
+NAME = sys.argv[2].encode() if len(sys.argv) > 2 else b""
+failures = {}
 
 
 def unary(request, context):
@@ -14,6 +16,14 @@ def unary(request, context):
         number = int(request.split()[1])
         context.set_trailing_metadata((("why", "asked for"),))
         context.abort(CODES[number], f"Nr. {number}: 100 % Ärger")
+    if request.startswith(b"unavailable "):
+        # The first calls of this number fail: `unavailable 2 times, KEY`.
+        failures[request] = failures.get(request, 0) + 1
+        if failures[request] <= int(request.split()[1]):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return dict(context.invocation_metadata()).get("x-heddle-attempt", "-").encode()
+    if request == b"who":
+        return NAME
     if request == b"sleep":
         time.sleep(1)
     if request == b"time left":
@@ -33,6 +43,8 @@ def unary(request, context):
 
 
 def compressed(request, context):
+    if request == b"who":
+        return NAME
     context.set_compression(grpc.Compression.Gzip)
     return request
 

@@ -45,6 +45,7 @@ parser.add_argument("--truncate", action="store_true", help="when something has 
 parser.add_argument("--silent", action="store_true", help="after the handshake: say nothing and listen")
 parser.add_argument("--raw", help="instead of HTTP/2, these bytes (text) in TLS, and what comes is `raw`")
 parser.add_argument("--raw-back", type=int, default=0, help="end in order when so many bytes have come back")
+parser.add_argument("--server-name", help="in the ClientHello (SNI); the certificate need not have it")
 parser.add_argument("--plain", action="store_true", help="no TLS: HTTP/2 at once")
 parser.add_argument("--slow-ms", type=float, default=0, help="pause before every byte of the ClientHello")
 parser.add_argument("--hello-only", type=int, help="send so many bytes of the ClientHello, then only listen")
@@ -87,7 +88,8 @@ class Tls:
 
     def __init__(self, tcp):
         self.tcp, self.incoming, self.outgoing = tcp, ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.session = mtls.context(False, arguments).wrap_bio(self.incoming, self.outgoing)
+        context, name = mtls.context(False, arguments), arguments.server_name
+        self.session = context.wrap_bio(self.incoming, self.outgoing, server_hostname=name)
         self.is_first = True
 
     def flush(self):

@@ -8,6 +8,7 @@
 
 pub mod exposition;
 pub mod peers;
+pub mod requests;
 pub mod secure_peers;
 
 use std::net::IpAddr;

@@ -377,6 +377,12 @@ impl Node {
         text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect()
     }
 
+    /// What the agent has said so far, in words.
+    #[must_use]
+    pub fn agent_log(&self) -> String {
+        self.agent_slot().as_ref().map(Process::stderr).unwrap_or_default()
+    }
+
     /// The agent's metrics page.
     ///
     /// # Errors

@@ -109,6 +109,11 @@ impl Flow {
         self.charged.get() + self.charged_unsent.get() > 0
     }
 
+    /// Whether streams wait for the socket to take what others sent.
+    pub(crate) fn is_awaited(&self) -> bool {
+        !self.waiting.borrow().is_empty()
+    }
+
     /// The connection was driven. What its socket did not take is held until it does.
     pub(crate) fn driven(&self, cx: &Context<'_>, is_flushed: bool) {
         let mut driver = self.driver.borrow_mut();

@@ -20,9 +20,10 @@ use tokio::net::TcpStream;
 
 use super::client::Client;
 use super::flow::Flow;
-use super::io::{Io, TURN_BYTES_MAX, Verdict, Wire};
+use super::io::{Io, TURN_BYTES_MAX, Verdict};
 use super::record::{Record, Told};
 use super::stream;
+use super::wire::Wire;
 use super::{
     HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, PENDING_RESETS_MAX, RESET_STREAMS_MAX, SEND_BUFFER_BYTES_MAX,
     SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES, STREAMS_MAX,
@@ -81,8 +82,8 @@ pub(crate) async fn serve<F: Future<Output = ()>>(
 ) -> Ended {
     let verdict = Rc::new(Verdict::default());
     let io = match kind {
-        Kind::Client => Io::to_client(wire, verdict.clone()),
-        Kind::Heddle | Kind::Hbone => Io::to_peer(wire, verdict.clone()),
+        Kind::Client => Io::to_client(wire, conn, verdict.clone()),
+        Kind::Heddle | Kind::Hbone => Io::to_peer(wire, conn, verdict.clone()),
     };
     let (reason, held) = Box::pin(drive(conn, turns, io, &verdict, kind, start)).await;
     Ended { reason, downstream: None, upstream: None, held }
@@ -99,6 +100,7 @@ async fn drive<F: Future<Output = ()>>(
 ) -> (Reason, Option<Box<dyn Any>>) {
     let config = &conn.worker.config;
     conn.set_deadline(config.request_head_timeout);
+    let outlet = io.outlet();
     let mut handshaking = pin!(handshake(io, kind));
     let greeted = poll_fn(|cx| match handshaking.as_mut().poll(cx) {
         Poll::Pending if conn.is_out_of_time() => Poll::Ready(None),
@@ -109,6 +111,7 @@ async fn drive<F: Future<Output = ()>>(
         Some(Err(error)) => return (ended(Err(error), verdict), None),
         None => return (Reason::RequestTimeout, None),
     };
+    outlet.begin();
     let flow = Flow::new(conn);
     let mut streams = FuturesUnordered::new();
     let mut is_leaving = false;
@@ -132,6 +135,9 @@ async fn drive<F: Future<Output = ()>>(
                 connection.set_target_window_size(window);
             }
             let accepted = connection.poll_accept(cx);
+            if flow.is_awaited() {
+                outlet.send(cx);
+            }
             flow.driven(cx, verdict.is_flushed.get());
             match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
@@ -152,6 +158,8 @@ async fn drive<F: Future<Output = ()>>(
             if moved {
                 continue;
             }
+            outlet.send(cx);
+            flow.driven(cx, verdict.is_flushed.get());
             let mut meter = verdict.meter.borrow_mut();
             tell_unread(conn, meter.take_refused(), Reason::RequestMalformed);
             let now = match meter.owed() {

@@ -19,7 +19,7 @@ use heddle_telemetry::Reason;
 use tokio::sync::Notify;
 
 use super::flow::Flow;
-use super::io::{Io, Verdict};
+use super::io::{Io, Outlet, Verdict};
 use crate::budget::Pod;
 use crate::config::Config;
 use crate::copy::burst;
@@ -228,6 +228,7 @@ pub(crate) struct Driver {
     link: Rc<Link>,
     flow: Rc<Flow>,
     connection: Connection<Io, Bytes>,
+    outlet: Outlet,
     ping_pong: Option<PingPong>,
 }
 
@@ -238,15 +239,17 @@ impl Driver {
         flow: Rc<Flow>,
         mut connection: Connection<Io, Bytes>,
         verdict: Rc<Verdict>,
+        outlet: Outlet,
     ) -> Rc<Link> {
+        outlet.begin();
         let (worker, link) = (conn.worker.clone(), Rc::new(Link::new(&conn.pod, &verdict, conn.worker.tick())));
         let (id, ping_pong) = (worker.links.insert(link.clone()), connection.ping_pong());
-        tokio::task::spawn_local(Self { worker, id, link: link.clone(), flow, connection, ping_pong });
+        tokio::task::spawn_local(Self { worker, id, link: link.clone(), flow, connection, outlet, ping_pong });
         link
     }
 
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { link, flow, connection, ping_pong, .. } = self;
+        let Self { link, flow, connection, outlet, ping_pong, .. } = self;
         if link.is_cut.get() {
             return Poll::Ready(());
         }
@@ -263,6 +266,7 @@ impl Driver {
             connection.set_target_window_size(window);
         }
         let polled = Pin::new(connection).poll(cx);
+        outlet.send(cx);
         flow.driven(cx, link.verdict.is_flushed.get());
         if link.verdict.meter.borrow().has_greeted() {
             link.settle();

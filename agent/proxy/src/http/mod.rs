@@ -27,6 +27,7 @@ mod relay;
 pub(crate) mod spare;
 mod standing;
 pub(crate) mod stream;
+pub(crate) mod wire;
 
 /// What a stream's peer may send before it is read on.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;

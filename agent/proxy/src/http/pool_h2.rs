@@ -20,9 +20,10 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::flow::Flow;
-use super::io::{Io, Verdict, Wire};
+use super::io::{Io, Verdict};
 use super::link::{Driver, Link};
 use super::standing::Standing;
+use super::wire::Wire;
 use super::{
     HEADER_LIST_BYTES_MAX, LOCAL_RESETS_MAX, SEND_BUFFER_BYTES_MAX, SMALL_FRAMES_BUDGET, STREAM_WINDOW_BYTES,
     STREAMS_MAX,
@@ -268,7 +269,7 @@ impl PoolH2 {
         tls.prepare(&conn.pod).await.map_err(failed)?;
         let stream = dial::unwatched(conn, hop).await?;
         let stream = tls.connect(&conn.pod, stream, alpn, expected).await.map_err(failed)?;
-        self.greet(conn, key(conn, hop), Wire::Tls(Box::new(stream))).await
+        self.greet(conn, key(conn, hop), Wire::Tls(Box::new(stream.into()))).await
     }
 
     fn turn(&self, conn: &Rc<Conn>, hop: &Hop) -> Turn {
@@ -294,7 +295,8 @@ impl PoolH2 {
     async fn greet(&self, conn: &Rc<Conn>, key: Key, wire: Wire) -> Result<Rc<Shared>, Failure> {
         let verdict = Rc::new(Verdict::default());
         let is_of_mesh = key.2.is_some();
-        let io = Io::to_server(wire, verdict.clone());
+        let io = Io::to_server(wire, conn, verdict.clone());
+        let outlet = io.outlet();
         let mut builder = Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW_BYTES)
@@ -311,7 +313,7 @@ impl PoolH2 {
         let (sender, connection) =
             builder.handshake::<_, Bytes>(io).await.map_err(|error| Failure::last(reason_of(&error)))?;
         let flow = Flow::new(conn);
-        let link = Driver::spawn(conn, flow.clone(), connection, verdict);
+        let link = Driver::spawn(conn, flow.clone(), connection, verdict, outlet);
         let idle_since = Cell::new(conn.worker.tick());
         let sender = RefCell::new(sender);
         let (opened, given_up) = (Cell::new(0), Cell::new(0));

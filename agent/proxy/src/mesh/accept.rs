@@ -34,7 +34,7 @@ use crate::dial;
 use crate::hash::FastMap;
 use crate::http::client::Client;
 use crate::http::flow::{Flow, Incoming, Outgoing};
-use crate::http::io::Wire;
+use crate::http::wire::Wire;
 use crate::http::{h2 as http2, stream};
 use crate::protocol;
 use crate::registry::Conn;
@@ -72,7 +72,7 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
     conn.worker.accepted.borrow_mut().push(Rc::downgrade(&accepted));
     let turns = accepted.turns.clone();
     let start = |flow: &Rc<Flow>, request, respond| Accepted::start(&accepted, flow, request, respond);
-    let ended = http2::serve(&conn, &turns, Wire::Tls(Box::new(wire)), kind, start).await;
+    let ended = http2::serve(&conn, &turns, Wire::Tls(Box::new(wire.into())), kind, start).await;
     accepted.end(ended.reason);
     ended
 }

@@ -8,6 +8,7 @@
 pub(crate) mod accept;
 pub(crate) mod greeting;
 pub(crate) mod headers;
+pub(crate) mod session;
 pub(crate) mod tls;
 pub(crate) mod tunnel;
 pub(crate) mod way;

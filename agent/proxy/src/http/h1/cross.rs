@@ -42,7 +42,8 @@ impl Server<'_> {
     ) -> Streamed {
         let (version, is_head, wants_more) = (facts.version, facts.is_head, facts.wants_more(&heads.request));
         let response = &mut heads.response;
-        let asking = match Asking::of(&heads.request, facts, &self.original_host()) {
+        let host = if heads.request.authority().is_none() { self.original_host() } else { String::new() };
+        let asking = match Asking::of(&heads.request, facts, &host) {
             Ok(asking) => asking,
             Err(rule) => {
                 record.detail = rule.as_str();
