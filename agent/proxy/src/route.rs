@@ -89,6 +89,9 @@ pub(crate) struct Tunnel {
     pub(crate) endpoint: EndpointRef,
 }
 
+/// A connection's place in the circuit breaker of a Service port.
+type Occupied = (Rc<View>, CircuitPermit);
+
 /// The endpoint a connection goes to, and this use's weight on it.
 pub(crate) struct EndpointRef {
     pub(crate) addr: SocketAddr,
@@ -100,7 +103,7 @@ pub(crate) struct EndpointRef {
     /// It is an endpoint of a Service, chosen among others.
     is_chosen: bool,
     /// A connection's place in the circuit breaker, where that of its requests does not stand for it.
-    connection: Option<(Rc<View>, CircuitPermit)>,
+    connection: Option<Occupied>,
     /// Its weight in the balance while a connection or request uses it; none where there is no choice, or at rest.
     load: Option<Load>,
 }
@@ -359,7 +362,7 @@ impl Choice {
     }
 
     /// A place for a connection to the endpoint, where there is a choice. An error is why there is none, and whether another may have one.
-    fn connection(&self, conn: &Conn) -> Result<Option<(Rc<View>, CircuitPermit)>, (Reason, bool)> {
+    fn connection(&self, conn: &Conn) -> Result<Option<Occupied>, (Reason, bool)> {
         let Some(picking) = &self.picking else { return Ok(None) };
         let place = picking.view.connection(&conn.worker, self.hop.addr)?;
         Ok(place.map(|place| (picking.view.clone(), place)))
