@@ -150,6 +150,11 @@ pub fn grpc_status_of(reason: Reason) -> u8 {
     }
 }
 
+/// Whether an answer with this status has content (RFC 9110 §15.3.5, §15.3.6, §15.4.5).
+const fn has_content(status: u16) -> bool {
+    !matches!(status, 204 | 205 | 304)
+}
+
 /// The sentence a client reads.
 fn sentence(reason: Reason) -> &'static str {
     reason.description().trim()
@@ -159,9 +164,13 @@ fn sentence(reason: Reason) -> &'static str {
 /// The body is announced also towards HEAD, where the caller must not send it. Pass the head through [`crate::h1::forward_response`], without
 /// `keep_alive` where [`closes`] says so.
 pub fn h1(reason: Reason, status: u16, reveal: bool, head: &mut ResponseHead) -> &'static str {
-    let body = sentence(reason);
-    head.compose(status, Body::Length(body.len() as u64));
-    head.compose_field(b"Content-Type", b"text/plain; charset=utf-8");
+    let body = if has_content(status) { sentence(reason) } else { "" };
+    if body.is_empty() {
+        head.compose(status, Body::Empty);
+    } else {
+        head.compose(status, Body::Length(body.len() as u64));
+        head.compose_field(b"Content-Type", b"text/plain; charset=utf-8");
+    }
     if reveal {
         head.compose_field(REASON_HEADER.as_bytes(), reason.as_str().as_bytes());
     }
@@ -189,13 +198,13 @@ pub fn closes(reason: Reason) -> bool {
 #[must_use]
 pub fn h2(reason: Reason, status: u16, grpc: bool, reveal: bool) -> (Response<()>, &'static str) {
     let mut response = Response::new(());
-    let body = if grpc { "" } else { sentence(reason) };
+    let body = if grpc || !has_content(status) { "" } else { sentence(reason) };
     let headers = response.headers_mut();
     if grpc {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from(u16::from(grpc_status_of(reason))));
         headers.insert("grpc-message", grpc_message(reason));
-    } else {
+    } else if !body.is_empty() {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
@@ -253,7 +262,9 @@ mod tests {
             head.write(&mut text);
             let text = String::from_utf8(text).unwrap();
             assert!(text.starts_with(&format!("HTTP/1.1 {status} {}\r\n", phrase(status))), "{text}");
-            assert!(text.contains(&format!("Content-Length: {}\r\n", body.len())), "{text}");
+            let length = format!("Content-Length: {}\r\n", body.len());
+            assert_eq!(text.contains(&length), has_content(status), "{text}");
+            assert_eq!(body.is_empty(), !has_content(status), "{text}");
             assert!(text.ends_with(&format!("x-heddle-reason: {reason}\r\n\r\n")), "{text}");
         }
     }

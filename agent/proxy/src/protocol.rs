@@ -270,6 +270,7 @@ async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Connecte
                     return Ended::refused(reason, downstream);
                 }
             };
+            endpoint.carries_bytes(&conn.worker);
             let ended = copy::run(conn, &permit, downstream, stream).await;
             drop(endpoint);
             ended
@@ -278,6 +279,7 @@ async fn opaque(conn: &Rc<Conn>, downstream: TcpStream, dialled: Result<Connecte
             let Tunnel { source, sink, first, place, endpoint } = *tunnel;
             show_way(conn, &endpoint);
             conn.open_series();
+            endpoint.carries_bytes(&conn.worker);
             let reason = tunnel::carry(conn, &Permit::free(), &downstream, Side::Downstream, source, sink, first).await;
             let reason = place.why(reason);
             if reason.is_success() {

@@ -418,12 +418,12 @@ impl Conn {
         self.state.set(State::Open);
     }
 
-    /// The name a TLS client asked for.
-    /// The server's name in the client's TLS hello, where it was read.
+    /// The name a TLS client asked for, where it was read.
     pub(crate) fn sni(&self) -> Option<Box<str>> {
         self.sni.borrow().clone()
     }
 
+    /// A TLS client asked for this name.
     pub(crate) fn set_sni(&self, name: String) {
         *self.sni.borrow_mut() = Some(name.into());
     }

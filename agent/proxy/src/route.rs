@@ -89,6 +89,9 @@ pub(crate) struct Tunnel {
     pub(crate) endpoint: EndpointRef,
 }
 
+/// A connection's place in the circuit breaker of a Service port.
+type Occupied = (Rc<View>, CircuitPermit);
+
 /// The endpoint a connection goes to, and this use's weight on it.
 pub(crate) struct EndpointRef {
     pub(crate) addr: SocketAddr,
@@ -100,7 +103,7 @@ pub(crate) struct EndpointRef {
     /// It is an endpoint of a Service, chosen among others.
     is_chosen: bool,
     /// A connection's place in the circuit breaker, where that of its requests does not stand for it.
-    connection: Option<CircuitPermit>,
+    connection: Option<Occupied>,
     /// Its weight in the balance while a connection or request uses it; none where there is no choice, or at rest.
     load: Option<Load>,
 }
@@ -121,6 +124,18 @@ impl EndpointRef {
         };
         let serves = |e: &Endpoint| e.addr == self.addr && (e.ready || e.serving);
         is_same && (!self.is_chosen || snapshot.ports_at(self.addr).any(|port| port.endpoints.iter().any(serves)))
+    }
+
+    /// A connection to it carries bytes: that it was made is all that will be known of it.
+    pub(crate) fn carries_bytes(&self, worker: &Worker) {
+        if let Some((view, _)) = &self.connection {
+            view.connected(worker, self.addr, outlier::Outcome::status(200));
+        }
+    }
+
+    /// A connection to it turned out to be of requests, each of which has a place of its own.
+    pub(crate) fn carries_requests(&mut self) {
+        self.connection = None;
     }
 
     /// Nothing uses it for now: a connection that only waits for the next request must not weigh.
@@ -291,6 +306,11 @@ impl Choice {
         &self.hop
     }
 
+    /// A connection to it may take so long, at most.
+    pub(crate) fn limit(&mut self, timeout: Option<Duration>) {
+        self.hop.timeout = timeout.into_iter().fold(self.hop.timeout, Duration::min);
+    }
+
     /// Its pod, if it is one we know.
     pub(crate) fn workload(&self) -> Option<&Arc<Workload>> {
         self.workload.as_ref()
@@ -342,8 +362,10 @@ impl Choice {
     }
 
     /// A place for a connection to the endpoint, where there is a choice. An error is why there is none, and whether another may have one.
-    fn connection(&self, conn: &Conn) -> Result<Option<CircuitPermit>, (Reason, bool)> {
-        self.picking.as_ref().map_or(Ok(None), |picking| picking.view.connection(&conn.worker, self.hop.addr))
+    fn connection(&self, conn: &Conn) -> Result<Option<Occupied>, (Reason, bool)> {
+        let Some(picking) = &self.picking else { return Ok(None) };
+        let place = picking.view.connection(&conn.worker, self.hop.addr)?;
+        Ok(place.map(|place| (picking.view.clone(), place)))
     }
 
     /// What a connection says about the endpoint.
@@ -385,7 +407,6 @@ pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &Tcp
         match connected {
             Ok(connected) => {
                 choice.connected(conn);
-                choice.tell(conn, outlier::Outcome::status(200));
                 return Ok(connected);
             }
             Err(failure) => {

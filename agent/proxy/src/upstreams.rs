@@ -327,6 +327,7 @@ impl View {
             pending: None,
             probe: None,
             began: Instant::now(),
+            is_told: false,
         };
         let Some(upstream) = self.upstream(addr) else { return Ok(attempt) };
         let circuit = Circuit { service: &self.port.breaker, endpoint: &upstream.breaker };
@@ -453,6 +454,7 @@ pub(crate) struct Attempt {
     pending: Option<CircuitPermit>,
     probe: Option<Probe>,
     began: Instant,
+    is_told: bool,
 }
 
 impl Attempt {
@@ -473,8 +475,16 @@ impl Attempt {
         }
     }
 
-    /// What it says about the endpoint; once.
+    /// Whether it is the one that decides about an ejected endpoint.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// What it says about the endpoint; what is said first counts.
     pub(crate) fn result(&mut self, worker: &Worker, outcome: outlier::Outcome) {
+        if std::mem::replace(&mut self.is_told, true) {
+            return;
+        }
         self.view.result(worker, self.addr, outcome, self.probe.take());
     }
 }

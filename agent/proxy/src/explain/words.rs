@@ -140,7 +140,7 @@ pub(super) fn traffic(
     let mut steps = Vec::new();
     if let Some(request) = request {
         let layers = layers(snapshot, rule, &of_service.request, &origin);
-        let from = |says: &dyn Fn(&RequestTraffic) -> bool| {
+        let from = |says: &Says| {
             let layer = layers.iter().find(|(_, traffic)| says(traffic));
             layer.map(|(object, _)| object.clone()).unwrap_or_default()
         };
@@ -149,6 +149,9 @@ pub(super) fn traffic(
     of_all(of_service, &origin, request.is_some(), &mut steps);
     steps
 }
+
+/// Whether somebody says something of a setting.
+type Says = dyn Fn(&RequestTraffic) -> bool;
 
 /// Who may say something about a request, the one that counts first.
 fn layers(
@@ -170,18 +173,14 @@ fn layers(
     layers
 }
 
-fn of_request(
-    traffic: &RequestTraffic,
-    from: &dyn Fn(&dyn Fn(&RequestTraffic) -> bool) -> String,
-    steps: &mut Vec<Step>,
-) {
+fn of_request(traffic: &RequestTraffic, from: &dyn Fn(&Says) -> String, steps: &mut Vec<Step>) {
     let mut say = |step, found: String, object| steps.push(Step::new(step, found, object));
     match &traffic.retry {
         Some(policy) => say("retries", retries(policy), from(&|traffic| traffic.retry.is_some())),
         None => say("retries", retries(&RetryPolicy::untold()), String::new()),
     }
     let times = traffic.timeouts;
-    let mut timeout = |what: &str, time: Option<Duration>, says: &dyn Fn(&RequestTraffic) -> bool| {
+    let mut timeout = |what: &str, time: Option<Duration>, says: &Says| {
         if let Some(time) = time {
             let time = if time >= NEVER { "no limit".to_owned() } else { format!("{time:?}") };
             say("timeout", format!("{what}: {time}"), from(says));

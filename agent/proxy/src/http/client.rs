@@ -123,7 +123,7 @@ impl Client {
     }
 
     /// A request begins: finds out what becomes of it. An error is answered at once.
-    pub(crate) async fn begin(
+    pub(crate) fn begin(
         &self,
         view: View<'_>,
         spoken: HttpVersion,
@@ -131,7 +131,7 @@ impl Client {
         record: &mut Record,
     ) -> Result<(), Reason> {
         let grpc = record.grpc;
-        record.plan.begin(&self.conn, self.route(), &view, spoken, idempotent, grpc).await
+        record.plan.begin(&self.conn, self.route(), &view, spoken, idempotent, grpc)
     }
 
     /// Whom to send a request to, of a client that speaks `spoken`.
@@ -287,7 +287,10 @@ impl Client {
     /// Begins an attempt at the endpoint that was chosen; false if it takes no more and another was chosen.
     pub(crate) fn attempt(&self, choice: &mut Choice, record: &mut Record) -> Result<bool, Reason> {
         match record.plan.attempt(&self.conn, choice.hop().addr, choice.version() == HttpVersion::Http1) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                choice.limit(record.plan.per_try());
+                Ok(true)
+            }
             Err((reason, true)) => choice.failed(&self.conn, Failure::told(reason)).map(|()| false),
             Err((reason, false)) => Err(reason),
         }

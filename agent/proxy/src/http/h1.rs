@@ -248,8 +248,13 @@ impl Server<'_> {
             }
         }
         let is_idempotent = facts.is_idempotent;
-        let begun = self.client.begin(View::of_head(request), HttpVersion::Http1, is_idempotent, &mut record);
-        if let Err(reason) = Box::pin(begun).await {
+        let mut begun = self.client.begin(View::of_head(request), HttpVersion::Http1, is_idempotent, &mut record);
+        if let Some(delay) = record.plan.delay()
+            && !Box::pin(self.waits(delay)).await
+        {
+            begun = Err(Reason::DownstreamReset);
+        }
+        if let Err(reason) = begun {
             return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
         }
         if let Err(rule) = record.plan.edit_request(request) {
@@ -306,6 +311,10 @@ impl Server<'_> {
                 self.put_back(upstream, true);
                 return self.refuse(response, record, rule.request_reason(), version, is_head, false).await;
             }
+            if record.plan.number() > 1 {
+                // What a former attempt was told.
+                request.fields_mut().remove("x-heddle-attempt");
+            }
             if upstream.endpoint.way.via().is_authenticated() && record.plan.number() > 1 {
                 // A word of ours has no byte a value may not have.
                 let _ = request.fields_mut().set(b"x-heddle-attempt", record.plan.number().to_string().as_bytes());
@@ -345,9 +354,11 @@ impl Server<'_> {
                     let ended = failed.ended.on(upstream.reused);
                     // The upstream is reset: it learns at once that nobody waits.
                     drop(upstream);
-                    if let Some(wait) = record.plan.after(self.conn, ended, failed.replayable, failed.begun)
-                        && self.waits(wait).await
-                    {
+                    if let Some(wait) = record.plan.after(self.conn, ended, failed.replayable, failed.begun) {
+                        if !self.waits(wait).await {
+                            record.finish(Reason::DownstreamReset);
+                            return Next::End(Reason::DownstreamReset);
+                        }
                         self.inbox.rewind();
                         // What was closed while it was idle may have others that are as stale: a new one is not.
                         from = if ended == AttemptEnded::Stale { From::Dial } else { From::Pool };
@@ -411,7 +422,8 @@ impl Server<'_> {
             self.put_away(dialled);
         }
         // Detection dialled it for this very request.
-        if let Some(dialled) = self.kept.take_if(|kept| !kept.reused) {
+        if let Some(mut dialled) = self.kept.take_if(|kept| !kept.reused) {
+            dialled.endpoint.carries_requests();
             let EndpointRef { way, addr, .. } = &dialled.endpoint;
             let permit = self.client.permit(way, *addr, || View::of_head(request), record);
             let permit = permit.and_then(|permit| {
@@ -521,7 +533,6 @@ impl Server<'_> {
         let keep_alive = keep && !self.conn.worker.draining.get();
         let reveal = self.conn.direction == Direction::Outbound || self.conn.source.is_some();
         let body = answer::h1(reason, status, false, head);
-        let is_head = is_head || head.body() == Body::Empty;
         for (name, value) in made.iter().flat_map(|made| &made.fields) {
             // They were checked when the route was read; a request's own parts were when it came.
             let _ = head.fields_mut().append(name.as_bytes(), value.as_bytes());
@@ -591,6 +602,9 @@ impl Server<'_> {
                 revoked = Some(by);
                 return Poll::Ready(Err(Reason::PolicyClosed));
             }
+            if let Poll::Ready((late, _)) = record.plan.poll_late(cx, moved(self.conn), true) {
+                return Poll::Ready(Err(late));
+            }
             let before = (self.inbox.len(), upbox.len());
             let up = poll_empty(cx, &mut self.inbox, &upstream.stream).map_err(|e| Side::Upstream.broke(&e));
             let down = poll_empty(cx, &mut upbox, self.downstream).map_err(|e| Side::Downstream.broke(&e));
@@ -611,7 +625,10 @@ impl Server<'_> {
                         revoked = Some(by);
                         Poll::Ready(Reason::PolicyClosed)
                     }
-                    Poll::Pending => carrying.as_mut().poll(cx),
+                    Poll::Pending => match record.plan.poll_late(cx, moved(self.conn), true) {
+                        Poll::Ready((late, _)) => Poll::Ready(late),
+                        Poll::Pending => carrying.as_mut().poll(cx),
+                    },
                 })
                 .await
             }
@@ -624,6 +641,12 @@ impl Server<'_> {
         }
         reason
     }
+}
+
+/// Bytes that a connection carried, both ways.
+fn moved(conn: &Conn) -> u64 {
+    let (received, sent) = conn.carried();
+    received + sent
 }
 
 /// Writes all an inbox holds.

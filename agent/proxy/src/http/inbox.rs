@@ -149,8 +149,12 @@ impl Inbox {
     pub(crate) fn rewind(&mut self) {
         let Some(kept) = &mut self.kept else { return };
         let Some(mut again) = kept.bytes.as_mut().filter(|bytes| !bytes.is_empty()).map(std::mem::take) else { return };
-        let charge = kept.charge.hand_over();
+        let mut charge = kept.charge.hand_over();
         again.extend_from_slice(self.bytes());
+        // What was read ahead is in a buffer that is charged, and given back for this one. Where the budget has no more, the little that was
+        // charged for has to do.
+        self.store = None;
+        let _ = charge.to(again.len());
         (self.start, self.end) = (0, again.len());
         self.store = Some(Store::Again(again.into_boxed_slice(), charge));
     }

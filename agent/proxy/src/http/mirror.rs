@@ -59,7 +59,9 @@ pub(crate) fn launch(conn: &Rc<Conn>, shadow: Shadow, request: Option<&Request<(
     // It ends within its time, and with its worker.
     tokio::task::spawn_local(async move {
         let _place = place;
-        let sent = tokio::time::timeout(TIMEOUT, send(&conn, &shadow, request, body)).await;
+        // Of its own, and told to nobody: metrics and log are of the request itself.
+        let mut record = Record::silent(&conn);
+        let sent = tokio::time::timeout(TIMEOUT, send(&conn, &shadow, request, body, &mut record)).await;
         let outcome = match sent {
             Ok(Ok(status)) => class(status),
             Ok(Err(_)) | Err(_) => "failed",
@@ -89,7 +91,13 @@ fn class(status: u16) -> &'static str {
 }
 
 /// Sends it and reads the answer; its status.
-async fn send(conn: &Rc<Conn>, shadow: &Shadow, mut request: Request<()>, body: Bytes) -> Result<u16, Reason> {
+async fn send(
+    conn: &Rc<Conn>,
+    shadow: &Shadow,
+    mut request: Request<()>,
+    body: Bytes,
+    record: &mut Record,
+) -> Result<u16, Reason> {
     let client = Client::new(conn, shadow.route.clone());
     let headers = request.headers_mut();
     headers.remove(header::EXPECT);
@@ -98,27 +106,18 @@ async fn send(conn: &Rc<Conn>, shadow: &Shadow, mut request: Request<()>, body: 
     if !body.is_empty() {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    // Of its own, and told to nobody: metrics and log are of the request itself.
-    let mut record = Record::begin(conn);
-    let mut choice = match Choice::new(conn, &shadow.route, shadow.spoken, None, &[]) {
-        Ok(choice) => choice,
-        Err(reason) => {
-            record.forget();
-            return Err(reason);
-        }
-    };
+    let mut choice = Choice::new(conn, &shadow.route, shadow.spoken, None, &[])?;
     let mut answered = Err(Unreached::OtherVersion);
     // Endpoints of one Service may speak either.
     for _ in 0..3 {
         answered = match choice.version() {
-            HttpVersion::Http2 => by_http2(&client, &mut choice, &request, &body, &mut record).await,
-            HttpVersion::Http1 => by_http1(&client, &mut choice, &request, &body, &mut record).await,
+            HttpVersion::Http2 => by_http2(&client, &mut choice, &request, &body, record).await,
+            HttpVersion::Http1 => by_http1(&client, &mut choice, &request, &body, record).await,
         };
         if answered != Err(Unreached::OtherVersion) {
             break;
         }
     }
-    record.forget();
     answered.map_err(|unreached| match unreached {
         Unreached::Failed(reason) => reason,
         Unreached::OtherVersion => Reason::UpstreamUnreachable,

@@ -62,7 +62,12 @@ pub(crate) enum Ended {
     /// The server, or the way to it, broke off before the response.
     Reset,
     /// It took too long.
-    TimedOut,
+    TimedOut {
+        /// All of the request was sent by then: it was the server's turn.
+        sent: bool,
+    },
+    /// The request took too long, all attempts together, and it was the server's turn.
+    Overdue,
     /// The response asks for another attempt, which [`Plan::judge`] granted.
     Judged,
 }
@@ -93,6 +98,8 @@ pub(crate) async fn within<T, E: From<Reason>>(
 pub(crate) struct Plan {
     carried: Option<Box<Carried>>,
     repeats: u32,
+    /// A fault: to be waited for first.
+    delay: Option<Duration>,
     /// The rule that it matches, for the log: also where that answers by itself, or is of no use.
     matched: Option<Arc<Rule>>,
     /// Copies to be sent once the request is complete, and what they are copies of.
@@ -128,8 +135,9 @@ struct Carried {
 }
 
 impl Plan {
-    /// Finds out what becomes of a request: an error is answered at once, by [`Plan::answer`] if there is one. `idempotent` by its method.
-    pub(crate) async fn begin(
+    /// Finds out what becomes of a request: an error is answered, by [`Plan::answer`] if there is one, and so is what goes on only behind
+    /// [`Plan::delay`]. `idempotent` by its method.
+    pub(crate) fn begin(
         &mut self,
         conn: &Rc<Conn>,
         route: Rc<Route>,
@@ -182,7 +190,7 @@ impl Plan {
             None => of_service.clone(),
         };
         if let Some(faults) = &traffic.faults {
-            self.inject(conn, &upstream, faults, view).await?;
+            self.inject(conn, &upstream, faults, view)?;
         }
         let policy = traffic.retry.unwrap_or_else(|| conn.worker.untold_retries.clone());
         let clock = Clock::new(traffic.timeouts, policy.per_try_timeout, if grpc { grpc_timeout(view) } else { None });
@@ -278,13 +286,7 @@ impl Plan {
         Ok(())
     }
 
-    async fn inject(
-        &mut self,
-        conn: &Conn,
-        upstream: &Upstream,
-        faults: &Faults,
-        view: &View<'_>,
-    ) -> Result<(), Reason> {
+    fn inject(&mut self, conn: &Conn, upstream: &Upstream, faults: &Faults, view: &View<'_>) -> Result<(), Reason> {
         if !faults.matches.iter().all(|condition| condition.is_met(view)) {
             return Ok(());
         }
@@ -296,7 +298,7 @@ impl Plan {
             && share.draws(fastrand::u64(..))
         {
             count("delay");
-            tokio::time::sleep(delay).await;
+            self.delay = Some(delay);
         }
         if let Some((share, abort)) = faults.abort
             && share.draws(fastrand::u64(..))
@@ -307,6 +309,12 @@ impl Plan {
             return Err(Reason::FaultInjected);
         }
         Ok(())
+    }
+
+    /// How long to wait before anything else; no longer than the request may take.
+    pub(crate) fn delay(&mut self) -> Option<Duration> {
+        let left = self.carried.as_ref().and_then(|carried| carried.clock.left());
+        self.delay.take().map(|delay| left.map_or(delay, |left| delay.min(left)))
     }
 
     /// Where it goes, if that is not where its connection does.
@@ -381,6 +389,11 @@ impl Plan {
         }
     }
 
+    /// What one attempt may take, its connection included.
+    pub(crate) fn per_try(&self) -> Option<Duration> {
+        self.carried.as_ref()?.clock.per_try()
+    }
+
     /// The number of the attempt under way; 0 where nobody counts.
     pub(crate) fn number(&self) -> u32 {
         self.carried.as_ref().map_or(0, |carried| carried.number)
@@ -433,10 +446,20 @@ impl Plan {
         carried.clock.end_attempt();
         carried.told(conn, response);
         let Response { status, head, trailers, replayable, begun, .. } = *response;
+        if begun {
+            return false;
+        }
         let outcome = retry::Outcome::Response { status, head, trailers };
         let granted = carried.decide(conn, &outcome, replayable, begun);
         carried.granted = granted;
         granted.is_some()
+    }
+
+    /// The exchange is a tunnel from here on: only what is said of streams ends it.
+    pub(crate) fn begin_tunnel(&mut self) {
+        if let Some(carried) = self.carried.as_deref_mut() {
+            carried.clock.begin_tunnel();
+        }
     }
 
     /// Whether a gRPC call's response is to be held back until it is known how the call ended, where that comes without a message.
@@ -475,6 +498,10 @@ impl Plan {
                 carried.attempt = None;
                 return None;
             }
+            Ended::Overdue => {
+                addr.into_iter().for_each(|addr| carried.failed(conn, addr));
+                return None;
+            }
             Ended::Judged => {
                 carried.attempt = None;
                 carried.tried.extend(addr);
@@ -482,22 +509,34 @@ impl Plan {
             }
             Ended::Stale | Ended::Reset => retry::Outcome::Reset,
             Ended::Refused { graceful } => retry::Outcome::Refused { graceful },
-            Ended::TimedOut => retry::Outcome::TimedOut,
+            Ended::TimedOut { .. } => retry::Outcome::TimedOut,
         };
         if let Some(addr) = addr
             && !matches!(ended, Ended::Refused { graceful: true })
         {
-            carried.failed(conn, addr);
+            if ended == (Ended::TimedOut { sent: false }) {
+                // The client took its time: that says nothing about the endpoint.
+                carried.attempt = None;
+                carried.tried.push(addr);
+            } else {
+                carried.failed(conn, addr);
+            }
         }
         carried.decide(conn, &outcome, replayable, begun)
     }
 
-    /// Ready when a time is over: why, and whether the attempt alone is late.
-    pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<(Reason, bool)> {
-        match self.carried.as_deref_mut() {
-            None => Poll::Pending,
-            Some(carried) => carried.clock.poll(cx, moved),
-        }
+    /// Ready when a time is over: why, and what that says about the attempt. `sent`: all of the request is.
+    pub(crate) fn poll_late(&mut self, cx: &mut Context<'_>, moved: u64, sent: bool) -> Poll<(Reason, Ended)> {
+        let Some(carried) = self.carried.as_deref_mut() else { return Poll::Pending };
+        carried.clock.poll(cx, moved).map(|(reason, awaits_head)| {
+            let ended = match reason {
+                Reason::ResponseTimeout => Ended::TimedOut { sent },
+                // What the client itself grants says nothing.
+                Reason::RouteTimeout if sent && awaits_head => Ended::Overdue,
+                _ => Ended::Final,
+            };
+            (reason, ended)
+        })
     }
 
     /// The moment by which a connection must be there.
@@ -536,8 +575,11 @@ impl Carried {
         if self.grpc {
             let trailers = response.trailers.or(response.ended.then_some(response.head));
             // Otherwise it is known when the call ends.
-            if let Some(code) = retry::grpc_code(response.status, response.head, trailers) {
-                attempt.result(&conn.worker, outlier::Outcome::grpc(code));
+            match retry::grpc_code(response.status, response.head, trailers) {
+                Some(code) => attempt.result(&conn.worker, outlier::Outcome::grpc(code)),
+                // A call may last for hours: an endpoint that is to prove itself has answered.
+                None if attempt.is_probe() => attempt.result(&conn.worker, outlier::Outcome::status(response.status)),
+                None => {}
             }
             return;
         }
@@ -585,7 +627,8 @@ impl Carried {
 
 /// Makes a request's head what a rule says that it is to be for one of its backends.
 pub(crate) fn edit_request(rule: &Rule, prefix: usize, backend: usize, head: &mut impl Head) -> Result<(), Reject> {
-    if let Some(rewrite) = &rule.filters.rewrite {
+    // CONNECT has no path, and where it leads is its host; `*` is no path either.
+    if let Some(rewrite) = rule.filters.rewrite.as_ref().filter(|_| head.path_and_query().starts_with('/')) {
         if let Some(path) = &rewrite.path {
             let path = path.apply(head.path_and_query(), prefix);
             head.set_path_and_query(&path)?;

@@ -102,6 +102,14 @@ impl Record {
         }
     }
 
+    /// One that nobody is told of: neither log, metrics nor its connection know it.
+    pub(crate) fn silent(conn: &Rc<Conn>) -> Self {
+        let mut record = Self::begin(conn);
+        conn.end_request();
+        (record.told, record.is_done) = (None, true);
+        record
+    }
+
     /// Says what was asked. `told` is not called where nobody logs.
     pub(crate) fn describe<'a>(&mut self, told: impl FnOnce() -> Told<'a>) {
         if let Some((_, fields)) = self.told.as_deref_mut() {
@@ -173,6 +181,8 @@ impl Record {
 
     /// It is handed over on this node: `called` is the other side's connection, which records it too.
     pub(crate) fn hand_over(&mut self, called: Rc<Conn>) -> Result<(), Reason> {
+        // What a former attempt took there is given back first.
+        self.called = None;
         let worker = &self.conn.worker;
         let Some(in_flight) = called.pod.budget.try_request(worker.limits().requests_max) else {
             worker.metrics().count_budget_exceeded(Reason::PodRequestsMax);

@@ -183,8 +183,7 @@ impl<'a> Relay<'a> {
     /// Moves both directions as far as they go.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         let moved = self.record.request_bytes + self.record.response_bytes;
-        if let Poll::Ready((reason, is_attempt)) = self.record.plan.poll_late(cx, moved) {
-            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+        if let Poll::Ready((reason, ended)) = self.record.plan.poll_late(cx, moved, self.request_told) {
             return Poll::Ready(Outcome::Failed(Failed { ended, ..self.failed(reason) }));
         }
         // One allowance each: a full upload must not keep the download waiting.
@@ -406,6 +405,17 @@ impl<'a> Relay<'a> {
                     }
                 }
                 Received::Tunnel => {
+                    // What is switched to is never sent twice; the endpoint has answered.
+                    let response = plan::Response {
+                        status: self.head.status(),
+                        head: self.head.fields(),
+                        trailers: None,
+                        ended: false,
+                        replayable: false,
+                        begun: true,
+                    };
+                    let _ = self.record.plan.judge(self.conn, &response);
+                    self.record.plan.begin_tunnel();
                     forward_response(self.head, client(true));
                     self.record.status = self.head.status();
                     self.head.write(framing);

@@ -38,7 +38,7 @@ pub(crate) async fn serve(
     client: Rc<Client>,
     flow: Rc<Flow>,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Bytes>,
     spoken: HttpVersion,
 ) {
     let mut record = Record::begin(&client.conn);
@@ -74,10 +74,14 @@ pub(crate) async fn serve(
     if let Err(reason) = record.take_budget() {
         return refuse(&client, respond, record, reason);
     }
-    let begun = {
-        let view = View::of_parts(&parts.method, &parts.uri, &parts.headers, protocol.is_some());
-        Box::pin(client.begin(view, spoken, is_idempotent(parts.method.as_str()), &mut record)).await
-    };
+    let mut body = body;
+    let view = View::of_parts(&parts.method, &parts.uri, &parts.headers, protocol.is_some());
+    let mut begun = client.begin(view, spoken, is_idempotent(parts.method.as_str()), &mut record);
+    if let Some(delay) = record.plan.delay()
+        && let Err(reason) = Box::pin(waits(delay, &mut body, &mut respond)).await
+    {
+        begun = Err(reason);
+    }
     if let Err(reason) = begun {
         return refuse(&client, respond, record, reason);
     }
@@ -89,7 +93,6 @@ pub(crate) async fn serve(
         Ok(choice) => choice,
         Err(reason) => return refuse(&client, respond, record, reason),
     };
-    let mut body = body;
     if record.plan.is_mirrored() {
         let copied = (checked.kind == Kind::Plain).then(|| Request::from_parts(parts.clone(), ()));
         record.plan.copy_of(&client.conn, copied, !body.is_end_stream());
@@ -193,6 +196,10 @@ impl Asking {
             let replayable = exchange.is_replayable();
             let begun = exchange.is_begun();
             if let Some(wait) = record.plan.after(&client.conn, failed.ended, replayable, begun) {
+                if failed.ended == Ended::Judged {
+                    // It served: that its answer is not wanted is no fault of its connection.
+                    opened.held.1.complete();
+                }
                 exchange.up_sink.send_reset(h2::Reason::CANCEL);
                 body = exchange.up_source;
                 body.rewind();
@@ -286,7 +293,7 @@ fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record,
             response.headers_mut().insert("grpc-status", HeaderValue::from(u16::from(code)));
         }
     }
-    let body = if record.is_head || matches!(status, 204 | 304) { "" } else { body };
+    let body = if record.is_head { "" } else { body };
     record.status = response.status().as_u16();
     record.grpc_status = grpc_status;
     // An error means that the client is gone.
@@ -378,8 +385,7 @@ impl Exchange {
         record: &mut Record,
     ) -> Poll<Result<(), Failed>> {
         let moved = record.request_bytes + record.response_bytes;
-        if let Poll::Ready((reason, is_attempt)) = record.plan.poll_late(cx, moved) {
-            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+        if let Poll::Ready((reason, ended)) = record.plan.poll_late(cx, moved, self.up.ended) {
             return Poll::Ready(Err(Failed { ended, ..Failed::new(reason, h2::Reason::CANCEL) }));
         }
         // The client's reset is felt upstream at once.
@@ -539,12 +545,15 @@ impl Exchange {
             return Poll::Ready(Err(Failed { ended: Ended::Judged, ..Failed::of_client(h2::Reason::CANCEL) }));
         }
         if record.plan.is_mirrored() {
-            let body = if self.up.ended { self.up_source.kept_body() } else { None };
+            let body = if self.up.is_whole { self.up_source.kept_body() } else { None };
             record.plan.launch(&self.conn, body);
         }
         self.up_source.forget();
         record.plan.edit_response(&mut parts.headers);
         self.is_tunnel = body == Body::Tunnel;
+        if self.is_tunnel {
+            record.plan.begin_tunnel();
+        }
         self.down = Carry::new(body, record.grpc);
         self.down.ended = ended;
         record.status = parts.status.as_u16();
@@ -601,6 +610,8 @@ struct Carry {
     pending: Bytes,
     data_ended: bool,
     pub(crate) ended: bool,
+    /// All of it was sent on: it did not end because nobody wanted more.
+    is_whole: bool,
     length: LengthCheck,
     bytes: u64,
     messages: Messages,
@@ -612,6 +623,7 @@ impl Carry {
             pending: Bytes::new(),
             data_ended: false,
             ended: false,
+            is_whole: false,
             length: LengthCheck::new(body),
             bytes: 0,
             messages: Messages::new(grpc),
@@ -646,7 +658,7 @@ impl Carry {
                 sink.send_data(part, last).map_err(|_| Broke::Sink)?;
                 source.release(length);
                 if last {
-                    self.ended = true;
+                    (self.ended, self.is_whole) = (true, true);
                     return Poll::Ready(Ok(()));
                 }
             }
@@ -668,7 +680,7 @@ impl Carry {
                 Err(error) => return Poll::Ready(Err(Broke::Source(error))),
             };
             self.length.end().map_err(Broke::Rule)?;
-            self.ended = true;
+            (self.ended, self.is_whole) = (true, true);
             let sent = match trailers {
                 Some(mut trailers) => {
                     translate::check_trailers(&mut trailers).map_err(Broke::Rule)?;

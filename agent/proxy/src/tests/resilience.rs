@@ -541,3 +541,81 @@ async fn connections_of_bytes_have_their_places_too() {
     say(&mut again, "x").await;
     until("another in its place", || mesh.sockets.taken.load(SeqCst) == 3).await;
 }
+
+/// A switched connection is no response: only what is said of streams ends it.
+#[tokio::test]
+async fn a_tunnel_outlives_the_time_of_requests() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = scene(&mesh, &[addr], &[]).await;
+    let (request, idle) = (Some(Duration::from_millis(100)), Some(Duration::from_millis(600)));
+    mesh.traffic("web", timed(Timeouts { request, backend_request: request, idle, ..Timeouts::default() }));
+    let mut client = connect(vip).await;
+    say(&mut client, "GET /ws HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n").await;
+    let mut server = accept(&listener).await;
+    head(&mut server).await;
+    say(&mut server, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n").await;
+    assert!(head(&mut client).await.starts_with("HTTP/1.1 101 "));
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        passes(&mut client, &mut server, b"still here").await;
+    }
+    // And then nobody says a word.
+    is_reset(&mut client).await;
+    assert_eq!(mesh.only_reason().await, "stream_idle_timeout");
+}
+
+/// That a port can be connected to says nothing about requests that fail there.
+#[tokio::test]
+async fn a_connection_that_detection_made_is_no_success() {
+    let mesh = Mesh::new(1);
+    let bad = Origin::start(|_| status(500, "no")).await;
+    let vip = mesh.pod_calling("web", &[bad.addr], |service| service.ports[0].name = "main".into()).await;
+    mesh.traffic("web", ejecting(Duration::from_secs(30)));
+    for _ in 0..5 {
+        assert_eq!(Caller::new(vip).await.get("/").await.status, 500);
+    }
+    assert_eq!(count(&mesh, Event::Ejection, "consecutive_5xx"), 1);
+}
+
+/// One place for a connection that turns out to be of requests, not two.
+#[tokio::test]
+async fn a_detected_connection_has_one_place() {
+    let mesh = Mesh::new(1);
+    let origin = Origin::named("origin").await;
+    let vip = mesh.pod_calling("web", &[origin.addr], |service| service.ports[0].name = "main".into()).await;
+    let service = Limits { connections_max: 1, ..Limits::default() };
+    let circuit = CircuitLimits { service, endpoint: service };
+    mesh.traffic("web", ServiceTraffic { circuit, ..ServiceTraffic::default() });
+    let mut caller = Caller::new(vip).await;
+    for _ in 0..3 {
+        assert_eq!(caller.get("/").await.status, 200);
+    }
+}
+
+/// UNAVAILABLE as trailers alone is one failure, not two.
+#[tokio::test]
+async fn a_grpc_failure_counts_once() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = "grpc".into()).await;
+    mesh.traffic("web", ejecting(Duration::from_secs(30)));
+    let serving = tokio::spawn(async move {
+        let mut server = server(&listener).await;
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "14");
+            respond.send_response(head.body(()).unwrap(), true).unwrap();
+        }
+    });
+    let mut client = client(vip).await;
+    let ejected =
+        || count(&mesh, Event::Ejection, "consecutive_gateway") + count(&mesh, Event::Ejection, "consecutive_5xx");
+    for n in 1..=5 {
+        assert_eq!(ejected(), 0, "before call {n}");
+        let (response, _) = client.send_request(call("Buy"), true).unwrap();
+        assert_eq!(soon(response).await.unwrap().headers()["grpc-status"], "14");
+        mesh.records(n).await;
+    }
+    assert_eq!(ejected(), 1);
+    serving.abort();
+}

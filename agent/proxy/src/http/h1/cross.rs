@@ -92,9 +92,11 @@ impl Server<'_> {
             match outcome {
                 Ok(keep_client) => return Streamed::Done(self.complete(record, keep_client).await),
                 Err(failed) => {
-                    if let Some(wait) = record.plan.after(self.conn, failed.ended, failed.replayable, failed.begun)
-                        && self.waits(wait).await
-                    {
+                    if let Some(wait) = record.plan.after(self.conn, failed.ended, failed.replayable, failed.begun) {
+                        if !self.waits(wait).await {
+                            record.finish(Reason::DownstreamReset);
+                            return Streamed::Done(Next::End(Reason::DownstreamReset));
+                        }
                         self.inbox.rewind();
                         choice = match self.client.choose(choice.spoken(), &record.plan) {
                             Ok(choice) => choice,
@@ -222,8 +224,7 @@ impl<'a> Crossing<'a> {
     /// Moves both directions as far as they go. Ready at the end: whether the client's connection is kept.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Failed>> {
         let moved = self.record.request_bytes + self.record.response_bytes;
-        if let Poll::Ready((reason, is_attempt)) = self.record.plan.poll_late(cx, moved) {
-            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+        if let Poll::Ready((reason, ended)) = self.record.plan.poll_late(cx, moved, self.request.is_done()) {
             return Poll::Ready(Err(Failed { ended, ..self.failed(reason) }));
         }
         // One allowance each: a full upload must not keep the download waiting.
@@ -373,6 +374,7 @@ impl<'a> Crossing<'a> {
         self.is_tunnel = received == Received::Tunnel;
         let messages = Messages::new(self.record.grpc);
         if self.is_tunnel {
+            self.record.plan.begin_tunnel();
             self.request = ToStream::new(BodyDecoder::new(body, &Limits::DEFAULT), messages);
         } else if self.asking.kind != Kind::Plain {
             // There will be no tunnel. An error means that the server closed the stream already.

@@ -18,6 +18,8 @@ pub(crate) struct Clock {
     /// The end of the exchange, however busy it is.
     stream: Option<Instant>,
     attempt: Option<Instant>,
+    /// An attempt is under way, and its response's head is awaited.
+    awaits_head: bool,
     /// Bytes that had moved when idle time began, and when that was.
     moved: (u64, Instant),
     timer: Option<Pin<Box<Sleep>>>,
@@ -42,6 +44,7 @@ impl Clock {
             deadline: deadlines.into_iter().flatten().min_by_key(|(at, _)| *at),
             stream: timeouts.stream.and_then(|time| now.checked_add(time)),
             attempt: None,
+            awaits_head: false,
             moved: (0, now),
             timer: None,
         }
@@ -50,14 +53,27 @@ impl Clock {
     /// Another attempt begins.
     pub(crate) fn begin_attempt(&mut self) {
         self.attempt = self.per_try.and_then(|time| Instant::now().checked_add(time));
+        self.awaits_head = true;
         if self.timeouts.idle.is_some() {
             self.moved.1 = Instant::now();
         }
     }
 
+    /// What one attempt may take.
+    pub(crate) fn per_try(&self) -> Option<Duration> {
+        self.per_try
+    }
+
     /// The attempt is over, or the head of its response is there.
     pub(crate) fn end_attempt(&mut self) {
         self.attempt = None;
+        self.awaits_head = false;
+    }
+
+    /// A tunnel's bytes are no response.
+    pub(crate) fn begin_tunnel(&mut self) {
+        self.deadline = None;
+        self.end_attempt();
     }
 
     /// Time until the deadline of the whole request.
@@ -74,7 +90,7 @@ impl Clock {
         self.deadline.into_iter().chain(stream).chain(attempt).chain(idle).min_by_key(|(at, _)| *at)
     }
 
-    /// Ready when one is: which, and whether it ends the attempt alone. `moved` counts the bytes of both bodies.
+    /// Ready when one is: which, and whether a response's head was awaited. `moved` counts the bytes of both bodies.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<(Reason, bool)> {
         if self.timeouts.idle.is_some() && self.moved.0 != moved {
             self.moved = (moved, Instant::now());
@@ -89,6 +105,7 @@ impl Clock {
             }
             None => self.timer.insert(Box::pin(sleep_until(at.into()))),
         };
-        timer.as_mut().poll(cx).map(|()| (reason, reason == Reason::ResponseTimeout))
+        let awaits_head = self.awaits_head;
+        timer.as_mut().poll(cx).map(|()| (reason, awaits_head))
     }
 }

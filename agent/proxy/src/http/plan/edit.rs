@@ -112,7 +112,7 @@ impl ResponseFields for request::Parts {
 
 impl Head for request::Parts {
     fn path_and_query(&self) -> &str {
-        self.uri.path_and_query().map_or("/", PathAndQuery::as_str)
+        self.uri.path_and_query().map_or("", PathAndQuery::as_str)
     }
 
     fn set_path_and_query(&mut self, path: &str) -> Result<(), Reject> {

@@ -77,6 +77,15 @@ impl Asking {
                 refuse(&client, respond, record, rule.request_reason());
                 return None;
             }
+            if record.plan.number() > 1 {
+                // What a former attempt was told.
+                heads.request.fields_mut().remove("x-heddle-attempt");
+                if upstream.endpoint.way.via().is_authenticated() {
+                    // A word of ours has no byte a value may not have.
+                    let number = record.plan.number().to_string();
+                    let _ = heads.request.fields_mut().set(b"x-heddle-attempt", number.as_bytes());
+                }
+            }
             let mut judge = permit.judge();
             let mut wire = worker.spare.take();
             heads.request.write(&mut wire);
@@ -194,8 +203,7 @@ impl Crossing<'_> {
 
     fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         let moved = self.record.request_bytes + self.record.response_bytes;
-        if let Poll::Ready((reason, is_attempt)) = self.record.plan.poll_late(cx, moved) {
-            let ended = if is_attempt { Ended::TimedOut } else { Ended::Final };
+        if let Poll::Ready((reason, ended)) = self.record.plan.poll_late(cx, moved, self.request.is_done()) {
             return Poll::Ready(Err(Failed { ended, ..self.failed(reason) }));
         }
         // The client's reset is felt upstream at once.
@@ -311,6 +319,7 @@ impl Crossing<'_> {
                 self.record.plan.edit_response(response.headers_mut());
                 self.is_tunnel = received == Received::Tunnel;
                 if self.is_tunnel {
+                    self.record.plan.begin_tunnel();
                     self.request = ToSocket::new(Vec::new(), BodyEncoder::new(Body::Tunnel), messages);
                 }
                 self.record.status = response.status().as_u16();
