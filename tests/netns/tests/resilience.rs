@@ -140,7 +140,7 @@ fn a_dead_backend_sees_no_more_than_the_budget() -> Result<()> {
     let far = origin(mesh.pod("far"), 8080)?;
     far.fails(503, 1, 1)?;
     mesh.source().write("traffic.yaml", &[traffic("far", json!({"retries": {"attempts": 2}}))])?;
-    wait_attempts(&mesh, &far, "far", 3)?;
+    wait_attempts(&mesh, &far, "far", 2)?;
     let (before, began) = (far.requests()?, Instant::now());
     let load = load(mesh.pod("client"), cluster(&mesh, "far"), 8, 0)?;
     load.wait_answered(800)?;
