@@ -13,7 +13,6 @@ use heddle_telemetry::collect::{FamilyDesc, FnCollector};
 use heddle_telemetry::{
     AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics, UpstreamMetrics,
 };
-use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::affinity::AffinityTable;
@@ -169,16 +168,9 @@ impl Proxy {
                 affinity: affinity.clone(),
                 upstreams: upstreams.clone(),
             };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let death = death.clone();
-            let (started, is_started) = std::sync::mpsc::channel();
             let run = move || {
-                // Of this thread alone: it cannot be made elsewhere.
-                let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-                let runtime = match runtime {
-                    Ok(runtime) => runtime,
-                    Err(error) => return drop(started.send(Err(error))),
-                };
-                let _ = started.send(Ok(()));
                 let run = std::panic::AssertUnwindSafe(|| seed.run(runtime, commands));
                 if std::panic::catch_unwind(run).is_err() {
                     tracing::error!(worker = index, "a data plane worker died; its connections were reset");
@@ -186,7 +178,6 @@ impl Proxy {
                 }
             };
             threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
-            is_started.recv().map_err(io::Error::other)??;
             senders.push(sender);
         }
         let workers = Workers(senders.into());

@@ -19,9 +19,8 @@ use heddle_telemetry::proxy::ProxyShard;
 use heddle_telemetry::{HttpHandle, Reason, TcpHandle};
 use socket2::SockRef;
 use tokio::net::TcpListener;
-use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::MissedTickBehavior;
 
 use crate::accept::{self, Port};
@@ -165,10 +164,10 @@ pub(crate) struct Seed {
 
 impl Seed {
     /// The life of a worker thread: until the proxy is dropped. What is open then is reset and logged.
-    pub(crate) fn run(self, runtime: LocalRuntime, commands: mpsc::Receiver<Command>) {
+    pub(crate) fn run(self, runtime: tokio::runtime::Runtime, commands: mpsc::Receiver<Command>) {
+        let local = LocalSet::new();
         let stopped = self.stopped.clone();
-        // Ours to drop, and with it the connections: a panic ends them while it unwinds.
-        runtime.block_on(serve(Rc::new(Worker::new(self)), commands, stopped));
+        local.block_on(&runtime, serve(Rc::new(Worker::new(self)), commands, stopped));
     }
 }
 
