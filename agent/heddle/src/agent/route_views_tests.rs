@@ -1,3 +1,5 @@
+//! What `heddle routes` and `heddle endpoints` show, and what `heddle explain` tells of routes.
+
 use std::collections::HashSet;
 use std::time::Duration;
 
