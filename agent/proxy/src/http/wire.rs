@@ -18,8 +18,10 @@ use crate::registry::Conn;
 pub(crate) const OUTBOX_BYTES: usize = 16 << 10;
 /// Outboxes a worker keeps for the next turns, of whatever connections.
 pub(crate) const OUTBOXES_KEPT_MAX: usize = 16;
-/// On a socket without TLS, which copies nothing itself, so many bytes go out at once where nothing waits before them.
+/// So many bytes go out at once where nothing waits before them: a socket without TLS copies nothing itself, and with it they fill a record by
+/// themselves.
 const DIRECT_BYTES_MIN: usize = 4 << 10;
+const DIRECT_BYTES_MIN_TLS: usize = 8 << 10;
 
 /// What HTTP/2 is spoken on.
 pub(crate) enum Wire {
@@ -203,7 +205,8 @@ impl State {
     fn poll_write(&mut self, cx: &mut Context<'_>, conn: &Conn, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.check()?;
         let size: usize = bufs.iter().map(|buf| buf.len()).sum();
-        let is_direct = size >= DIRECT_BYTES_MIN && matches!(self.wire, Wire::Plain(_));
+        let is_direct =
+            size >= if matches!(self.wire, Wire::Plain(_)) { DIRECT_BYTES_MIN } else { DIRECT_BYTES_MIN_TLS };
         loop {
             if !(is_direct && self.outbox.is_empty()) {
                 let count = self.outbox.put(conn, bufs);
