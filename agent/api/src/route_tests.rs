@@ -147,8 +147,8 @@ fn every_field_of_an_http_rule_is_read() {
     assert_eq!(rule.traffic.timeouts, timeouts);
     let retry = rule.traffic.retry.unwrap();
     assert_eq!(
-        (retry.retries_max, retry.backoff.base, retry.backoff.max),
-        (3, Duration::from_millis(100), Duration::from_secs(1))
+        (retry.retries_max, retry.backoff.least, retry.backoff.base, retry.backoff.max),
+        (3, Duration::from_millis(100), Duration::from_millis(100), Duration::from_secs(1))
     );
     assert_eq!(retry.idempotent.statuses, StatusSet::from_iter([503, 429]));
     assert_eq!(retry.other, Conditions::untouched(), "the spec's codes are no leave to do twice what may be done once");

@@ -46,7 +46,7 @@ const fn ms(millis: u64) -> Duration {
 
 const FULL: &str = r#"
   targetRefs: [{group: "", kind: Service, name: web}, {kind: Service, name: api}],
-  retries: {attempts: 4, perTryTimeout: 500ms, backoff: {base: 10ms, max: 1s}, retryOn: [ConnectFailure, ResetBeforeResponse],
+  retries: {attempts: 4, perTryTimeout: 500ms, backoff: {min: 5ms, base: 10ms, max: 1s}, retryOn: [ConnectFailure, ResetBeforeResponse],
     statuses: [503, 429], grpcCodes: [UNAVAILABLE, ABORTED], headers: [X-Retry], waitMax: 3s},
   retryBudget: {percent: 30, minPerSecond: 5},
   timeouts: {request: 10s, backendRequest: 2s, idle: 1m, stream: 1h, connect: 300ms},
@@ -82,7 +82,7 @@ fn every_field_is_read() {
         other: Conditions { connect_failure: true, grpc_codes: codes, ..Conditions::default() },
         retries_max: 4,
         per_try_timeout: Some(ms(500)),
-        backoff: Backoff { base: ms(10), max: ms(1000) },
+        backoff: Backoff { least: ms(5), base: ms(10), max: ms(1000) },
         wait_max: ms(3000),
     };
     let faults = Faults {
@@ -163,8 +163,9 @@ fn retries_table() {
     let only = retries("retryNonIdempotent: false, retryOn: [RefusedStream, PerTryTimeout]");
     assert_eq!(only.other, Conditions { refused_stream: true, ..Conditions::default() });
     assert!(only.idempotent.per_try_timeout && !only.idempotent.connect_failure);
-    assert_eq!(retries("backoff: {base: 1s}").backoff, Backoff { base: ms(1000), max: ms(1000) });
-    assert_eq!(retries("backoff: {base: 1ms}").backoff, Backoff { base: ms(1), max: default.backoff.max });
+    assert_eq!(retries("backoff: {base: 1s}").backoff, Backoff { least: ms(0), base: ms(1000), max: ms(1000) });
+    assert_eq!(retries("backoff: {base: 1ms}").backoff, Backoff { base: ms(1), ..default.backoff });
+    assert_eq!(retries("backoff: {min: 2s}").backoff, Backoff { least: ms(2000), ..default.backoff });
     assert_eq!(retries("waitMax: 0s").wait_max, Duration::ZERO);
 }
 

@@ -194,25 +194,31 @@ fn meets(conditions: &Conditions, attempt: &Attempt, outcome: &Outcome<'_>) -> b
     }
 }
 
+/// gRPC's UNKNOWN.
+const UNKNOWN: u8 = 2;
+
 /// The gRPC status of a response, as far as it is known: that of the trailers, or of a head that is nothing but trailers.
 ///
 /// What is no known code is UNKNOWN (2). Without one, an HTTP status other than 200 stands for a code (gRPC's
 /// `http-grpc-status-mapping.md`), and trailers that lack it mean UNKNOWN; `None` if it is still to come.
 #[must_use]
 pub fn grpc_code(status: u16, head: &dyn Lookup, trailers: Option<&dyn Lookup>) -> Option<u8> {
-    const UNKNOWN: u8 = 2;
     let stated = trailers.and_then(|trailers| trailers.lookup("grpc-status")).or_else(|| head.lookup("grpc-status"));
     match stated {
-        Some(value) => {
-            let code = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).filter(|code| *code <= 16);
-            Some(code.unwrap_or(UNKNOWN))
-        }
+        Some(value) => Some(read_grpc_status(value)),
         None if status != 200 => Some(answer::grpc_status(status)),
         None => trailers.map(|_| UNKNOWN),
     }
 }
 
-/// How long to wait: what a gRPC server says, exactly; at least what `Retry-After` says; else the backoff.
+/// The code that a `grpc-status` says; what is no known code is UNKNOWN.
+#[must_use]
+pub fn read_grpc_status(value: &[u8]) -> u8 {
+    let code = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+    code.filter(|code| *code <= 16).unwrap_or(UNKNOWN)
+}
+
+/// How long to wait: what a gRPC server says, exactly, but where the policy wants more; at least what `Retry-After` says; else the backoff.
 fn wait(
     policy: &Policy,
     attempt: &Attempt,
@@ -225,7 +231,8 @@ fn wait(
     let pushback = || trailers.and_then(|trailers| trailers.lookup(PUSHBACK)).or_else(|| head.lookup(PUSHBACK));
     let asked = match pushback().filter(|_| attempt.grpc).map(Pushback::read) {
         Some(Pushback::Never) => return Err(Stop::PushedBack),
-        Some(Pushback::After(wait)) => return if wait > policy.wait_max { Err(Stop::WaitTooLong) } else { Ok(wait) },
+        Some(Pushback::After(wait)) if wait > policy.wait_max => return Err(Stop::WaitTooLong),
+        Some(Pushback::After(wait)) => return Ok(wait.max(policy.backoff.least)),
         None => head.lookup("retry-after").and_then(|value| retry_after(value, now)),
     };
     match asked {

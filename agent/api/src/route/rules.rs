@@ -117,7 +117,8 @@ fn retry(place: &Place<'_>, problems: &mut Problems) -> Option<Arc<RetryPolicy>>
         policy.retries_max = attempts;
     }
     if let Some(base) = time(&place, "backoff", problems) {
-        policy.backoff = Backoff { base, max: Backoff::default().max.max(base.saturating_mul(10)) };
+        let max = Backoff::default().max.max(base.saturating_mul(10));
+        policy.backoff = Backoff { least: base, base, max };
     }
     Some(Arc::new(policy))
 }

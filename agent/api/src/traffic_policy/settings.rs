@@ -63,10 +63,13 @@ pub struct RetriesFields {
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct BackoffFields {
-    /// The most before the first retry; twice as much before each further one.
+    /// The least before any retry.
+    #[schemars(extend("pattern" = duration::PATTERN, "default" = written(Backoff::default().least)))]
+    pub min: Option<String>,
+    /// The most before the first retry, beyond `min`; twice as much before each further one.
     #[schemars(extend("pattern" = duration::PATTERN, "default" = written(Backoff::default().base)))]
     pub base: Option<String>,
-    /// The most before any.
+    /// The most before any, beyond `min`.
     #[schemars(extend("pattern" = duration::PATTERN, "default" = written(Backoff::default().max)))]
     pub max: Option<String>,
 }
@@ -289,7 +292,7 @@ impl BackoffFields {
         if max < base {
             problems.error(format!("{path}.max"), format!("{} is less than `base`, {}", written(max), written(base)));
         }
-        Backoff { base, max }
+        Backoff { least: time(path, "min", &self.min, problems).unwrap_or(default.least), base, max }
     }
 }
 

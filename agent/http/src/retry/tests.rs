@@ -223,8 +223,14 @@ fn backoff_doubles_up_to_its_most() {
     assert_eq!(backoff.wait(1, 0), Duration::ZERO);
     let half = backoff.wait(1, 1 << 63);
     assert!((millis(12)..millis(13)).contains(&half), "{half:?}");
-    assert_eq!(Backoff { base: Duration::ZERO, max: Duration::ZERO }.wait(3, u64::MAX), Duration::ZERO);
-    let endless = Backoff { base: Duration::MAX, max: Duration::MAX };
+    let at_once = Backoff { base: Duration::ZERO, max: Duration::ZERO, ..backoff };
+    assert_eq!(at_once.wait(3, u64::MAX), Duration::ZERO);
+    let least = Backoff { least: millis(100), ..backoff };
+    assert_eq!(
+        [least.wait(1, 0), least.wait(1, u64::MAX), least.wait(9, u64::MAX)].map(|time| time.as_millis()),
+        [100, 125, 350]
+    );
+    let endless = Backoff { base: Duration::MAX, max: Duration::MAX, ..backoff };
     assert_eq!(endless.wait(9, u64::MAX).as_nanos(), u128::from(u64::MAX));
 }
 
@@ -280,7 +286,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             other,
             retries_max,
             per_try_timeout: None,
-            backoff: Backoff { base: millis(base), max: millis(max) },
+            backoff: Backoff { base: millis(base), max: millis(max), ..Backoff::default() },
             wait_max: millis(wait_max),
         },
     )

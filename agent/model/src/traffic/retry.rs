@@ -40,12 +40,14 @@ pub struct Conditions {
     pub headers: Box<[Box<str>]>,
 }
 
-/// Exponential backoff with full jitter: before retry n any time from nothing to `min(max, base × 2ⁿ⁻¹)`, all alike.
+/// Exponential backoff with full jitter: before retry n `least` and any time from nothing to `min(max, base × 2ⁿ⁻¹)`, all alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
-    /// The most before the first retry. Default 25 ms.
+    /// The least before any retry. Default nothing.
+    pub least: Duration,
+    /// The most beyond it before the first retry. Default 25 ms.
     pub base: Duration,
-    /// The most before any. Default 250 ms.
+    /// The most beyond it before any. Default 250 ms.
     pub max: Duration,
 }
 
@@ -106,13 +108,14 @@ impl Backoff {
         let most = self.base.saturating_mul(1 << doublings).min(self.max);
         let nanos = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
         // 64 random bits times n + 1, upper half: uniform from 0 to n.
-        Duration::from_nanos(((u128::from(random) * (u128::from(nanos) + 1)) >> 64) as u64)
+        let drawn = Duration::from_nanos(((u128::from(random) * (u128::from(nanos) + 1)) >> 64) as u64);
+        self.least.saturating_add(drawn)
     }
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { base: Duration::from_millis(25), max: Duration::from_millis(250) }
+        Self { least: Duration::ZERO, base: Duration::from_millis(25), max: Duration::from_millis(250) }
     }
 }
 

@@ -219,8 +219,10 @@ fn retries(policy: &RetryPolicy) -> String {
         return "none".to_owned();
     }
     let per_try = policy.per_try_timeout.map(|time| format!(", each attempt at most {time:?}")).unwrap_or_default();
+    let least = policy.backoff.least;
+    let least = if least.is_zero() { String::new() } else { format!("{least:?} and ") };
     format!(
-        "at most {}{per_try}; idempotent requests after {}; others after {}; waits up to {:?}, at last {:?}",
+        "at most {}{per_try}; idempotent requests after {}; others after {}; waits {least}up to {:?}, at last {:?}",
         policy.retries_max,
         after(&policy.idempotent),
         after(&policy.other),
