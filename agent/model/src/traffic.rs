@@ -12,7 +12,7 @@ pub use breaker::{CircuitLimits, Limits};
 pub use outlier::{OutlierSettings, SuccessRate};
 pub use retry::{Backoff, BudgetLimits, Conditions, GrpcCodes, RetryPolicy, StatusSet};
 
-use crate::balance::SlowStart;
+use crate::balance::{SlowStart, Weight};
 
 /// What holds for requests to one Service: the defaults, and over them what its TrafficPolicy says.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -129,6 +129,14 @@ impl Share {
     #[must_use]
     pub const fn millionths(self) -> u32 {
         self.0
+    }
+}
+
+impl Balance {
+    /// The weight of an endpoint that has been there for `age`; `None`: for longer than anybody here knows.
+    #[must_use]
+    pub fn weight(&self, age: Option<Duration>) -> Weight {
+        self.slow_start.zip(age).map_or(Weight::FULL, |(slow, age)| slow.weight(age))
     }
 }
 

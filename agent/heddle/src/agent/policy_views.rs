@@ -7,6 +7,7 @@ use std::sync::Arc;
 use heddle_admin::{ExplainQuery, ViewError};
 use heddle_model::network_policy::{NetworkPolicy, Operator};
 use heddle_model::policy::{AuthorizationPolicy, Rules, Target};
+use heddle_model::traffic::Balance;
 use heddle_model::workload::{Labels, Membership};
 use heddle_model::{OriginalDst, PodUid, ServiceKey, Snapshot, Workload};
 use heddle_proto::debug::v1;
@@ -242,6 +243,10 @@ fn answer(
     // Once for all, so that what is told of a port and its endpoints belongs together.
     let usage_of = |backend: &explain::Backend| backend.service.as_ref().map(|(of, port)| (known.usage)(of, *port));
     let usages: Vec<Option<Option<PortUsage>>> = told.backends.iter().map(usage_of).collect();
+    let balance_of = |backend: &explain::Backend| {
+        backend.service.as_ref().map_or_else(Balance::default, |(of, _)| known.snapshot.traffic(of).balance)
+    };
+    let balances: Vec<Balance> = told.backends.iter().map(balance_of).collect();
     let backends = told.backends.into_iter().zip(&usages).map(|(backend, usage)| {
         let mut all = steps(backend.steps);
         if let (Some(usage), Ok(())) = (usage, backend.outcome) {
@@ -260,7 +265,8 @@ fn answer(
     let endpoints = told.endpoints.into_iter().map(|endpoint| {
         let usage = endpoint.backend.and_then(|place| usages.get(place)?.as_ref()?.as_ref());
         let used = usage.and_then(|usage| usage.endpoints.iter().find(|used| used.addr == endpoint.addr));
-        let standing = used.map(|used| step("standing", route_views::endpoint_in_words(used)));
+        let balance = endpoint.backend.and_then(|place| balances.get(place)).copied().unwrap_or_default();
+        let standing = used.map(|used| step("standing", route_views::endpoint_in_words(used, &balance)));
         v1::ExplainedEndpoint {
             address: endpoint.addr.to_string(),
             pod: endpoint.workload.as_ref().map(|w| format!("{}/{}", w.namespace, w.name)).unwrap_or_default(),

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use heddle_model::balance::Weight;
 use heddle_model::routing::{
     Backend, Condition, ParentRef, ParentTarget, Route, RouteKey, Rule, TrafficOutcome, TrafficTarget,
 };
-use heddle_model::traffic::Limits;
+use heddle_model::traffic::{Algorithm, Balance, Limits};
 use heddle_model::{Endpoint, Service, ServiceKey, ServicePort, Snapshot};
 use heddle_proto::debug::v1;
 use heddle_proxy::explain::{conditions, filters, target};
@@ -132,7 +134,8 @@ fn of_port(
     usage: &impl Fn(&ServiceKey, u16) -> Option<PortUsage>,
 ) -> v1::EndpointPort {
     let key = service.key();
-    let (used, limits) = (usage(&key, port.port), &snapshot.traffic(&key).circuit);
+    let (used, traffic) = (usage(&key, port.port), snapshot.traffic(&key));
+    let limits = &traffic.circuit;
     let endpoint = |e: &Endpoint| {
         let used = used.as_ref().and_then(|used| used.endpoints.iter().find(|one| one.addr == e.addr));
         let (standing, ejected_seconds) = used.map_or(("", 0.0), standing);
@@ -143,6 +146,10 @@ fn of_port(
             state: state(e).to_owned(),
             standing: standing.to_owned(),
             ejected_seconds,
+            share: used.map_or(0.0, |used| share(used, &traffic.balance)),
+            latency_seconds: used
+                .and_then(|used| latency(used, &traffic.balance))
+                .map_or(0.0, |time| time.as_secs_f64()),
             places: used.map(|used| places(&used.circuit, &limits.endpoint)).unwrap_or_default(),
         }
     };
@@ -178,6 +185,16 @@ fn standing(used: &EndpointUsage) -> (&'static str, f64) {
     }
 }
 
+/// How much of a full share a new endpoint takes, to a hundredth.
+fn share(used: &EndpointUsage, balance: &Balance) -> f64 {
+    (f64::from(balance.weight(used.age).get()) * 100.0 / f64::from(Weight::FULL.get())).round() / 100.0
+}
+
+/// The latency that an endpoint is chosen by, where it is.
+fn latency(used: &EndpointUsage, balance: &Balance) -> Option<Duration> {
+    used.latency.filter(|_| balance.algorithm == Algorithm::PeakEwma)
+}
+
 fn places(usage: &CircuitUsage, limits: &Limits) -> Vec<v1::Places> {
     let place = |(resource, usage): (Resource, &Usage)| v1::Places {
         resource: resource.as_str().to_owned(),
@@ -204,13 +221,16 @@ pub fn port_in_words(usage: Option<&PortUsage>) -> String {
 }
 
 /// What is known of an endpoint, in one sentence.
-pub fn endpoint_in_words(usage: &EndpointUsage) -> String {
+pub fn endpoint_in_words(usage: &EndpointUsage, balance: &Balance) -> String {
     let standing = match usage.ejected {
         Ejected::No => "serves".to_owned(),
         Ejected::For(time) => format!("ejected for {:.0} s more", time.as_secs_f64()),
         Ejected::Probed => "was ejected; the next request decides".to_owned(),
     };
-    format!("{standing}; {}", in_words(&usage.circuit))
+    let share = share(usage, balance);
+    let starts = if share < 1.0 { format!("; takes {share} of its share yet, as it is new") } else { String::new() };
+    let latency = latency(usage, balance).map(|time| format!("; answers in {time:.1?} by its average"));
+    format!("{standing}{starts}{}; {}", latency.unwrap_or_default(), in_words(&usage.circuit))
 }
 
 fn in_words(circuit: &CircuitUsage) -> String {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use heddle_admin::ExplainQuery;
+use heddle_model::balance::SlowStart;
 use heddle_model::routing::{BackendRef, Filters, Match, PathMatch, RouteKind, RoutingDelta, RuleId, TrafficPolicy};
 use heddle_model::traffic::{RequestTraffic, ServiceTraffic};
 use heddle_model::workload::Membership;
@@ -74,7 +75,9 @@ fn snapshot() -> Snapshot {
         route("web", "web", &[("web", 9), ("v2", 1)], Some("filters[0].type: not supported")),
         route("lost", "none", &[("gone", 1)], None),
     ];
-    let slow = ServiceTraffic { connect_timeout: Some(Duration::from_secs(7)), ..ServiceTraffic::default() };
+    let balance =
+        Balance { algorithm: Algorithm::PeakEwma, slow_start: Some(SlowStart::over(Duration::from_secs(60))) };
+    let slow = ServiceTraffic { connect_timeout: Some(Duration::from_secs(7)), balance, ..ServiceTraffic::default() };
     let policies = [
         policy("a-slow", "v2", Ok(slow)),
         policy("b-later", "v2", Ok(ServiceTraffic::default())),
@@ -99,6 +102,8 @@ fn usage(service: &ServiceKey, _port: u16) -> Option<PortUsage> {
     let ejected = EndpointUsage {
         addr: "10.0.0.2:8080".parse().unwrap(),
         ejected: Ejected::For(Duration::from_secs(20)),
+        age: Some(Duration::from_secs(15)),
+        latency: Some(Duration::from_micros(12_500)),
         circuit: [Usage { used: 3, overflowed: 0 }; Resource::ALL.len()],
     };
     let circuit = [Usage { used: 5, overflowed: 2 }, none[1], none[2], none[3]];
@@ -164,6 +169,8 @@ fn endpoints_are_told_with_their_use() {
         (address.to_owned(), state.to_owned(), standing.to_owned(), seconds)
     };
     assert_eq!(rows, [row("10.0.0.2:8080", "ready", "ejected", 20.0), row("10.0.0.9:8080", "not ready", "", 0.0)]);
+    let chosen = v2.endpoints.iter().map(|e| (e.share, e.latency_seconds)).collect::<Vec<_>>();
+    assert_eq!(chosen, [(0.25, 0.0125), (0.0, 0.0)]);
     assert!(!web.used && web.places.is_empty() && web.endpoints.len() == 2, "{web:?}");
 }
 
@@ -194,7 +201,9 @@ fn a_call_is_explained_with_what_is_in_use() {
     let endpoints: Vec<_> = told.endpoints.iter().map(|e| (&*e.address, e.backend)).collect();
     assert_eq!(endpoints, [("10.0.0.1:8080", 1), ("10.0.0.2:8080", 2)]);
     let standing = found(&told.endpoints[1].steps, "standing");
-    assert!(standing.starts_with("ejected for 20 s more; 3 connections"), "{standing}");
+    assert!(standing.starts_with(
+            "ejected for 20 s more; takes 0.25 of its share yet, as it is new; answers in 12.5ms by its average; 3 connections"
+        ), "{standing}");
     // A rule that cannot be carried out, and a path that none matches.
     for (path, reason, status) in [("/b", "route_invalid", 500), ("/c", "route_not_found", 404)] {
         let told = explained(&known, &query(path)).unwrap();

@@ -75,6 +75,7 @@ pub fn endpoints(e: &v1::Endpoints) -> String {
                 "probed" => ", was ejected: the next request decides".to_owned(),
                 _ => String::new(),
             };
+            let standing = format!("{standing}{}", chosen_by(endpoint));
             let mut row = vec![port.namespace.clone(), port.service.clone(), place.clone()];
             row.extend([endpoint.address.clone(), endpoint.pod.clone(), format!("{}{standing}", endpoint.state)]);
             row.extend(PLACES.map(|resource| places(&endpoint.places, resource)));
@@ -85,6 +86,18 @@ pub fn endpoints(e: &v1::Endpoints) -> String {
     let headings =
         ["NAMESPACE", "SERVICE", "PORT", "ENDPOINT", "POD", "STATE", "CONNECTIONS", "WAITING", "REQUESTS", "RETRIES"];
     render(&headings, &rows)
+}
+
+/// What else than its load an endpoint is chosen by.
+fn chosen_by(endpoint: &v1::EndpointUse) -> String {
+    let mut text = String::new();
+    if endpoint.share > 0.0 && endpoint.share < 1.0 {
+        text = format!(", new: takes {} of its share", endpoint.share);
+    }
+    if endpoint.latency_seconds > 0.0 {
+        text.push_str(&format!(", answers in {:.1} ms", endpoint.latency_seconds * 1e3));
+    }
+    text
 }
 
 const PLACES: [&str; 3] = ["connections", "pending", "requests"];
@@ -154,6 +167,8 @@ mod tests {
             state: "ready".into(),
             standing: "ejected".into(),
             ejected_seconds: 12.4,
+            share: 0.25,
+            latency_seconds: 0.0312,
             places: vec![places(0)],
             ..v1::EndpointUse::default()
         };
@@ -168,6 +183,10 @@ mod tests {
         };
         let text = endpoints(&v1::Endpoints { ports: vec![port] });
         assert!(text.contains("in use here") && text.contains("8/8, full 8 times"), "{text}");
-        assert!(text.contains("ready, ejected for 12 s more") && text.contains("0/8"), "{text}");
+        assert!(
+            text.contains("ready, ejected for 12 s more, new: takes 0.25 of its share, answers in 31.2 ms")
+                && text.contains("0/8"),
+            "{text}"
+        );
     }
 }

@@ -49,6 +49,28 @@ fn peaks_are_believed_at_once_and_the_rest_over_time() {
 }
 
 #[test]
+fn what_is_packed_comes_back() {
+    let now = Duration::from_secs(40 * 86_400);
+    for latency in [Duration::ZERO, Duration::from_nanos(3), millis(1), millis(30), Duration::from_secs(3600)] {
+        let word = PeakEwma::new(latency, now).pack();
+        let at = |later: Duration| {
+            PeakEwma::unpack(word, now + later).unwrap().latency(now + later, DECAY).as_secs_f64() * 1e9
+        };
+        let expected = latency.as_nanos().max(1) as f64;
+        assert!((at(Duration::ZERO) / expected - 1.0).abs() < 1e-6, "{latency:?}");
+        // It fades as before, across the wrap of what is kept of the time.
+        let faded = expected * (-1.0_f64).exp();
+        assert!((at(DECAY) - faded).abs() <= faded * 1e-3 + 1.0, "{latency:?}");
+        assert!(at(Duration::from_secs(20 * 86_400)) <= 1.0, "{latency:?}");
+        // Who reads may have looked at the clock before who wrote.
+        let before = PeakEwma::unpack(word, now - millis(5)).unwrap();
+        assert!((before.latency(now - millis(5), DECAY).as_secs_f64() * 1e9 / expected - 1.0).abs() < 1e-6);
+    }
+    assert_eq!(PeakEwma::unpack(0, now), None, "no answer yet");
+    assert_ne!(PeakEwma::new(Duration::ZERO, Duration::ZERO).pack(), 0);
+}
+
+#[test]
 fn cost_is_latency_times_what_would_share_it() {
     let ewma = PeakEwma::new(millis(10), Duration::ZERO);
     let cost = |load| ewma.cost(load, Duration::ZERO, DECAY);

@@ -56,6 +56,25 @@ impl PeakEwma {
         (self.nanos * self.kept(now, decay) * (f64::from(load) + 1.0)) as u64
     }
 
+    /// In one word, for a cell that many share without a lock; never 0, which is for an endpoint that has not answered yet.
+    #[must_use]
+    pub fn pack(&self) -> u64 {
+        let nanos = (self.nanos as f32).max(1.0);
+        u64::from(nanos.to_bits()) << 32 | u64::from(millis(self.at))
+    }
+
+    /// What was packed not much longer than a month ago: the time comes back to the millisecond, the latency to six digits.
+    #[must_use]
+    pub fn unpack(word: u64, now: Duration) -> Option<Self> {
+        let age = millis(now).wrapping_sub(word as u32);
+        // Who packed it may have read the clock a little later.
+        let age = if age > u32::MAX - Self::AHEAD_MILLIS_MAX { 0 } else { age };
+        let nanos = f64::from(f32::from_bits((word >> 32) as u32));
+        (word != 0).then(|| Self { nanos, at: now.saturating_sub(Duration::from_millis(age.into())) })
+    }
+
+    const AHEAD_MILLIS_MAX: u32 = 60_000;
+
     /// How much of the memory is left.
     fn kept(&self, now: Duration, decay: Duration) -> f64 {
         if decay.is_zero() {
@@ -63,6 +82,11 @@ impl PeakEwma {
         }
         (-now.saturating_sub(self.at).as_secs_f64() / decay.as_secs_f64()).exp()
     }
+}
+
+/// The last 32 bits of a time's milliseconds.
+const fn millis(time: Duration) -> u32 {
+    time.as_millis() as u32
 }
 
 /// Draws two endpoints and takes the one with the lower `cost` ([`PeakEwma::cost`]). With weights it holds what is said of
