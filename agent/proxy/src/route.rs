@@ -26,7 +26,7 @@ use crate::mesh::tunnel;
 use crate::mesh::way::Way;
 use crate::protocol;
 use crate::registry::{Conn, Target};
-use crate::upstreams::{PortKey, View};
+use crate::upstreams::View;
 use crate::worker::{Load, Worker};
 
 /// Where a connection, or each of its requests, should go.
@@ -37,7 +37,7 @@ pub(crate) struct Route {
     pub(crate) declared: Declared,
     pub(crate) kind: Kind,
     /// Where its rules lead, as far as anybody asked.
-    backends: RefCell<FastMap<PortKey, Result<Rc<Self>, Reason>>>,
+    backends: RefCell<FastMap<*const BackendRef, Result<Rc<Self>, Reason>>>,
 }
 
 pub(crate) enum Kind {
@@ -173,10 +173,9 @@ impl Route {
         Self { generation: snapshot.generation, declared, kind, backends: RefCell::default() }
     }
 
-    /// Where a backend of one of its rules leads.
+    /// Where a backend of one of its rules leads; `to` is in its table.
     pub(crate) fn backend(&self, conn: &Conn, to: &BackendRef) -> Result<Rc<Self>, Reason> {
-        let BackendRef::Service { service, port } = to else { return Err(Reason::BackendInvalid) };
-        let key = (service.clone(), *port);
+        let key = std::ptr::from_ref(to);
         if let Some(known) = self.backends.borrow().get(&key) {
             return known.clone();
         }

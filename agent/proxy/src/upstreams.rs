@@ -3,10 +3,11 @@
 //!
 //! The hot path takes no lock: a worker finds its view in a map of its own; only a view that is new asks for what is shared.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -49,8 +50,30 @@ struct Known {
 pub(crate) struct Upstream {
     pub(crate) breaker: Arc<Breaker>,
     pub(crate) host: Arc<Host>,
+    latency: Latency,
     /// When it was first seen; none where it was there before this agent was.
     since: Option<Duration>,
+}
+
+/// How slow an endpoint has been lately, as all workers saw it: a [`PeakEwma`], packed.
+#[derive(Default)]
+struct Latency(AtomicU64);
+
+impl Latency {
+    /// `None` before its first answer.
+    fn get(&self, now: Duration) -> Option<PeakEwma> {
+        PeakEwma::unpack(self.0.load(Relaxed), now)
+    }
+
+    fn observe(&self, latency: Duration, now: Duration) {
+        let observed = |word| {
+            let mut ewma = PeakEwma::unpack(word, now).unwrap_or(PeakEwma::new(latency, now));
+            ewma.observe(latency, now, PeakEwma::DECAY);
+            Some(ewma.pack())
+        };
+        // Never refused: the closure has always something to say.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, observed);
+    }
 }
 
 impl Default for Upstreams {
@@ -118,6 +141,10 @@ pub struct EndpointUsage {
     pub addr: SocketAddr,
     /// Whether it is ejected, and for how long from now.
     pub ejected: Ejected,
+    /// How long it has been there; none: since before this agent was.
+    pub age: Option<Duration>,
+    /// How long it takes to answer lately, by the average that faded since its last answer; only where endpoints are chosen by that.
+    pub latency: Option<Duration>,
     /// Places taken in its circuit breaker.
     pub circuit: CircuitUsage,
 }
@@ -140,7 +167,12 @@ impl Upstream {
             Standing::Ejected { until } => Ejected::For(until.saturating_sub(now)),
             Standing::HalfOpen { .. } => Ejected::Probed,
         };
-        EndpointUsage { addr, ejected, circuit: circuit_usage(&self.breaker) }
+        let latency = self.latency.get(now).map(|ewma| ewma.latency(now, PeakEwma::DECAY));
+        EndpointUsage { addr, ejected, age: self.age(now), latency, circuit: circuit_usage(&self.breaker) }
+    }
+
+    fn age(&self, now: Duration) -> Option<Duration> {
+        self.since.map(|since| now.saturating_sub(since))
     }
 }
 
@@ -149,14 +181,21 @@ impl Port {
     fn endpoints(&self, endpoints: &[Endpoint], generation: u64, now: Duration) -> Box<[Arc<Upstream>]> {
         let mut known = lock(&self.endpoints);
         let since = (!known.all.is_empty()).then_some(now);
-        let new = || Arc::new(Upstream { breaker: Arc::default(), host: self.detector.host(), since });
+        let new = || {
+            Arc::new(Upstream {
+                breaker: Arc::default(),
+                host: self.detector.host(),
+                latency: Latency::default(),
+                since,
+            })
+        };
         let states: Box<[_]> = endpoints.iter().map(|e| known.all.entry(e.addr).or_insert_with(new).clone()).collect();
         // A worker that is behind forgets nothing that another has seen since.
         if generation >= known.generation {
             known.generation = generation;
             if known.all.len() > endpoints.len() {
                 known.all.retain(|addr, upstream| {
-                    let stays = endpoints.iter().any(|e| e.addr == *addr);
+                    let stays = endpoints.binary_search_by_key(addr, |e| e.addr).is_ok();
                     if !stays {
                         upstream.host.retire();
                     }
@@ -179,7 +218,6 @@ pub(crate) struct View {
     /// Until when an endpoint may be new enough to have less than its share.
     warm_at: Duration,
     robin: Rc<Cell<RoundRobin>>,
-    latencies: Rc<RefCell<FastMap<SocketAddr, PeakEwma>>>,
 }
 
 /// A worker's views.
@@ -215,11 +253,10 @@ impl Views {
             (Some(slow), Some(since)) => since.saturating_add(slow.window),
             _ => Duration::ZERO,
         };
-        let (robin, latencies) = match former {
-            Some(former) => (former.robin.clone(), former.latencies.clone()),
-            None => (Rc::new(Cell::new(RoundRobin::starting_at(fastrand::u64(..)))), Rc::default()),
+        let robin = match former {
+            Some(former) => former.robin.clone(),
+            None => Rc::new(Cell::new(RoundRobin::starting_at(fastrand::u64(..)))),
         };
-        latencies.borrow_mut().retain(|addr, _| endpoints.binary_search_by_key(addr, |e| e.addr).is_ok());
         let view = Rc::new(View {
             service: service.clone(),
             port_index,
@@ -228,7 +265,6 @@ impl Views {
             upstreams,
             warm_at,
             robin,
-            latencies,
         });
         views.insert(key, view.clone());
         view
@@ -257,20 +293,21 @@ impl View {
         let now = worker.upstreams.now();
         let serving = self.serving(candidates, now);
         let among = |candidates: &Candidates, tried: &[SocketAddr]| {
-            let slow_start = self.traffic.balance.slow_start.filter(|_| now < self.warm_at);
-            let weight = |e: &Endpoint| match (slow_start, self.upstream(e.addr).and_then(|u| u.since)) {
-                (Some(slow), Some(since)) => slow.weight(now.saturating_sub(since)),
-                _ => Weight::FULL,
+            let weight = |e: &Endpoint| {
+                let upstream = self.upstream(e.addr);
+                upstream.map_or(Weight::FULL, |upstream| self.traffic.balance.weight(upstream.age(now)))
             };
-            let weights: balance::Weights<'_> = slow_start.is_some().then_some(&weight);
+            let weights: balance::Weights<'_> = if now < self.warm_at { Some(&weight) } else { None };
             let (load, random) = (|e: &Endpoint| worker.load_of(e.addr), fastrand::u64(..));
             let pick = match self.traffic.balance.algorithm {
                 Algorithm::LeastRequest => balance::least_request_weighted(candidates, load, weights, random, tried),
                 Algorithm::PeakEwma => {
-                    let latencies = self.latencies.borrow();
-                    let untold = self.untold_latency(&latencies, now);
-                    let cost =
-                        |e: &Endpoint| latencies.get(&e.addr).unwrap_or(&untold).cost(load(e), now, PeakEwma::DECAY);
+                    let untold = OnceCell::new();
+                    let cost = |e: &Endpoint| {
+                        let told = self.upstream(e.addr).and_then(|upstream| upstream.latency.get(now));
+                        let ewma = told.unwrap_or_else(|| *untold.get_or_init(|| self.untold_latency(now)));
+                        ewma.cost(load(e), now, PeakEwma::DECAY)
+                    };
                     balance::peak_ewma(candidates, cost, weights, random, tried)
                 }
                 Algorithm::RoundRobin => {
@@ -289,12 +326,13 @@ impl View {
 
     /// What is assumed of an endpoint that has not answered yet: the mean of the others. A fixed value would keep it from ever being asked beside
     /// faster ones.
-    fn untold_latency(&self, latencies: &FastMap<SocketAddr, PeakEwma>, now: Duration) -> PeakEwma {
-        if latencies.is_empty() || latencies.len() == self.upstreams.len() {
-            return PeakEwma::new(PeakEwma::INITIAL, now);
-        }
-        let sum: Duration = latencies.values().map(|ewma| ewma.latency(now, PeakEwma::DECAY)).sum();
-        PeakEwma::new(sum / u32::try_from(latencies.len()).unwrap_or(u32::MAX), now)
+    fn untold_latency(&self, now: Duration) -> PeakEwma {
+        let told = self.upstreams.iter().filter_map(|upstream| upstream.latency.get(now));
+        let add = |(sum, count): (Duration, u32), ewma: PeakEwma| {
+            (sum.saturating_add(ewma.latency(now, PeakEwma::DECAY)), count.saturating_add(1))
+        };
+        let (sum, count) = told.fold((Duration::ZERO, 0), add);
+        PeakEwma::new(sum.checked_div(count).unwrap_or(PeakEwma::INITIAL), now)
     }
 
     /// The candidates without those that are ejected; `None` where nobody is, or too many are.
@@ -429,19 +467,6 @@ impl View {
         let index = self.endpoints().binary_search_by_key(&addr, |e| e.addr).ok()?;
         self.upstreams.get(index)
     }
-
-    fn observe(&self, worker: &Worker, addr: SocketAddr, latency: Duration) {
-        if self.traffic.balance.algorithm == Algorithm::PeakEwma {
-            let now = worker.upstreams.now();
-            let mut latencies = self.latencies.borrow_mut();
-            match latencies.get_mut(&addr) {
-                Some(ewma) => ewma.observe(latency, now, PeakEwma::DECAY),
-                None => {
-                    latencies.insert(addr, PeakEwma::new(latency, now));
-                }
-            }
-        }
-    }
 }
 
 /// An attempt at an endpoint: its places, and what it proves.
@@ -470,8 +495,10 @@ impl Attempt {
 
     /// The endpoint said something: so long it took.
     pub(crate) fn answered(&self, worker: &Worker) {
-        if self.view.traffic.balance.algorithm == Algorithm::PeakEwma {
-            self.view.observe(worker, self.addr, self.began.elapsed());
+        if self.view.traffic.balance.algorithm == Algorithm::PeakEwma
+            && let Some(upstream) = self.view.upstream(self.addr)
+        {
+            upstream.latency.observe(self.began.elapsed(), worker.upstreams.now());
         }
     }
 

@@ -72,7 +72,7 @@ pub struct AccessRecord {
     /// Address dialled last; absent if none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream_address: Option<SocketAddr>,
-    /// Connection attempts made upstream.
+    /// Attempts made upstream: those of a request to a Service, else connections that were dialled.
     pub attempts: u32,
     /// Bytes from destination to source.
     pub bytes_sent: u64,

@@ -100,8 +100,7 @@ impl PolicyMetrics {
     /// How often each policy decided, in no particular order.
     #[must_use]
     pub fn counts(&self) -> Vec<(PolicyLabels, u64)> {
-        let sum = |cells: &[Cell]| cells.iter().map(|cell| cell.0.load(Relaxed)).sum();
-        self.0.all().iter().map(|series| (series.labels.clone(), sum(&series.cells))).collect()
+        self.0.counts()
     }
 
     /// What the registry scrapes.

@@ -160,6 +160,12 @@ impl<L: LabelSet, C: Cell> SeriesTable<L, C> {
         index.entries.values().map(|e| e.series.clone()).chain(index.overflow.clone()).collect()
     }
 
+    /// The activity of every series over all shards: the count, where cells are counters.
+    pub(crate) fn counts(&self) -> Vec<(L, u64)> {
+        let sum = |cells: &[C]| cells.iter().map(Cell::activity).sum();
+        self.all().iter().map(|series| (series.labels.clone(), sum(&series.cells))).collect()
+    }
+
     /// Number of label sets held, the overflow series not counted.
     pub(crate) fn len(&self) -> usize {
         self.lock().entries.len()

@@ -105,8 +105,7 @@ impl UpstreamMetrics {
     /// All counts, in no particular order.
     #[must_use]
     pub fn counts(&self) -> Vec<(UpstreamLabels, u64)> {
-        let sum = |cells: &[Cell]| cells.iter().map(|cell| cell.0.load(Relaxed)).sum();
-        self.0.all().iter().map(|series| (series.labels.clone(), sum(&series.cells))).collect()
+        self.0.counts()
     }
 
     /// What the registry scrapes.

@@ -192,15 +192,20 @@ impl Client {
                 }
                 Err(error) => {
                     last = place.why(reason_of(&error));
+                    if !place.is_over() {
+                        break;
+                    }
                     // What another agent says against us it would say again.
                     let is_of_mesh = endpoint.way.tls().is_some();
                     let may_dial = !is_of_mesh && record.attempts < self.conn.worker.config.connect_attempts_max;
-                    if !place.is_over() || !(place.reused || may_dial) {
-                        break;
+                    if place.reused || may_dial {
+                        record.plan.begin_anew();
+                        continue;
                     }
-                    record.plan.begin_anew();
                 }
             }
+            // It came about and broke off before a stream was there.
+            Box::pin(self.unreached(choice, Failure::told(last), record)).await?;
         }
         Err(last.into())
     }

@@ -267,7 +267,7 @@ impl Server<'_> {
             let copied = copied.filter(|(_, kind)| *kind == translate::Kind::Plain).map(|(request, _)| request);
             record.plan.copy_of(self.conn, copied, !no_body);
         }
-        if !no_body && (record.plan.may_retry() || record.plan.is_mirrored()) {
+        if !no_body && record.plan.keeps_body() {
             self.inbox.keep(self.conn);
         }
         self.conn.attempts.set(0);

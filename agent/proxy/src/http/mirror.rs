@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Client, Unreached};
 use super::record::Record;
+use crate::mesh::headers::SHADOW;
 use crate::registry::Conn;
 use crate::route::{Choice, From, Kind, Route};
 
@@ -102,7 +103,7 @@ async fn send(
     let headers = request.headers_mut();
     headers.remove(header::EXPECT);
     headers.remove(header::CONTENT_LENGTH);
-    headers.insert("x-heddle-shadow", HeaderValue::from_static("1"));
+    headers.insert(SHADOW, HeaderValue::from_static("1"));
     if !body.is_empty() {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
@@ -165,13 +166,11 @@ async fn by_http1(
     let malformed = |rule: heddle_http::Reject| Unreached::Failed(rule.request_reason());
     let broken = |_| Unreached::Failed(Reason::UpstreamReset);
     let (mut parts, ()) = request.clone().into_parts();
-    let shadow = parts.headers.get("x-heddle-shadow").cloned();
     let checked = translate::check_request(&mut parts, None, body.is_empty()).map_err(malformed)?;
     let mut head = RequestHead::default();
     translate::request_to_h1(&parts, &checked, "", &mut head).map_err(malformed)?;
-    if shadow.is_some() {
-        head.fields_mut().append(b"x-heddle-shadow", b"1").map_err(malformed)?;
-    }
+    // What is said in our name was stripped from the fields.
+    head.fields_mut().append(SHADOW.as_str().as_bytes(), b"1").map_err(malformed)?;
     let (mut upstream, permit) = client.connection(choice, From::Pool, &head, record).await?;
     permit.apply_to_head(&mut head).map_err(malformed)?;
     let mut wire = Vec::with_capacity(1024 + body.len());

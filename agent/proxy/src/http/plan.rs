@@ -339,9 +339,10 @@ impl Plan {
         self.carried.as_ref().map_or(&[], |carried| &carried.tried)
     }
 
-    /// Whether a body should be kept for another attempt.
-    pub(crate) fn may_retry(&self) -> bool {
-        self.carried.as_ref().is_some_and(|carried| carried.number <= carried.policy.retries_max)
+    /// Whether its body should be kept: for another attempt (also where the policy wants none, a connection may turn out to be closed), or for
+    /// copies.
+    pub(crate) fn keeps_body(&self) -> bool {
+        self.carried.is_some()
     }
 
     /// Makes a request's head what it is to be for the backend: once, before the first attempt.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use heddle_http::retry;
 use heddle_model::Workload;
 use heddle_telemetry::{AccessRecord, Direction, HttpFields, HttpHandle, HttpLabels, Reason, RequestSample, Via};
 use http::{HeaderMap, HeaderValue};
@@ -128,8 +129,7 @@ impl Record {
         if self.grpc
             && let Some(value) = value
         {
-            let code = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).filter(|code| *code <= 16);
-            self.grpc_status = Some(code.unwrap_or(2));
+            self.grpc_status = Some(retry::read_grpc_status(value));
         }
     }
 
@@ -257,7 +257,7 @@ impl Record {
         let tell = |conn: &Conn, fields: HttpFields| AccessRecord {
             start_time,
             duration,
-            attempts: self.attempts,
+            attempts: self.attempts.max(self.plan.number()),
             bytes_sent: self.response_bytes,
             bytes_received: self.request_bytes,
             http: Some(fields),

@@ -97,7 +97,7 @@ pub(crate) async fn serve(
         let copied = (checked.kind == Kind::Plain).then(|| Request::from_parts(parts.clone(), ()));
         record.plan.copy_of(&client.conn, copied, !body.is_end_stream());
     }
-    if !body.is_end_stream() && (record.plan.may_retry() || record.plan.is_mirrored()) {
+    if !body.is_end_stream() && record.plan.keeps_body() {
         body.keep();
     }
     let mut asking = Asking { client, flow, parts, checked, body, respond, record };
@@ -203,11 +203,7 @@ impl Asking {
                 exchange.up_sink.send_reset(h2::Reason::CANCEL);
                 body = exchange.up_source;
                 body.rewind();
-                let chosen = match waits(wait, &mut body, &mut respond).await {
-                    Ok(()) => client.choose(choice.spoken(), &record.plan),
-                    Err(reason) => Err(reason),
-                };
-                match chosen {
+                match again(&client, wait, &mut body, &mut respond, choice.spoken(), &record).await {
                     Ok(chosen) => choice = chosen,
                     Err(reason) => {
                         refuse(&client, respond, record, reason);
@@ -271,6 +267,19 @@ async fn waits(wait: Duration, body: &mut Incoming, respond: &mut SendResponse<B
         Ok(())
     };
     unless_reset(body, respond, waited).await.map_err(|_| Reason::RequestCancelled)
+}
+
+/// Whom another attempt goes to, once it is time for it.
+async fn again(
+    client: &Client,
+    wait: Duration,
+    body: &mut Incoming,
+    respond: &mut SendResponse<Bytes>,
+    spoken: HttpVersion,
+    record: &Record,
+) -> Result<Choice, Reason> {
+    waits(wait, body, respond).await?;
+    client.choose(spoken, &record.plan)
 }
 
 /// Answers for the upstream and records the request.

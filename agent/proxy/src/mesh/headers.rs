@@ -16,7 +16,7 @@ const VERSION: HeaderName = HeaderName::from_static("x-heddle-version");
 /// Marks a CONNECT that is the application's own; without it one is the stream of bytes of a connection.
 const CONNECT: HeaderName = HeaderName::from_static("x-heddle-connect");
 /// Marks a copy of a request, whose answer nobody waits for.
-const SHADOW: HeaderName = HeaderName::from_static("x-heddle-shadow");
+pub(crate) const SHADOW: HeaderName = HeaderName::from_static("x-heddle-shadow");
 /// Which attempt of a request this is; the first is not told.
 const ATTEMPT: HeaderName = HeaderName::from_static("x-heddle-attempt");
 /// RFC 7239; HBONE's word for the true client.

@@ -112,7 +112,7 @@ async fn streams_of_all_clients_share_a_connection() {
     assert_eq!(mesh.sockets.taken.load(SeqCst), 1, "one dial for all");
     let records = mesh.records(60).await;
     assert!(records.iter().all(|r| r["reason"] == "completed" && r["protocol"] == "HTTP/2" && r["status"] == 200));
-    assert_eq!(records.iter().map(|r| r["attempts"].as_u64().unwrap()).sum::<u64>(), 1);
+    assert!(records.iter().all(|r| r["attempts"] == 1), "{records:?}");
     serving.abort();
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Clock {
     awaits_head: bool,
     /// Bytes that had moved when idle time began, and when that was.
     moved: (u64, Instant),
+    /// When bytes were counted last.
+    looked: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -46,6 +48,7 @@ impl Clock {
             attempt: None,
             awaits_head: false,
             moved: (0, now),
+            looked: now,
             timer: None,
         }
     }
@@ -55,7 +58,7 @@ impl Clock {
         self.attempt = self.per_try.and_then(|time| Instant::now().checked_add(time));
         self.awaits_head = true;
         if self.timeouts.idle.is_some() {
-            self.moved.1 = Instant::now();
+            (self.moved.1, self.looked) = (Instant::now(), Instant::now());
         }
     }
 
@@ -90,22 +93,28 @@ impl Clock {
         self.deadline.into_iter().chain(stream).chain(attempt).chain(idle).min_by_key(|(at, _)| *at)
     }
 
-    /// Ready when one is: which, and whether a response's head was awaited. `moved` counts the bytes of both bodies.
+    /// Ready when one is: which, and whether a response's head was awaited. `moved` counts the bytes of both bodies; to be asked before more move.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, moved: u64) -> Poll<(Reason, bool)> {
-        if self.timeouts.idle.is_some() && self.moved.0 != moved {
-            self.moved = (moved, Instant::now());
+        if self.timeouts.idle.is_some() {
+            if self.moved.0 != moved {
+                // Right behind the former look.
+                self.moved = (moved, self.looked);
+            }
+            self.looked = Instant::now();
         }
         let Some((at, reason)) = self.next() else { return Poll::Pending };
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                if timer.deadline().into_std() != at {
-                    timer.as_mut().reset(at.into());
-                }
-                timer
+        let at = tokio::time::Instant::from(at);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() > at {
+            timer.as_mut().reset(at);
+        }
+        // One that was set for less wakes in vain: that is cheaper than to set it anew with each byte.
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() >= at {
+                return Poll::Ready((reason, self.awaits_head));
             }
-            None => self.timer.insert(Box::pin(sleep_until(at.into()))),
-        };
-        let awaits_head = self.awaits_head;
-        timer.as_mut().poll(cx).map(|()| (reason, awaits_head))
+            timer.as_mut().reset(at);
+        }
+        Poll::Pending
     }
 }

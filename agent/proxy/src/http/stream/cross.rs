@@ -15,7 +15,7 @@ use heddle_telemetry::Reason;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::{Asking, Failed, Otherwise, fail, refuse, unless_reset, waits};
+use super::{Asking, Failed, Otherwise, again, fail, refuse, unless_reset};
 use crate::authz::View;
 use crate::copy::{self, Side, burst};
 use crate::http::bridge::{Broke, ToSocket, ToStream};
@@ -144,11 +144,7 @@ impl Asking {
                         body.rewind();
                         // What was closed while it was idle may have others that are as stale: a new one is not.
                         from = if ended == Ended::Stale { From::Dial } else { From::Pool };
-                        let chosen = match waits(wait, &mut body, &mut respond).await {
-                            Ok(()) => client.choose(choice.spoken(), &record.plan),
-                            Err(reason) => Err(reason),
-                        };
-                        match chosen {
+                        match again(&client, wait, &mut body, &mut respond, choice.spoken(), &record).await {
                             Ok(chosen) => choice = chosen,
                             Err(reason) => {
                                 refuse(&client, respond, record, reason);

@@ -1,0 +1,202 @@
+//! Balancing and ejection against real servers: the shares of algorithms, slow endpoints, new ones, the odd one out, and panic.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use heddle_model::Delta;
+use heddle_model::balance::SlowStart;
+use heddle_model::traffic::{Algorithm, Balance, OutlierSettings, ServiceTraffic, SuccessRate};
+use heddle_telemetry::Event;
+
+use super::http1::{declare_http, head, say};
+use super::resilience::{count, ejecting, failing};
+use super::routing::*;
+use super::support::*;
+
+#[tokio::test]
+async fn algorithms_share_as_they_say() {
+    let mesh = Mesh::new(1);
+    let origins = [Origin::named("a").await, Origin::named("b").await, Origin::named("c").await];
+    let vip = scene(&mesh, &origins.clone().map(|origin| origin.addr), &[]).await;
+    let mut caller = Caller::new(vip).await;
+    let mut before = [0; 3];
+    for (algorithm, least) in
+        [(Algorithm::RoundRobin, 30), (Algorithm::Random, 12), (Algorithm::LeastRequest, 12), (Algorithm::PeakEwma, 1)]
+    {
+        let balance = Balance { algorithm, slow_start: None };
+        mesh.traffic("web", ServiceTraffic { balance, ..ServiceTraffic::default() });
+        for _ in 0..90 {
+            assert_eq!(caller.get("/").await.status, 200);
+        }
+        let now = origins.clone().map(|origin| origin.requests());
+        for (now, before) in now.iter().zip(before) {
+            assert!(now - before >= least, "{algorithm:?}: {now} {before}");
+        }
+        before = now;
+    }
+}
+
+/// One slow endpoint in three: peak-EWMA finds out and leaves it alone, turns do not.
+#[tokio::test]
+async fn latency_moves_requests_away_from_a_slow_endpoint() {
+    let mesh = Mesh::new(1);
+    let (listener, slow) = backend().await;
+    let served = Arc::new(AtomicUsize::new(0));
+    let counted = served.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                loop {
+                    let _ = head(&mut stream).await;
+                    counted.fetch_add(1, SeqCst);
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                    say(&mut stream, &ok("slow")).await;
+                }
+            });
+        }
+    });
+    let (fast, other) = (Origin::named("fast").await, Origin::named("fast").await);
+    let vip = scene(&mesh, &[slow, fast.addr, other.addr], &[]).await;
+    let mut shares = Vec::new();
+    for algorithm in [Algorithm::RoundRobin, Algorithm::PeakEwma] {
+        let balance = Balance { algorithm, slow_start: None };
+        mesh.traffic("web", ServiceTraffic { balance, ..ServiceTraffic::default() });
+        let before = served.load(SeqCst);
+        let mut caller = Caller::new(vip).await;
+        for _ in 0..60 {
+            caller.get("/").await;
+        }
+        shares.push(served.load(SeqCst) - before);
+    }
+    let usage = mesh.proxy.usage(&key("web"), vip.port()).unwrap();
+    let of = |addr| usage.endpoints.iter().find(|e| e.addr == addr).unwrap().latency.unwrap();
+    assert!(of(slow) > Duration::from_millis(25) && of(fast.addr) < of(slow), "{usage:?}");
+    assert_eq!(shares[0], 20, "a third in turn");
+    assert!(shares[1] <= 5, "{} of 60 by latency", shares[1]);
+}
+
+#[tokio::test]
+async fn no_more_are_ejected_than_may_be() {
+    let mesh = Mesh::new(1);
+    let mut origins = Vec::new();
+    for _ in 0..4 {
+        origins.push(failing(usize::MAX, 500).await);
+    }
+    let addresses: Vec<SocketAddr> = origins.iter().map(|origin| origin.addr).collect();
+    let vip = scene(&mesh, &addresses, &[]).await;
+    mesh.traffic("web", ejecting(Duration::from_secs(30)));
+    let mut caller = Caller::new(vip).await;
+    for _ in 0..100 {
+        assert_eq!(caller.get("/").await.status, 500);
+    }
+    assert_eq!(count(&mesh, Event::Ejection, "consecutive_5xx"), 2, "half of four");
+    assert!(count(&mesh, Event::Ejection, "capped") > 0);
+}
+
+/// One that is new takes a tenth of its share at first, and what it takes is told.
+#[tokio::test]
+async fn a_new_endpoint_starts_slowly() {
+    let mesh = Mesh::new(1);
+    let origins = [Origin::named("a").await, Origin::named("b").await, Origin::named("new").await];
+    let all = origins.clone().map(|origin| origin.addr);
+    let vip = scene(&mesh, &all[..2], &[]).await;
+    let slow_start = Some(SlowStart::over(Duration::from_secs(3600)));
+    for algorithm in [Algorithm::LeastRequest, Algorithm::Random, Algorithm::RoundRobin, Algorithm::PeakEwma] {
+        mesh.traffic("web", ServiceTraffic { balance: Balance { algorithm, slow_start }, ..ServiceTraffic::default() });
+        let mut service = service("web", vip, &all[..2]);
+        declare_http(&mut service);
+        mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+        let mut caller = Caller::new(vip).await;
+        for _ in 0..10 {
+            assert_eq!(caller.get("/").await.status, 200);
+        }
+        let mut service = self::service("web", vip, &all);
+        declare_http(&mut service);
+        mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+        let before = origins[2].requests();
+        // 21 shares in all, of which it has one: about 19 of 400.
+        for _ in 0..400 {
+            assert_eq!(caller.get("/").await.status, 200);
+        }
+        let got = origins[2].requests() - before;
+        // By latency all may go to the one that was fastest.
+        let least = if algorithm == Algorithm::PeakEwma { 0 } else { 3 };
+        assert!((least..=60).contains(&got), "{algorithm:?}: {got} of 400");
+        let usage = mesh.proxy.usage(&key("web"), vip.port()).unwrap();
+        let new = usage.endpoints.iter().filter(|e| e.age.is_some()).map(|e| e.addr).collect::<Vec<_>>();
+        assert_eq!(new, [all[2]], "{algorithm:?}");
+    }
+}
+
+/// One in five fails every other request: never twice in a row, yet it is found out.
+#[tokio::test]
+async fn the_odd_one_out_is_ejected() {
+    let mesh = Mesh::new(1);
+    let turns = AtomicUsize::new(0);
+    let odd = Origin::start(
+        move |_| {
+            if turns.fetch_add(1, SeqCst).is_multiple_of(2) { status(500, "no") } else { ok("odd") }
+        },
+    )
+    .await;
+    let mut all = vec![odd.addr];
+    for _ in 0..4 {
+        all.push(Origin::named("even").await.addr);
+    }
+    let vip = scene(&mesh, &all, &[]).await;
+    let outlier = OutlierSettings {
+        success_rate: Some(SuccessRate { requests_min: 20, ..SuccessRate::default() }),
+        interval: Duration::from_millis(500),
+        ..OutlierSettings::default()
+    };
+    let balance = Balance { algorithm: Algorithm::RoundRobin, slow_start: None };
+    mesh.traffic("web", ServiceTraffic { outlier: Some(outlier), balance, ..ServiceTraffic::default() });
+    let mut caller = Caller::new(vip).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while count(&mesh, Event::Ejection, "success_rate") == 0 {
+        caller.get("/").await;
+        assert!(Instant::now() < deadline, "it is not found out");
+    }
+    let before = odd.requests();
+    for _ in 0..50 {
+        assert_eq!(caller.get("/").await.status, 200);
+    }
+    assert_eq!(odd.requests(), before);
+    let ejections: u64 =
+        mesh.upstream.counts().iter().filter(|(of, _)| of.event == Event::Ejection).map(|(_, n)| n).sum();
+    assert_eq!(ejections, 1, "nobody else");
+}
+
+/// Where too few are left, all are used: an ejection must not make an outage of a slump.
+#[tokio::test]
+async fn ejections_do_not_count_in_panic() {
+    for (panic_percent, is_used) in [(50, true), (0, false)] {
+        let mesh = Mesh::new(1);
+        let mut bad = Vec::new();
+        for _ in 0..3 {
+            bad.push(failing(usize::MAX, 500).await);
+        }
+        let good = Origin::named("good").await;
+        let all: Vec<SocketAddr> = bad.iter().chain([&good]).map(|origin| origin.addr).collect();
+        let vip = scene(&mesh, &all, &[]).await;
+        let mut traffic = ejecting(Duration::from_secs(30));
+        let outlier = traffic.outlier.as_mut().unwrap();
+        (outlier.ejected_percent_max, outlier.panic_percent) = (100, panic_percent);
+        mesh.traffic("web", traffic);
+        let mut caller = Caller::new(vip).await;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while count(&mesh, Event::Ejection, "consecutive_5xx") < 3 {
+            caller.get("/").await;
+            assert!(Instant::now() < deadline, "they are not ejected");
+        }
+        let asked = || bad.iter().map(Origin::requests).sum::<usize>();
+        let before = asked();
+        for _ in 0..60 {
+            caller.get("/").await;
+        }
+        assert_eq!(asked() > before, is_used, "panic below {panic_percent} %");
+    }
+}
