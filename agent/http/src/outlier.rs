@@ -11,7 +11,7 @@
 //!
 //! A [`Detector`] belongs to one Service in one agent, a [`Host`] to one of its endpoints; both are shared by the workers with plain
 //! atomics. A result of a healthy endpoint costs one addition. Half-open counts as ejected until the probe succeeds. When too few endpoints
-//! are left ([`Detector::is_panic`]) ejections are to be ignored: an endpoint that may work is better than none.
+//! are left ([`is_panic`]) ejections are to be ignored: an endpoint that may work is better than none.
 
 mod host;
 mod success_rate;
@@ -47,7 +47,7 @@ pub enum Outcome {
 pub struct Scene<'a> {
     /// The settings now in force.
     pub settings: &'a Settings,
-    /// How many endpoints the Service has.
+    /// How many endpoints of the Service may be called.
     pub hosts: u32,
     /// Monotonic, counted from a start of the caller's choosing that is the same for all workers. Milliseconds count.
     pub now: Duration,
@@ -167,13 +167,6 @@ impl Detector {
         self.version.load(Acquire)
     }
 
-    /// Whether so few are left that ejections are to be ignored.
-    #[must_use]
-    pub fn is_panic(&self, scene: &Scene<'_>) -> bool {
-        let left = scene.hosts.saturating_sub(self.ejected());
-        u64::from(left) * 100 < u64::from(scene.hosts) * u64::from(scene.settings.panic_percent)
-    }
-
     fn on_served(&self, host: &Host, outcome: Outcome, times: u16, scene: &Scene<'_>) -> Option<Transition> {
         let settings = scene.settings;
         if let Some(length) = outcome.asked_length(settings) {
@@ -232,6 +225,12 @@ impl Detector {
             }
         }
     }
+}
+
+/// Whether so few of `hosts` are `left` that ejections are to be ignored.
+#[must_use]
+pub fn is_panic(settings: &Settings, left: usize, hosts: usize) -> bool {
+    (left as u64).saturating_mul(100) < (hosts as u64).saturating_mul(u64::from(settings.panic_percent))
 }
 
 /// The length of the nth ejection.

@@ -232,14 +232,25 @@ impl Candidates {
 
     /// These without those that `keep` refuses (ejected ones, say); `None` if none is left.
     #[must_use]
-    pub fn filtered(&self, keep: impl Fn(&Endpoint) -> bool) -> Option<Self> {
-        let is_kept = |index: &usize| self.endpoints.get(*index).is_some_and(&keep);
+    pub fn filtered(&self, mut keep: impl FnMut(&Endpoint) -> bool) -> Option<Self> {
+        let is_kept = |index: &usize| self.endpoints.get(*index).is_some_and(&mut keep);
         let eligible: Vec<u32> = self.indices().filter(is_kept).filter_map(|index| u32::try_from(index).ok()).collect();
         if eligible.is_empty() {
             return None;
         }
         let eligible = (eligible.len() < self.endpoints.len()).then(|| eligible.into());
         Some(Self { endpoints: Arc::clone(&self.endpoints), eligible, class: self.class })
+    }
+
+    /// Whether these are those, by where they are: made from one another.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_eligible_same = match (&self.eligible, &other.eligible) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        };
+        is_eligible_same && Arc::ptr_eq(&self.endpoints, &other.endpoints)
     }
 
     /// The index into `endpoints` of the eligible endpoint with this address.

@@ -78,6 +78,13 @@ impl Failure {
     }
 }
 
+/// Of what was not there in time.
+impl From<Reason> for Failure {
+    fn from(late: Reason) -> Self {
+        Self::retryable(late)
+    }
+}
+
 /// How often an address that has no alternative is tried.
 pub(crate) fn attempts_max(conn: &Conn, hop: &Hop) -> u32 {
     let config = &conn.worker.config;

@@ -79,12 +79,16 @@ pub(crate) fn of_service(
     snapshot: &Snapshot,
 ) -> Declared {
     let opaque = |w: &Workload, addr: SocketAddr| is_opaque(w, addr, snapshot);
-    if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
-        return Declared::Opaque;
-    }
-    match service.ports.get(port_index).map_or(Declared::Unknown, of_port) {
-        // Whoever writes a route for requests says that there are some.
-        Declared::Unknown if table.is_some_and(Table::has_http) => Declared::Http,
+    let declared = if candidates.iter().any(|e| e.workload.as_ref().is_some_and(|w| opaque(w, e.addr))) {
+        Declared::Opaque
+    } else {
+        service.ports.get(port_index).map_or(Declared::Unknown, of_port)
+    };
+    match declared {
+        // Whoever writes a route for requests says that there are some, and a request that goes by its rules goes where it must not.
+        Declared::Unknown | Declared::Opaque if table.is_some_and(Table::has_http) => Declared::Http,
+        // What the application encrypts itself nobody can read; what it does not is a request.
+        Declared::Tls if table.is_some_and(Table::has_http) => Declared::Unknown,
         declared => declared,
     }
 }

@@ -360,6 +360,23 @@ impl Choice {
         }
     }
 
+    /// The endpoint takes no more, which is `reason`: another one, if there is one.
+    pub(crate) fn is_full(&mut self, conn: &Conn, reason: Reason) -> Result<(), Reason> {
+        let (Some(picking), Kind::Service { candidates, .. }) = (&mut self.picking, &self.route.kind) else {
+            return Err(reason);
+        };
+        picking.tried.push(self.hop.addr);
+        let (addr, workload) = picking.pick(conn, candidates).ok_or(reason)?;
+        (self.hop, self.workload) = (picking.hop(conn, addr), workload);
+        self.find_way(conn);
+        Ok(())
+    }
+
+    /// A policy says how often a request is tried: it is asked before each, and where all endpoints failed they are tried anew.
+    pub(crate) fn leave_to_policy(&mut self) {
+        self.picking.iter_mut().for_each(|picking| picking.is_planned = true);
+    }
+
     /// A place for a connection to the endpoint, where there is a choice. An error is why there is none, and whether another may have one.
     fn connection(&self, conn: &Conn) -> Result<Option<Occupied>, (Reason, bool)> {
         let Some(picking) = &self.picking else { return Ok(None) };
@@ -391,7 +408,7 @@ pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &Tcp
         match choice.connection(conn) {
             Ok(place) => endpoint.connection = place,
             Err((reason, true)) => {
-                choice.failed(conn, Failure::told(reason))?;
+                choice.is_full(conn, reason)?;
                 continue;
             }
             Err((reason, false)) => return Err(reason),
@@ -426,6 +443,8 @@ struct Picking {
     tried: Vec<SocketAddr>,
     last: Failure,
     attempts: u32,
+    /// See [`Choice::leave_to_policy`].
+    is_planned: bool,
 }
 
 impl Picking {
@@ -435,20 +454,20 @@ impl Picking {
             (Key { service: service.key(), port, client: conn.client.get().ip() }, timeout)
         });
         let last = Failure::last(Reason::NoReadyEndpoint);
-        Self { affinity, view: view.clone(), tried: tried.to_vec(), last, attempts: 0 }
+        Self { affinity, view: view.clone(), tried: tried.to_vec(), last, attempts: 0, is_planned: false }
     }
 
     /// The endpoint to try now, or why there is none left.
     fn next(&mut self, conn: &Conn, candidates: &Candidates) -> Result<(Hop, Option<Arc<Workload>>), Reason> {
         let config = &conn.worker.config;
-        if self.attempts >= config.connect_attempts_max {
+        if !self.is_planned && self.attempts >= config.connect_attempts_max {
             return Err(self.last.reason);
         }
         let (addr, workload) = match self.pick(conn, candidates) {
             Some(picked) => picked,
             // Every endpoint failed once. A lost SYN is worth another, and so is what a former attempt came to; a refusal is final, and the
             // application learns at once.
-            None if self.last.retryable || self.attempts == 0 => {
+            None if self.is_planned || self.last.retryable || self.attempts == 0 => {
                 self.tried.clear();
                 self.pick(conn, candidates).ok_or(self.last.reason)?
             }

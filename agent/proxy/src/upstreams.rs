@@ -1,26 +1,24 @@
-//! What this agent knows of the Service ports its pods call: the retry budget, the breakers and the ejections, shared by its workers, and each
-//! worker's view of one port, made once for each change of it.
+//! What this agent knows of the Services its pods call, shared by its workers: the retry budget and the breaker of each Service, and of each of
+//! its ports the endpoints, with their breakers, ejections and latencies.
 //!
-//! The hot path takes no lock: a worker finds its view in a map of its own; only a view that is new asks for what is shared.
+//! The hot path takes no lock: a worker finds its [`View`] of a port in a map of its own; only a view that is new asks for what is shared.
 
-use std::cell::{Cell, OnceCell, RefCell};
+mod view;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use heddle_http::breaker::{Breaker, Circuit, CircuitPermit, Overflow, Resource, Scope, Usage};
-use heddle_http::outlier::{self, Admission, Detector, Host, Probe, Standing, Transition};
+use heddle_http::breaker::{Breaker, Resource, Usage};
+use heddle_http::outlier::{Detector, Host, Standing, is_panic};
 use heddle_http::retry::{Budget, BudgetUse};
-use heddle_model::balance::{self, PeakEwma, RoundRobin, Weight};
-use heddle_model::traffic::{Algorithm, OutlierSettings, ServiceTraffic};
-use heddle_model::{Candidates, Endpoint, Service, ServiceKey, Snapshot, Workload};
-use heddle_telemetry::{Event, Reason};
+use heddle_model::balance::PeakEwma;
+use heddle_model::traffic::OutlierSettings;
+use heddle_model::{Candidates, Endpoint, Family, Service, ServiceKey};
 
-use crate::hash::FastMap;
-use crate::worker::Worker;
+pub(crate) use view::{Attempt, View, Views};
 
 /// A port of a Service.
 pub(crate) type PortKey = (ServiceKey, u16);
@@ -33,9 +31,11 @@ pub(crate) struct Upstreams {
 
 /// One Service port, in this agent.
 pub(crate) struct Port {
+    /// Of the Service, which all of its ports share; so is the breaker.
     pub(crate) budget: Arc<Budget>,
     pub(crate) breaker: Arc<Breaker>,
-    pub(crate) detector: Detector,
+    /// Of IPv4 endpoints and of IPv6 ones: a client chooses among those of one family.
+    detectors: [Detector; 2],
     endpoints: Mutex<Known>,
 }
 
@@ -51,9 +51,12 @@ pub(crate) struct Upstream {
     pub(crate) breaker: Arc<Breaker>,
     pub(crate) host: Arc<Host>,
     latency: Latency,
-    /// When it was first seen; none where it was there before this agent was.
-    since: Option<Duration>,
+    /// Since when it is ready, in milliseconds; 0: since before this agent knew of it, [`UNREADY`]: it is not.
+    ready_millis: AtomicU64,
 }
+
+/// Not ready, see [`Upstream::ready_millis`].
+const UNREADY: u64 = u64::MAX;
 
 /// How slow an endpoint has been lately, as all workers saw it: a [`PeakEwma`], packed.
 #[derive(Default)]
@@ -94,12 +97,13 @@ impl Upstreams {
             return port;
         }
         ports.retain(|_, port| port.strong_count() > 0);
-        let port = Arc::new(Port {
-            budget: Arc::default(),
-            breaker: Arc::default(),
-            detector: Detector::default(),
-            endpoints: Mutex::default(),
-        });
+        let of_service =
+            ports.iter().filter(|((service, _), _)| *service == key.0).find_map(|(_, port)| port.upgrade());
+        let (budget, breaker) = match of_service {
+            Some(port) => (port.budget.clone(), port.breaker.clone()),
+            None => Default::default(),
+        };
+        let port = Arc::new(Port { budget, breaker, detectors: Default::default(), endpoints: Mutex::default() });
         ports.insert(key.clone(), Arc::downgrade(&port));
         port
     }
@@ -126,9 +130,9 @@ fn circuit_usage(breaker: &Breaker) -> CircuitUsage {
 /// How a Service port is used by this agent.
 #[derive(Clone, Debug)]
 pub struct PortUsage {
-    /// Its requests and retries.
+    /// Requests and retries of its Service, by whatever port.
     pub budget: BudgetUse,
-    /// Places taken in its circuit breaker.
+    /// Places taken in its Service's circuit breaker, by whatever port.
     pub circuit: CircuitUsage,
     /// Its endpoints, by address.
     pub endpoints: Vec<EndpointUsage>,
@@ -141,12 +145,22 @@ pub struct EndpointUsage {
     pub addr: SocketAddr,
     /// Whether it is ejected, and for how long from now.
     pub ejected: Ejected,
-    /// How long it has been there; none: since before this agent was.
+    /// How long it has been ready; none: since before this agent knew of it, or it is not.
     pub age: Option<Duration>,
     /// How long it takes to answer lately, by the average that faded since its last answer; only where endpoints are chosen by that.
     pub latency: Option<Duration>,
     /// Places taken in its circuit breaker.
     pub circuit: CircuitUsage,
+}
+
+impl PortUsage {
+    /// How many of the candidates are ejected, and whether so many that it is ignored.
+    #[must_use]
+    pub fn ejected(&self, candidates: &Candidates, settings: &OutlierSettings) -> (usize, bool) {
+        let is_out = |e: &Endpoint| self.endpoints.iter().any(|of| of.addr == e.addr && of.ejected != Ejected::No);
+        let ejected = candidates.iter().filter(|e| is_out(e)).count();
+        (ejected, ejected > 0 && is_panic(settings, candidates.len() - ejected, candidates.len()))
+    }
 }
 
 /// Whether an endpoint is ejected.
@@ -171,28 +185,62 @@ impl Upstream {
         EndpointUsage { addr, ejected, age: self.age(now), latency, circuit: circuit_usage(&self.breaker) }
     }
 
+    /// How long it has been ready, where that is known.
     fn age(&self, now: Duration) -> Option<Duration> {
-        self.since.map(|since| now.saturating_sub(since))
+        self.since().map(|since| now.saturating_sub(since))
+    }
+
+    fn since(&self) -> Option<Duration> {
+        match self.ready_millis.load(Relaxed) {
+            0 | UNREADY => None,
+            millis => Some(Duration::from_millis(millis)),
+        }
+    }
+
+    /// It is ready, or not, from now on; `is_first`: nothing was known before.
+    fn set_ready(&self, is_ready: bool, is_first: bool, now: Duration) {
+        let millis = match (is_ready, self.ready_millis.load(Relaxed)) {
+            (false, _) => UNREADY,
+            (true, UNREADY) if is_first => 0,
+            (true, UNREADY) => u64::try_from(now.as_millis()).unwrap_or(UNREADY).clamp(1, UNREADY - 1),
+            (true, since) => since,
+        };
+        self.ready_millis.store(millis, Relaxed);
     }
 }
 
 impl Port {
-    /// What is known of each of these endpoints, in their order. Those that are no more are forgotten.
-    fn endpoints(&self, endpoints: &[Endpoint], generation: u64, now: Duration) -> Box<[Arc<Upstream>]> {
+    /// Who is ejected of a family.
+    pub(crate) fn detector(&self, family: Family) -> &Detector {
+        &self.detectors[family as usize]
+    }
+
+    /// What is known of each endpoint of a Service's port, in their order. Those that are no more are forgotten.
+    fn endpoints(
+        &self,
+        service: &Service,
+        endpoints: &[Endpoint],
+        generation: u64,
+        now: Duration,
+    ) -> Box<[Arc<Upstream>]> {
         let mut known = lock(&self.endpoints);
-        let since = (!known.all.is_empty()).then_some(now);
-        let new = || {
+        let is_first = known.all.is_empty();
+        let new = |e: &Endpoint| {
             Arc::new(Upstream {
                 breaker: Arc::default(),
-                host: self.detector.host(),
+                host: self.detector(Family::of(e.addr.ip())).host(),
                 latency: Latency::default(),
-                since,
+                ready_millis: AtomicU64::new(UNREADY),
             })
         };
-        let states: Box<[_]> = endpoints.iter().map(|e| known.all.entry(e.addr).or_insert_with(new).clone()).collect();
-        // A worker that is behind forgets nothing that another has seen since.
+        let state = |e: &Endpoint| known.all.entry(e.addr).or_insert_with(|| new(e)).clone();
+        let states: Box<[_]> = endpoints.iter().map(state).collect();
+        // A worker that is behind changes nothing that another has seen since.
         if generation >= known.generation {
             known.generation = generation;
+            for (endpoint, upstream) in endpoints.iter().zip(&states) {
+                upstream.set_ready(endpoint.ready || service.publish_not_ready, is_first, now);
+            }
             if known.all.len() > endpoints.len() {
                 known.all.retain(|addr, upstream| {
                     let stays = endpoints.binary_search_by_key(addr, |e| e.addr).is_ok();
@@ -207,315 +255,21 @@ impl Port {
     }
 }
 
-/// One worker's view of a Service port, as of the Service and the policies that it was made from.
-pub(crate) struct View {
-    pub(crate) service: Arc<Service>,
-    pub(crate) port_index: usize,
-    pub(crate) traffic: Arc<ServiceTraffic>,
-    pub(crate) port: Arc<Port>,
-    /// In the order of the port's endpoints.
-    upstreams: Box<[Arc<Upstream>]>,
-    /// Until when an endpoint may be new enough to have less than its share.
-    warm_at: Duration,
-    robin: Rc<Cell<RoundRobin>>,
-}
-
-/// A worker's views.
-#[derive(Default)]
-pub(crate) struct Views(RefCell<FastMap<PortKey, Rc<View>>>);
-
-impl Views {
-    /// The view of a Service port.
-    pub(crate) fn get(
-        &self,
-        worker: &Worker,
-        service: &Arc<Service>,
-        port_index: usize,
-        snapshot: &Snapshot,
-    ) -> Rc<View> {
-        let port = service.ports.get(port_index).map_or(0, |port| port.port);
-        let key = (service.key(), port);
-        let traffic = snapshot.traffic(&key.0);
-        let mut views = self.0.borrow_mut();
-        let former = views.get(&key);
-        if let Some(view) = former
-            && Arc::ptr_eq(&view.service, service)
-            && Arc::ptr_eq(&view.traffic, traffic)
-        {
-            return view.clone();
-        }
-        let shared = &worker.upstreams;
-        let (state, now) = (shared.port(&key), shared.now());
-        let endpoints = service.ports.get(port_index).map_or(&[][..], |port| &port.endpoints);
-        let upstreams = state.endpoints(endpoints, snapshot.generation, now);
-        let youngest = upstreams.iter().filter_map(|upstream| upstream.since).max();
-        let warm_at = match (traffic.balance.slow_start, youngest) {
-            (Some(slow), Some(since)) => since.saturating_add(slow.window),
-            _ => Duration::ZERO,
-        };
-        let robin = match former {
-            Some(former) => former.robin.clone(),
-            None => Rc::new(Cell::new(RoundRobin::starting_at(fastrand::u64(..)))),
-        };
-        let view = Rc::new(View {
-            service: service.clone(),
-            port_index,
-            traffic: traffic.clone(),
-            port: state,
-            upstreams,
-            warm_at,
-            robin,
-        });
-        views.insert(key, view.clone());
-        view
-    }
-
-    /// A second has passed: compares success rates, and lets go of Services that are no more.
-    pub(crate) fn tick(&self, worker: &Worker, snapshot: &Snapshot) {
-        self.0.borrow_mut().retain(|(service, _), view| {
-            let is_there = snapshot.service(&service.0, &service.1).is_some();
-            if is_there {
-                view.sweep(worker);
-            }
-            is_there
-        });
-    }
-}
-
-impl View {
-    /// An endpoint for one attempt or connection: not one of `tried`, nor one that is ejected while others are there.
-    pub(crate) fn pick(
-        &self,
-        worker: &Worker,
-        candidates: &Candidates,
-        tried: &[SocketAddr],
-    ) -> Option<(SocketAddr, Option<Arc<Workload>>)> {
-        let now = worker.upstreams.now();
-        let serving = self.serving(candidates, now);
-        let among = |candidates: &Candidates, tried: &[SocketAddr]| {
-            let weight = |e: &Endpoint| {
-                let upstream = self.upstream(e.addr);
-                upstream.map_or(Weight::FULL, |upstream| self.traffic.balance.weight(upstream.age(now)))
-            };
-            let weights: balance::Weights<'_> = if now < self.warm_at { Some(&weight) } else { None };
-            let (load, random) = (|e: &Endpoint| worker.load_of(e.addr), fastrand::u64(..));
-            let pick = match self.traffic.balance.algorithm {
-                Algorithm::LeastRequest => balance::least_request_weighted(candidates, load, weights, random, tried),
-                Algorithm::PeakEwma => {
-                    let untold = OnceCell::new();
-                    let cost = |e: &Endpoint| {
-                        let told = self.upstream(e.addr).and_then(|upstream| upstream.latency.get(now));
-                        let ewma = told.unwrap_or_else(|| *untold.get_or_init(|| self.untold_latency(now)));
-                        ewma.cost(load(e), now, PeakEwma::DECAY)
-                    };
-                    balance::peak_ewma(candidates, cost, weights, random, tried)
-                }
-                Algorithm::RoundRobin => {
-                    let mut robin = self.robin.get();
-                    let pick = robin.next(candidates, weights, tried);
-                    self.robin.set(robin);
-                    pick
-                }
-                Algorithm::Random => balance::random(candidates, weights, random, tried),
-            };
-            pick.map(|pick| (pick.endpoint.addr, pick.endpoint.workload.clone()))
-        };
-        // One that is ejected is better than none.
-        serving.and_then(|serving| among(&serving, tried)).or_else(|| among(candidates, tried))
-    }
-
-    /// What is assumed of an endpoint that has not answered yet: the mean of the others. A fixed value would keep it from ever being asked beside
-    /// faster ones.
-    fn untold_latency(&self, now: Duration) -> PeakEwma {
-        let told = self.upstreams.iter().filter_map(|upstream| upstream.latency.get(now));
-        let add = |(sum, count): (Duration, u32), ewma: PeakEwma| {
-            (sum.saturating_add(ewma.latency(now, PeakEwma::DECAY)), count.saturating_add(1))
-        };
-        let (sum, count) = told.fold((Duration::ZERO, 0), add);
-        PeakEwma::new(sum.checked_div(count).unwrap_or(PeakEwma::INITIAL), now)
-    }
-
-    /// The candidates without those that are ejected; `None` where nobody is, or too many are.
-    fn serving(&self, candidates: &Candidates, now: Duration) -> Option<Candidates> {
-        let settings = self.traffic.outlier.as_ref()?;
-        if self.port.detector.ejected() == 0 || self.port.detector.is_panic(&self.scene(settings, now)) {
-            return None;
-        }
-        candidates.filtered(|e| self.may_serve(e.addr, now))
-    }
-
-    /// Whether an endpoint takes requests, or the one that probes it.
-    pub(crate) fn may_serve(&self, addr: SocketAddr, now: Duration) -> bool {
-        let standing = self.upstream(addr).map(|upstream| upstream.host.standing(now));
-        matches!(standing, None | Some(Standing::Serving | Standing::HalfOpen { is_probed: false }))
-    }
-
-    /// Takes the places of one attempt at an endpoint; a connection's too where it has one to itself (`is_alone`).
-    pub(crate) fn begin(
-        self: &Rc<Self>,
-        worker: &Worker,
-        addr: SocketAddr,
-        is_alone: bool,
-    ) -> Result<Attempt, Overflow> {
-        let mut attempt = Attempt {
-            view: self.clone(),
-            addr,
-            request: None,
-            connection: None,
-            pending: None,
-            probe: None,
-            began: Instant::now(),
-            is_told: false,
-        };
-        let Some(upstream) = self.upstream(addr) else { return Ok(attempt) };
-        let circuit = Circuit { service: &self.port.breaker, endpoint: &upstream.breaker };
-        attempt.request = Some(circuit.take(Resource::Requests, &self.traffic.circuit)?);
-        if is_alone {
-            attempt.connection = Some(circuit.take(Resource::Connections, &self.traffic.circuit)?);
-        }
-        attempt.pending = Some(circuit.take(Resource::Pending, &self.traffic.circuit)?);
-        if self.traffic.outlier.is_some()
-            && let Admission::Probe(probe) = upstream.host.admit(worker.upstreams.now())
-        {
-            attempt.probe = Some(probe);
-        }
-        Ok(attempt)
-    }
-
-    /// Takes a connection's place at an endpoint. An error is why there is none, and whether another endpoint may have one.
-    pub(crate) fn connection(
-        &self,
-        worker: &Worker,
-        addr: SocketAddr,
-    ) -> Result<Option<CircuitPermit>, (Reason, bool)> {
-        let Some(upstream) = self.upstream(addr) else { return Ok(None) };
-        let circuit = Circuit { service: &self.port.breaker, endpoint: &upstream.breaker };
-        circuit
-            .take(Resource::Connections, &self.traffic.circuit)
-            .map(Some)
-            .map_err(|full| self.overflowed(worker, full))
-    }
-
-    /// A limit was reached: the reason, and whether another endpoint may have a place.
-    pub(crate) fn overflowed(&self, worker: &Worker, full: Overflow) -> (Reason, bool) {
-        let (namespace, name) = (&self.service.namespace, &self.service.name);
-        worker.telemetry.upstream.count(Event::Overflow, namespace, name, full.resource.as_str());
-        (full.reason(), full.scope == Scope::Endpoint)
-    }
-
-    /// What a connection of bytes came to.
-    pub(crate) fn connected(&self, worker: &Worker, addr: SocketAddr, outcome: outlier::Outcome) {
-        if self.traffic.outlier.is_none() {
-            return;
-        }
-        let probe = match self.upstream(addr).map(|upstream| upstream.host.admit(worker.upstreams.now())) {
-            Some(Admission::Probe(probe)) => Some(probe),
-            _ => None,
-        };
-        self.result(worker, addr, outcome, probe);
-    }
-
-    /// What came of an attempt.
-    fn result(&self, worker: &Worker, addr: SocketAddr, outcome: outlier::Outcome, probe: Option<Probe>) {
-        let Some(settings) = &self.traffic.outlier else { return };
-        let Some(upstream) = self.upstream(addr) else { return };
-        let scene = self.scene(settings, worker.upstreams.now());
-        if let Some(transition) = self.port.detector.on_result(&upstream.host, outcome, probe, &scene) {
-            self.tell(worker, addr, transition);
-        }
-    }
-
-    fn sweep(&self, worker: &Worker) {
-        let Some(settings) = &self.traffic.outlier else { return };
-        let hosts: Vec<_> = self.upstreams.iter().map(|upstream| upstream.host.clone()).collect();
-        for (index, transition) in self.port.detector.sweep(&hosts, &self.scene(settings, worker.upstreams.now())) {
-            if let Some(endpoint) = self.endpoints().get(index) {
-                self.tell(worker, endpoint.addr, transition);
-            }
-        }
-    }
-
-    fn tell(&self, worker: &Worker, addr: SocketAddr, transition: Transition) {
-        let (namespace, name) = (&self.service.namespace, &self.service.name);
-        let metrics = &worker.telemetry.upstream;
-        match transition {
-            Transition::Ejected { cause, length } => {
-                metrics.count(Event::Ejection, namespace, name, cause.as_str());
-                tracing::warn!(%namespace, service = %name, endpoint = %addr, %cause, seconds = length.as_secs_f32(), "endpoint is ejected");
-            }
-            Transition::Capped(cause) => {
-                metrics.count(Event::Ejection, namespace, name, "capped");
-                tracing::debug!(%namespace, service = %name, endpoint = %addr, %cause, "endpoint would be ejected, but as many are as may be");
-            }
-            Transition::Readmitted => {
-                metrics.count(Event::Ejection, namespace, name, "readmitted");
-                tracing::info!(%namespace, service = %name, endpoint = %addr, "endpoint serves again");
-            }
-        }
-    }
-
-    fn scene<'a>(&self, settings: &'a OutlierSettings, now: Duration) -> outlier::Scene<'a> {
-        let hosts = u32::try_from(self.upstreams.len()).unwrap_or(u32::MAX);
-        outlier::Scene { settings, hosts, now }
-    }
-
-    fn endpoints(&self) -> &[Endpoint] {
-        self.service.ports.get(self.port_index).map_or(&[], |port| &port.endpoints)
-    }
-
-    fn upstream(&self, addr: SocketAddr) -> Option<&Arc<Upstream>> {
-        let index = self.endpoints().binary_search_by_key(&addr, |e| e.addr).ok()?;
-        self.upstreams.get(index)
-    }
-}
-
-/// An attempt at an endpoint: its places, and what it proves.
-pub(crate) struct Attempt {
-    view: Rc<View>,
-    addr: SocketAddr,
-    request: Option<CircuitPermit>,
-    connection: Option<CircuitPermit>,
-    /// While it waits for a connection.
-    pending: Option<CircuitPermit>,
-    probe: Option<Probe>,
-    began: Instant,
-    is_told: bool,
-}
-
-impl Attempt {
-    /// Where it goes.
-    pub(crate) fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// It has a connection.
-    pub(crate) fn reached(&mut self) {
-        self.pending = None;
-    }
-
-    /// The endpoint said something: so long it took.
-    pub(crate) fn answered(&self, worker: &Worker) {
-        if self.view.traffic.balance.algorithm == Algorithm::PeakEwma
-            && let Some(upstream) = self.view.upstream(self.addr)
-        {
-            upstream.latency.observe(self.began.elapsed(), worker.upstreams.now());
-        }
-    }
-
-    /// Whether it is the one that decides about an ejected endpoint.
-    pub(crate) fn is_probe(&self) -> bool {
-        self.probe.is_some()
-    }
-
-    /// What it says about the endpoint; what is said first counts.
-    pub(crate) fn result(&mut self, worker: &Worker, outcome: outlier::Outcome) {
-        if std::mem::replace(&mut self.is_told, true) {
-            return;
-        }
-        self.view.result(worker, self.addr, outcome, self.probe.take());
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_of_a_service_share_its_budget_and_breaker() {
+        let upstreams = Upstreams::default();
+        let key = |name: &str, port| (("shop".into(), name.into()), port);
+        let (web, admin) = (upstreams.port(&key("web", 80)), upstreams.port(&key("web", 8080)));
+        let other = upstreams.port(&key("other", 80));
+        assert!(Arc::ptr_eq(&web.budget, &admin.budget) && Arc::ptr_eq(&web.breaker, &admin.breaker));
+        assert!(!Arc::ptr_eq(&web.budget, &other.budget) && !Arc::ptr_eq(&web.breaker, &other.breaker));
+    }
 }

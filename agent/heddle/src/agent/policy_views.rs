@@ -248,9 +248,11 @@ fn answer(
     };
     let balances: Vec<Balance> = told.backends.iter().map(balance_of).collect();
     let backends = told.backends.into_iter().zip(&usages).map(|(backend, usage)| {
+        let ejections = ejections(known.snapshot, &backend, usage.as_ref().and_then(Option::as_ref));
         let mut all = steps(backend.steps);
         if let (Some(usage), Ok(())) = (usage, backend.outcome) {
             all.push(step("in-use", route_views::port_in_words(usage.as_ref())));
+            all.extend(ejections.map(|found| step("ejections", found)));
         }
         v1::ExplainedBackend {
             name: backend.name,
@@ -292,6 +294,22 @@ fn answer(
         status: told.status.unwrap_or_default().into(),
         more: told.more as u64,
     }
+}
+
+/// How many of the endpoints to choose from are left out, where some are.
+fn ejections(snapshot: &Snapshot, backend: &explain::Backend, usage: Option<&PortUsage>) -> Option<String> {
+    let (service, _) = backend.service.as_ref()?;
+    let settings = snapshot.traffic(service).outlier.as_ref()?;
+    let candidates = backend.candidates.as_ref()?;
+    let (ejected, is_panic) = usage?.ejected(candidates, settings);
+    let all = candidates.len();
+    (ejected > 0).then(|| match is_panic {
+        false => format!("{ejected} of {all} left out"),
+        true => format!(
+            "{ejected} of {all}, which is ignored: less than {} % would be left, so all are called",
+            settings.panic_percent
+        ),
+    })
 }
 
 fn steps(steps: Vec<Step>) -> Vec<v1::ExplainedStep> {

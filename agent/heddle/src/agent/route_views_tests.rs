@@ -6,7 +6,7 @@ use std::time::Duration;
 use heddle_admin::ExplainQuery;
 use heddle_model::balance::SlowStart;
 use heddle_model::routing::{BackendRef, Filters, Match, PathMatch, RouteKind, RoutingDelta, RuleId, TrafficPolicy};
-use heddle_model::traffic::{RequestTraffic, ServiceTraffic};
+use heddle_model::traffic::{OutlierSettings, RequestTraffic, ServiceTraffic};
 use heddle_model::workload::Membership;
 use heddle_model::{Delta, PodUid, Workload};
 
@@ -77,7 +77,12 @@ fn snapshot() -> Snapshot {
     ];
     let balance =
         Balance { algorithm: Algorithm::PeakEwma, slow_start: Some(SlowStart::over(Duration::from_secs(60))) };
-    let slow = ServiceTraffic { connect_timeout: Some(Duration::from_secs(7)), balance, ..ServiceTraffic::default() };
+    let slow = ServiceTraffic {
+        connect_timeout: Some(Duration::from_secs(7)),
+        balance,
+        outlier: Some(OutlierSettings::default()),
+        ..ServiceTraffic::default()
+    };
     let policies = [
         policy("a-slow", "v2", Ok(slow)),
         policy("b-later", "v2", Ok(ServiceTraffic::default())),
@@ -198,6 +203,9 @@ fn a_call_is_explained_with_what_is_in_use() {
     assert_eq!(found(&told.backends[1].steps, "timeout"), "a connection: 7s [TrafficPolicy shop/a-slow]");
     let chosen = found(&told.backends[1].steps, "endpoints");
     assert!(chosen.contains("1 endpoint to choose from; not: 10.0.0.9:8080 (not ready)"), "{chosen}");
+    let ejections = found(&told.backends[1].steps, "ejections");
+    assert!(ejections.starts_with("1 of 1, which is ignored: less than 50 % would be left"), "{ejections}");
+    assert_eq!(found(&told.backends[0].steps, "ejections"), "");
     let endpoints: Vec<_> = told.endpoints.iter().map(|e| (&*e.address, e.backend)).collect();
     assert_eq!(endpoints, [("10.0.0.1:8080", 1), ("10.0.0.2:8080", 2)]);
     let standing = found(&told.endpoints[1].steps, "standing");

@@ -204,7 +204,8 @@ fn panic_when_less_than_half_are_left() {
         mesh.settings.ejected_percent_max = 100;
         mesh.settings.panic_percent = percent;
         (0..ejected).for_each(|host| assert!(matches!(mesh.eject(host), Transition::Ejected { .. })));
-        assert_eq!(mesh.detector.is_panic(&mesh.scene()), expected, "{ejected} of {hosts} ejected, {percent} %");
+        let left = hosts - mesh.detector.ejected() as usize;
+        assert_eq!(is_panic(&mesh.settings, left, hosts), expected, "{ejected} of {hosts} ejected, {percent} %");
     }
 }
 

@@ -312,7 +312,7 @@ impl Node {
                 return self.fail(id, overflow.reason().as_str());
             }
         };
-        let is_panic = self.detector.is_panic(&self.scene());
+        let is_panic = self.is_panic();
         let standing = self.upstreams[at].host.standing(self.now);
         let probe = match self.upstreams[at].host.admit(self.now) {
             Admission::Serve => None,
@@ -351,7 +351,7 @@ impl Node {
     /// Balances as the proxy would: over what serves or wants a probe, over all in a panic, over what was tried when all was.
     fn choose(&mut self, id: u64) -> usize {
         let bits = self.random.next();
-        let is_panic = self.detector.is_panic(&self.scene());
+        let is_panic = self.is_panic();
         let index_of = |e: &Endpoint| self.candidates.find(e.addr).unwrap();
         let is_open = |e: &Endpoint| match self.upstreams[index_of(e)].host.standing(self.now) {
             Standing::Serving | Standing::HalfOpen { is_probed: false } => true,
@@ -370,6 +370,11 @@ impl Node {
         };
         let request = &self.requests[&id];
         pick(&request.tried).or_else(|| pick(&[])).unwrap()
+    }
+
+    fn is_panic(&self) -> bool {
+        let hosts = self.upstreams.len();
+        outlier::is_panic(self.scene().settings, hosts - self.detector.ejected() as usize, hosts)
     }
 
     fn behave(&mut self, at: usize) -> (Duration, Answer) {

@@ -32,6 +32,8 @@ pub struct Backend {
     pub sum: u64,
     /// How requests to it are carried.
     pub steps: Vec<Step>,
+    /// Among whom is chosen.
+    pub candidates: Option<Candidates>,
     /// Whether there is anybody to choose from.
     pub outcome: Result<(), Reason>,
     /// What a client of HTTP is answered if there is not, where that is not what stands for the reason.
@@ -53,7 +55,16 @@ type Found = Result<(Arc<Service>, usize, Candidates), Reason>;
 impl Backend {
     fn new(service: Option<(ServiceKey, u16)>, weight: u32, sum: u64) -> Self {
         let name = service.as_ref().map(|((namespace, name), port)| format!("{namespace}/{name}:{port}"));
-        Self { service, name: name.unwrap_or_default(), weight, sum, steps: Vec::new(), outcome: Ok(()), status: None }
+        Self {
+            service,
+            name: name.unwrap_or_default(),
+            weight,
+            sum,
+            steps: Vec::new(),
+            candidates: None,
+            outcome: Ok(()),
+            status: None,
+        }
     }
 }
 
@@ -241,6 +252,7 @@ fn backend(
             if let Some(status) = answered_by_fault(call, &traffic) {
                 (told.outcome, told.status) = (Err(Reason::FaultInjected), Some(status));
             } else if told.weight > 0 {
+                told.candidates = Some(candidates.clone());
                 answer.more += candidates.len().saturating_sub(ENDPOINTS_MAX);
                 let call = Call {
                     question: &Question { request: asked.or(call.question.request), ..*call.question },

@@ -18,7 +18,7 @@ use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request};
 
 use super::flow::{Flow, Outgoing};
-use super::plan::Plan;
+use super::plan::{Plan, within};
 use super::pool::{self, Pool};
 use super::pool_h2::{CONNECTIONS_PER_ENDPOINT_MAX, Place, PoolH2, reason_of};
 use super::record::Record;
@@ -140,12 +140,26 @@ impl Client {
         let (dialled, first) = (self.dialled.take(), self.first.take());
         if plan.is_routed() {
             let route = plan.route().cloned().unwrap_or_else(|| self.route());
-            return Choice::new(&self.conn, &route, spoken, None, plan.tried());
+            return self.chosen(&route, spoken, None, plan);
         }
         if let Some(reason) = dialled {
             return Err(reason);
         }
-        Choice::new(&self.conn, &self.route(), spoken, first, plan.tried())
+        self.chosen(&self.route(), spoken, first, plan)
+    }
+
+    fn chosen(
+        &self,
+        route: &Rc<Route>,
+        spoken: HttpVersion,
+        first: Option<SocketAddr>,
+        plan: &Plan,
+    ) -> Result<Choice, Reason> {
+        let mut choice = Choice::new(&self.conn, route, spoken, first, plan.tried())?;
+        if plan.has_retry_policy() {
+            choice.leave_to_policy();
+        }
+        Ok(choice)
     }
 
     /// Opens a stream for a request. A connection that turns out to take no more is replaced: nothing was sent on it.
@@ -269,16 +283,24 @@ impl Client {
             if choice.version() != version {
                 return Err(Unreached::OtherVersion);
             }
-            // Only bytes go by HBONE; a connection of requests has to begin anew.
+            // Only bytes go by HBONE: where nobody else is there, a connection of requests has to begin anew.
             if choice.hop().way.via() == Via::Hbone {
-                return Err(Reason::UpstreamUnreachable.into());
+                choice.is_full(&self.conn, Reason::UpstreamUnreachable)?;
+                continue;
             }
             let permit = self.permit(&choice.hop().way, choice.hop().addr, &view, record)?;
             if !self.attempt(choice, record)? {
                 continue;
             }
             let endpoint = choice.endpoint(&self.conn);
-            match reach(choice.hop(), &mut record.attempts).await {
+            // What its connection may take, whoever makes it and with all that belongs to it.
+            let by = record.plan.connected_by();
+            let reached = match by {
+                None => reach(choice.hop(), &mut record.attempts).await,
+                // Boxed: most requests have no such time.
+                Some(_) => Box::pin(within(by, reach(choice.hop(), &mut record.attempts))).await,
+            };
+            match reached {
                 Ok(reached) => {
                     record.plan.reached();
                     choice.connected(&self.conn);
@@ -296,7 +318,7 @@ impl Client {
                 choice.limit(record.plan.per_try());
                 Ok(true)
             }
-            Err((reason, true)) => choice.failed(&self.conn, Failure::told(reason)).map(|()| false),
+            Err((reason, true)) => choice.is_full(&self.conn, reason).map(|()| false),
             Err((reason, false)) => Err(reason),
         }
     }

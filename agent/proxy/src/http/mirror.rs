@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use heddle_http::breaker::{Permit, Resource};
 use heddle_http::detect::HttpVersion;
 use heddle_http::h1::{BodyDecoder, Progress, RequestHead, ResponseHead, ResponseParser};
 use heddle_http::{Limits, translate};
@@ -20,9 +21,13 @@ use super::record::Record;
 use crate::mesh::headers::SHADOW;
 use crate::registry::Conn;
 use crate::route::{Choice, From, Kind, Route};
+use crate::upstreams::View;
+use crate::worker::Worker;
 
 /// Copies on their way at once, on one worker.
 const IN_FLIGHT_MAX: usize = 256;
+/// To one Service port: one that hangs leaves room for others.
+const IN_FLIGHT_PER_PORT_MAX: usize = 64;
 /// What one may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of an answer that are read before its connection is closed.
@@ -39,24 +44,40 @@ pub(crate) struct Shadow {
 #[derive(Default)]
 pub(crate) struct InFlight(Cell<usize>);
 
-/// One place among them.
-struct Place(Rc<crate::worker::Worker>);
+/// One place among them, among those to its Service, and among that Service's requests.
+struct Place {
+    worker: Rc<Worker>,
+    view: Rc<View>,
+    _request: Permit,
+}
+
+impl Place {
+    /// If all three are free.
+    fn take(worker: &Rc<Worker>, route: &Route) -> Option<Self> {
+        let Kind::Service { view, .. } = &route.kind else { return None };
+        let is_free = worker.mirrors.0.get() < IN_FLIGHT_MAX && view.shadows.get() < IN_FLIGHT_PER_PORT_MAX;
+        let request = view.port.breaker.take(Resource::Requests, &view.traffic.circuit.service).filter(|_| is_free)?;
+        worker.mirrors.0.update(|count| count + 1);
+        view.shadows.update(|count| count + 1);
+        Some(Self { worker: worker.clone(), view: view.clone(), _request: request })
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.mirrors.0.update(|count| count - 1);
+        self.worker.mirrors.0.update(|count| count - 1);
+        self.view.shadows.update(|count| count - 1);
     }
 }
 
 /// Sends a copy, if there is a place for it and its body is known.
 pub(crate) fn launch(conn: &Rc<Conn>, shadow: Shadow, request: Option<&Request<()>>, body: Option<Bytes>) {
     let worker = &conn.worker;
-    let has_place = worker.mirrors.0.get() < IN_FLIGHT_MAX && !worker.draining.get();
-    let (Some(request), Some(body), true) = (request, body, has_place) else {
+    let place = if worker.draining.get() { None } else { Place::take(worker, &shadow.route) };
+    let (Some(request), Some(body), Some(place)) = (request, body, place) else {
         return count(conn, &shadow.route, "dropped");
     };
-    worker.mirrors.0.update(|count| count + 1);
-    let (place, conn, request) = (Place(worker.clone()), conn.clone(), request.clone());
+    let (conn, request) = (conn.clone(), request.clone());
     // It ends within its time, and with its worker.
     tokio::task::spawn_local(async move {
         let _place = place;

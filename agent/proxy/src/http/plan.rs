@@ -118,6 +118,8 @@ struct Carried {
     route: Rc<Route>,
     upstream: Rc<Upstream>,
     policy: Arc<RetryPolicy>,
+    /// An object says so; otherwise it is what holds without.
+    has_policy: bool,
     /// Fields of its response, beside what filters say.
     fields: Vec<(&'static str, String)>,
     idempotent: bool,
@@ -192,6 +194,7 @@ impl Plan {
         if let Some(faults) = &traffic.faults {
             self.inject(conn, &upstream, faults, view)?;
         }
+        let has_policy = traffic.retry.is_some();
         let policy = traffic.retry.unwrap_or_else(|| conn.worker.untold_retries.clone());
         let clock = Clock::new(traffic.timeouts, policy.per_try_timeout, if grpc { grpc_timeout(view) } else { None });
         let active = upstream.port.budget.request();
@@ -201,6 +204,7 @@ impl Plan {
             route,
             upstream,
             policy,
+            has_policy,
             fields,
             idempotent,
             grpc,
@@ -339,6 +343,11 @@ impl Plan {
         self.carried.as_ref().map_or(&[], |carried| &carried.tried)
     }
 
+    /// Whether an object says when it is retried.
+    pub(crate) fn has_retry_policy(&self) -> bool {
+        self.carried.as_ref().is_some_and(|carried| carried.has_policy)
+    }
+
     /// Whether its body should be kept: for another attempt (also where the policy wants none, a connection may turn out to be closed), or for
     /// copies.
     pub(crate) fn keeps_body(&self) -> bool {
@@ -376,7 +385,7 @@ impl Plan {
     pub(crate) fn attempt(&mut self, conn: &Conn, addr: SocketAddr, is_alone: bool) -> Result<(), (Reason, bool)> {
         let Some(carried) = self.carried.as_deref_mut() else { return Ok(()) };
         carried.attempt = None;
-        match carried.upstream.begin(&conn.worker, addr, is_alone) {
+        match carried.upstream.begin(&conn.worker, addr, is_alone, carried.token.is_some()) {
             Ok(attempt) => {
                 carried.attempt = Some(attempt);
                 carried.number += 1;
@@ -393,6 +402,14 @@ impl Plan {
     /// What one attempt may take, its connection included.
     pub(crate) fn per_try(&self) -> Option<Duration> {
         self.carried.as_ref()?.clock.per_try()
+    }
+
+    /// When the attempt that began has to have a connection, with all that belongs to it, and what it is otherwise.
+    pub(crate) fn connected_by(&self) -> Option<(Instant, Reason)> {
+        let carried = self.carried.as_ref()?;
+        let connect = carried.upstream.traffic.connect_timeout.and_then(|time| Instant::now().checked_add(time));
+        let attempt = carried.clock.attempt_ends().map(|at| (at, Reason::ResponseTimeout));
+        connect.map(|at| (at, Reason::UpstreamConnectTimeout)).into_iter().chain(attempt).min_by_key(|(at, _)| *at)
     }
 
     /// The number of the attempt under way; 0 where nobody counts.
@@ -438,13 +455,17 @@ impl Plan {
         carried.clock.end_attempt();
         carried.failed(conn, addr);
         next?;
-        carried.decide(conn, &retry::Outcome::ConnectFailed, true, false).ok_or(failure.reason)
+        let outcome = match failure.reason {
+            Reason::ResponseTimeout => retry::Outcome::TimedOut,
+            _ => retry::Outcome::ConnectFailed,
+        };
+        carried.decide(conn, &outcome, true, false).ok_or(failure.reason)
     }
 
     /// A final head came. Whether the request is sent again instead of passing it on; then [`Ended::Judged`] is what follows.
     pub(crate) fn judge(&mut self, conn: &Conn, response: &Response<'_>) -> bool {
         let Some(carried) = self.carried.as_deref_mut() else { return false };
-        carried.clock.end_attempt();
+        carried.clock.head_came();
         carried.told(conn, response);
         let Response { status, head, trailers, replayable, begun, .. } = *response;
         if begun {

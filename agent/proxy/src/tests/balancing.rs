@@ -113,9 +113,18 @@ async fn a_new_endpoint_starts_slowly() {
         for _ in 0..10 {
             assert_eq!(caller.get("/").await.status, 200);
         }
-        let mut service = self::service("web", vip, &all);
-        declare_http(&mut service);
-        mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+        // It is known before it is ready, and called by nobody.
+        for is_ready in [false, true] {
+            let mut service = self::service("web", vip, &all);
+            declare_http(&mut service);
+            let mut endpoints = service.ports[0].endpoints.to_vec();
+            endpoints.iter_mut().filter(|e| e.addr == all[2]).for_each(|e| e.ready = is_ready);
+            service.ports[0].endpoints = endpoints.into();
+            mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+            let before = origins[2].requests();
+            assert_eq!(caller.get("/").await.status, 200);
+            assert!(is_ready || origins[2].requests() == before);
+        }
         let before = origins[2].requests();
         // 21 shares in all, of which it has one: about 19 of 400.
         for _ in 0..400 {

@@ -2,6 +2,7 @@
 //! destination is the listener's own address, which the snapshot knows as a Service.
 
 mod abuse;
+mod attempts;
 mod balancing;
 mod bounds;
 mod carry;

@@ -12,7 +12,7 @@ use heddle_model::traffic::{
 use heddle_telemetry::Event;
 use http::{HeaderMap, Response};
 
-use super::http1::{accept, head, say};
+use super::http1::{accept, head, say, until_text};
 use super::http2::{call, client, data, next, server};
 use super::routing::*;
 use super::support::*;
@@ -20,21 +20,21 @@ use super::support::*;
 const FAST: Backoff = Backoff { least: Duration::ZERO, base: Duration::from_millis(1), max: Duration::from_millis(5) };
 
 /// Retries as a policy that names none of it has them, but soon.
-fn retries() -> RetryPolicy {
+pub(super) fn retries() -> RetryPolicy {
     RetryPolicy { backoff: FAST, ..RetryPolicy::default() }
 }
 
 /// A budget that stops nobody.
-fn plenty() -> BudgetLimits {
+pub(super) fn plenty() -> BudgetLimits {
     BudgetLimits { percent: 100, floor_per_second: 1000, saved_max: 1000 }
 }
 
-fn traffic(retry: RetryPolicy) -> ServiceTraffic {
+pub(super) fn traffic(retry: RetryPolicy) -> ServiceTraffic {
     let request = RequestTraffic { retry: Some(Arc::new(retry)), ..RequestTraffic::default() };
     ServiceTraffic { request, budget: plenty(), ..ServiceTraffic::default() }
 }
 
-fn timed(timeouts: Timeouts) -> ServiceTraffic {
+pub(super) fn timed(timeouts: Timeouts) -> ServiceTraffic {
     let request = RequestTraffic { timeouts, ..RequestTraffic::default() };
     ServiceTraffic { request, ..ServiceTraffic::default() }
 }
@@ -67,14 +67,29 @@ async fn a_retry_saves_a_request_its_body_and_its_headers() {
     assert_eq!((got.status, got.body.as_str()), (200, "body"));
     assert_eq!(origin.requests(), 3);
     assert_eq!(count(&mesh, Event::Retry, "retried"), 1);
-    // And its connection is good for another, with a chunked body.
-    let origin = failing(1, 502).await;
-    let vip = scene(&mesh, &[origin.addr], &[]).await;
+}
+
+/// Chunks that came before the first answer, and those behind it, in the second attempt alike.
+#[tokio::test]
+async fn a_body_in_chunks_is_sent_again_whole() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = scene(&mesh, &[addr], &[]).await;
+    mesh.traffic("web", traffic(retries()));
     let mut caller = Caller::new(vip).await;
     caller.send("PUT /x HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n").await;
-    caller.send("1\r\nd\r\n0\r\n\r\n").await;
-    // The origin does not read chunks: what counts is that the second attempt has all of them.
-    let _ = caller.answer().await;
+    let mut first = accept(&listener).await;
+    until_text(&mut first, "abc\r\n").await;
+    caller.send("1\r\nZ\r\n").await;
+    until_text(&mut first, "Z\r\n").await;
+    reset(first);
+    let mut second = accept(&listener).await;
+    let got = until_text(&mut second, "Z\r\n").await;
+    assert!(got.starts_with("PUT /x ") && got.ends_with("\r\n\r\n3\r\nabc\r\n1\r\nZ\r\n"), "{got}");
+    caller.send("2\r\nef\r\n0\r\n\r\n").await;
+    until_text(&mut second, "2\r\nef\r\n0\r\n\r\n").await;
+    say(&mut second, &ok("whole")).await;
+    assert_eq!(caller.answer().await.body, "whole");
 }
 
 #[tokio::test]
@@ -156,6 +171,49 @@ async fn retry_after_and_pushback_are_honoured() {
     let mut caller = Caller::new(vip).await;
     assert_eq!(caller.get("/").await.status, 503);
     assert_eq!((late.requests(), count(&mesh, Event::Retry, "wait_too_long")), (1, 1));
+    // Of a second, the wait is one.
+    let turns = AtomicUsize::new(0);
+    let busy = Origin::start(move |_| match turns.fetch_add(1, SeqCst) {
+        0 => "HTTP/1.1 503 No\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n".to_owned(),
+        _ => ok("later"),
+    })
+    .await;
+    let vip = scene(&mesh, &[busy.addr], &[]).await;
+    let began = Instant::now();
+    assert_eq!(Caller::new(vip).await.get("/").await.body, "later");
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// A gRPC server says when to come again, or that nobody need.
+#[tokio::test]
+async fn pushback_is_honoured() {
+    for (pushback, attempts) in [("300", 2), ("-1", 1)] {
+        let mesh = Mesh::new(1);
+        let (listener, addr) = backend().await;
+        let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = "grpc".into()).await;
+        let other = Conditions { grpc_codes: GrpcCodes::UNAVAILABLE, ..Conditions::untouched() };
+        mesh.traffic("web", traffic(RetryPolicy { other, ..retries() }));
+        let mut client = client(vip).await;
+        let (response, _) = client.send_request(call("Buy"), true).unwrap();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        let serving = tokio::spawn(async move {
+            let mut server = server(&listener).await;
+            while let Some(Ok((_, mut respond))) = server.accept().await {
+                let head = Response::builder().header("content-type", "application/grpc");
+                let head = match counted.fetch_add(1, SeqCst) {
+                    0 => head.header("grpc-status", "14").header("grpc-retry-pushback-ms", pushback),
+                    _ => head.header("grpc-status", "0"),
+                };
+                respond.send_response(head.body(()).unwrap(), true).unwrap();
+            }
+        });
+        let began = Instant::now();
+        let status = soon(response).await.unwrap().headers()["grpc-status"].to_str().unwrap().to_owned();
+        assert_eq!((status == "0", calls.load(SeqCst)), (attempts == 2, attempts), "{pushback}");
+        assert!(attempts == 1 || began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+        serving.abort();
+    }
 }
 
 /// A dead backend sees the offered load, and what the budget adds to it: a fifth, and one a second.

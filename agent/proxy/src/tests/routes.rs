@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use heddle_model::Delta;
 use heddle_model::routing::{
     BackendProblem, BackendRef, Cors, Filters, HeaderEdit, HeaderMatch, Match, Mirror, PathMatch, PathRewrite,
     Redirect, Rewrite, RouteKind, RoutingDelta, Rule, ValueMatch,
@@ -48,6 +49,24 @@ async fn a_rule_leads_elsewhere_and_what_matches_none_is_not_found() {
     let routes: Vec<_> = records.iter().map(|record| record["route"].as_str().unwrap_or_default()).collect();
     assert_eq!(routes, ["", "HTTPRoute/shop/r/0", "", "HTTPRoute/shop/r/0", "HTTPRoute/shop/r/0", ""]);
     assert_eq!(own.requests(), 1);
+}
+
+/// Whoever writes a route for requests says that there are some: none goes by its rules because of how the port is named.
+#[tokio::test]
+async fn a_route_finds_requests_on_a_port_of_any_name() {
+    for name in ["web", "tcp-web", "redis", "https", "tls-web"] {
+        let mesh = Mesh::new(1);
+        let (own, other) = (Origin::named("own").await, Origin::named("other").await);
+        let vip = mesh.pod_calling("web", &[own.addr], |service| service.ports[0].name = name.into()).await;
+        let service = backend_service("other", &[other.addr]);
+        mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+        mesh.route(route("r", vec![rule("/a", &[("other", 1)])]));
+        let mut caller = Caller::new(vip).await;
+        assert_eq!(caller.get("/a").await.body, "other", "{name}");
+        let missed = caller.get("/b").await;
+        assert_eq!((missed.status, missed.reason()), (404, "route_not_found"), "{name}");
+        assert_eq!(own.requests(), 0, "{name}");
+    }
 }
 
 #[tokio::test]

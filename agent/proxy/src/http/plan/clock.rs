@@ -17,7 +17,10 @@ pub(crate) struct Clock {
     deadline: Option<(Instant, Reason)>,
     /// The end of the exchange, however busy it is.
     stream: Option<Instant>,
+    /// The attempt, until its response's head is there.
     attempt: Option<Instant>,
+    /// The attempt, until its response is complete.
+    backend: Option<Instant>,
     /// An attempt is under way, and its response's head is awaited.
     awaits_head: bool,
     /// Bytes that had moved when idle time began, and when that was.
@@ -42,10 +45,11 @@ impl Clock {
         let deadlines = [at(timeouts.request, Reason::RouteTimeout), at(told, Reason::GrpcDeadline)];
         Self {
             timeouts,
-            per_try: per_try.into_iter().chain(timeouts.backend_request).min(),
+            per_try,
             deadline: deadlines.into_iter().flatten().min_by_key(|(at, _)| *at),
             stream: timeouts.stream.and_then(|time| now.checked_add(time)),
             attempt: None,
+            backend: None,
             awaits_head: false,
             moved: (0, now),
             looked: now,
@@ -55,22 +59,34 @@ impl Clock {
 
     /// Another attempt begins.
     pub(crate) fn begin_attempt(&mut self) {
-        self.attempt = self.per_try.and_then(|time| Instant::now().checked_add(time));
+        let ends = |time: Option<Duration>| time.and_then(|time| Instant::now().checked_add(time));
+        (self.attempt, self.backend) = (ends(self.per_try), ends(self.timeouts.backend_request));
         self.awaits_head = true;
         if self.timeouts.idle.is_some() {
             (self.moved.1, self.looked) = (Instant::now(), Instant::now());
         }
     }
 
-    /// What one attempt may take.
+    /// What one attempt may take until there is a response, its connection included.
     pub(crate) fn per_try(&self) -> Option<Duration> {
-        self.per_try
+        self.per_try.into_iter().chain(self.timeouts.backend_request).min()
     }
 
-    /// The attempt is over, or the head of its response is there.
-    pub(crate) fn end_attempt(&mut self) {
+    /// When the attempt that is under way has to have a response.
+    pub(crate) fn attempt_ends(&self) -> Option<Instant> {
+        self.attempt.into_iter().chain(self.backend).min()
+    }
+
+    /// The head of the attempt's response is there.
+    pub(crate) fn head_came(&mut self) {
         self.attempt = None;
         self.awaits_head = false;
+    }
+
+    /// The attempt is over.
+    pub(crate) fn end_attempt(&mut self) {
+        self.head_came();
+        self.backend = None;
     }
 
     /// A tunnel's bytes are no response.
@@ -87,7 +103,7 @@ impl Clock {
     /// The next time to be over.
     pub(crate) fn next(&self) -> Option<(Instant, Reason)> {
         let stream = self.stream.map(|at| (at, Reason::StreamDurationMax));
-        let attempt = self.attempt.map(|at| (at, Reason::ResponseTimeout));
+        let attempt = self.attempt_ends().map(|at| (at, Reason::ResponseTimeout));
         let idle =
             self.timeouts.idle.and_then(|time| Some((self.moved.1.checked_add(time)?, Reason::StreamIdleTimeout)));
         self.deadline.into_iter().chain(stream).chain(attempt).chain(idle).min_by_key(|(at, _)| *at)

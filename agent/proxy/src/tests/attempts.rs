@@ -1,0 +1,217 @@
+//! How often a request is tried, where, and how long an attempt may take: what policies say, and what holds without.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use heddle_model::Delta;
+use heddle_model::traffic::{
+    Backoff, CircuitLimits, Conditions, Limits, OutlierSettings, RequestTraffic, RetryPolicy, ServiceTraffic,
+    StatusSet, Timeouts,
+};
+use heddle_telemetry::Event;
+
+use super::http1::{accept, declare_http, head, say, until_text};
+use super::mesh::{Ca, Node, REQUEST, pod, read_until};
+use super::resilience::{count, failing, plenty, retries, timed, traffic};
+use super::routing::*;
+use super::support::*;
+
+/// Retries of every failure, so often.
+fn tried(retries_max: u32, backoff: Backoff) -> ServiceTraffic {
+    traffic(RetryPolicy { retries_max, backoff, ..retries() })
+}
+
+const AT_ONCE: Backoff =
+    Backoff { least: Duration::ZERO, base: Duration::from_millis(1), max: Duration::from_millis(1) };
+
+/// One that comes back is worth another attempt where a policy says so; without one its refusal is final.
+#[tokio::test]
+async fn a_policy_says_how_often_the_only_endpoint_is_tried() {
+    let mesh = Mesh::new(1);
+    // Bound, and not listening yet.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let addr = socket.local_addr().unwrap();
+    let vip = scene(&mesh, &[addr], &[]).await;
+    let began = Instant::now();
+    assert_eq!(Caller::new(vip).await.get("/").await.status, 503);
+    assert!(began.elapsed() < Duration::from_secs(1), "at once");
+    let slowly = Backoff { least: Duration::from_millis(50), ..AT_ONCE };
+    mesh.traffic("web", tried(10, slowly));
+    let restarting = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let listener = socket.listen(8).unwrap();
+        let mut stream = accept(&listener).await;
+        head(&mut stream).await;
+        say(&mut stream, &ok("back")).await;
+    });
+    let got = Caller::new(vip).await.get("/").await;
+    assert_eq!((got.status, got.body.as_str()), (200, "back"));
+    assert!(count(&mesh, Event::Retry, "retried") >= 2);
+    restarting.await.unwrap();
+    // And no more often than it says.
+    mesh.traffic("web", tried(4, AT_ONCE));
+    let (retried, reached) = (count(&mesh, Event::Retry, "retried"), count(&mesh, Event::Retry, "limit_reached"));
+    let gone = Caller::new(vip).await.get("/").await;
+    assert_eq!(gone.status, 503, "{}", gone.head);
+    let now = (count(&mesh, Event::Retry, "retried"), count(&mesh, Event::Retry, "limit_reached"));
+    assert_eq!(now, (retried + 4, reached + 1));
+    assert_eq!(mesh.records(3).await.last().unwrap()["attempts"], 5);
+}
+
+#[tokio::test]
+async fn retries_reach_the_one_endpoint_of_many_that_is_there() {
+    let mesh = Mesh::new(1);
+    let good = Origin::named("good").await;
+    let mut all = vec![good.addr];
+    for _ in 0..5 {
+        all.push(dead_address().await);
+    }
+    let vip = scene(&mesh, &all, &[]).await;
+    mesh.traffic("web", tried(10, AT_ONCE));
+    for _ in 0..10 {
+        assert_eq!(Caller::new(vip).await.get("/").await.body, "good");
+    }
+}
+
+/// An endpoint that failed once is a better bet than one that is ejected.
+#[tokio::test]
+async fn a_retry_goes_to_who_serves_and_to_nobody_ejected() {
+    let mesh = Mesh::new(1);
+    let turns = AtomicUsize::new(0);
+    let flaky =
+        Origin::start(
+            move |_| {
+                if turns.fetch_add(1, SeqCst).is_multiple_of(2) { status(503, "no") } else { ok("flaky") }
+            },
+        )
+        .await;
+    let bad = failing(usize::MAX, 500).await;
+    let vip = scene(&mesh, &[flaky.addr, bad.addr], &[]).await;
+    let outlier = OutlierSettings { success_rate: None, panic_percent: 0, ..OutlierSettings::default() };
+    let statuses = StatusSet::GATEWAY_ERROR;
+    let idempotent = Conditions { statuses, ..Conditions::untouched() };
+    let policy = RetryPolicy { idempotent, retries_max: 1, ..retries() };
+    mesh.traffic("web", ServiceTraffic { outlier: Some(outlier), ..traffic(policy) });
+    let mut caller = Caller::new(vip).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while count(&mesh, Event::Ejection, "consecutive_5xx") == 0 {
+        caller.get("/").await;
+        assert!(Instant::now() < deadline, "it is not ejected");
+    }
+    let before = bad.requests();
+    for _ in 0..20 {
+        caller.get("/").await;
+    }
+    let saved = caller.get("/").await;
+    assert_eq!((saved.status, bad.requests()), (200, before));
+}
+
+/// The endpoint's own limit of retries: with none, a retry finds no place anywhere.
+#[tokio::test]
+async fn an_endpoint_has_places_for_retries_of_its_own() {
+    let mesh = Mesh::new(1);
+    let bad = failing(usize::MAX, 503).await;
+    let vip = scene(&mesh, &[bad.addr], &[]).await;
+    for (retries_max, expected, requests) in [(None, "", 3), (Some(0), "upstream_overflow", 1)] {
+        let endpoint = Limits { retries_max, ..Limits::default() };
+        let circuit = CircuitLimits { endpoint, ..CircuitLimits::default() };
+        mesh.traffic("web", ServiceTraffic { circuit, ..tried(2, AT_ONCE) });
+        let before = bad.requests();
+        let got = Caller::new(vip).await.get("/").await;
+        assert_eq!((got.status, got.reason(), bad.requests() - before), (503, expected, requests));
+    }
+    assert!(count(&mesh, Event::Overflow, "retries") > 0);
+    // Retries of the Service have a limit as well: then what came is what the client gets.
+    let service = Limits { retries_max: Some(0), ..Limits::default() };
+    let circuit = CircuitLimits { service, ..CircuitLimits::default() };
+    mesh.traffic("web", ServiceTraffic { circuit, ..tried(2, AT_ONCE) });
+    let got = Caller::new(vip).await.get("/").await;
+    assert_eq!((got.status, got.reason(), got.body.as_str()), (503, "", "no"));
+}
+
+/// `backendRequest` covers the response to its end, a try only its head.
+#[tokio::test]
+async fn the_time_of_a_backend_ends_with_its_response() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = scene(&mesh, &[addr], &[]).await;
+    let soon = Some(Duration::from_millis(300));
+    let slow = |mut stream: tokio::net::TcpStream| async move {
+        head(&mut stream).await;
+        say(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf").await;
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        say(&mut stream, "rest").await;
+    };
+    mesh.traffic("web", traffic(RetryPolicy { per_try_timeout: soon, ..retries() }));
+    let mut client = connect(vip).await;
+    say(&mut client, "GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    let serving = tokio::spawn(slow(accept(&listener).await));
+    until_text(&mut client, "halfrest").await;
+    serving.await.unwrap();
+    mesh.traffic("web", timed(Timeouts { backend_request: soon, ..Timeouts::default() }));
+    let mut client = connect(vip).await;
+    say(&mut client, "GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    let serving = tokio::spawn(slow(accept(&listener).await));
+    until_text(&mut client, "half").await;
+    is_reset(&mut client).await;
+    assert_eq!(mesh.records(2).await[1]["reason"], "response_timeout");
+    serving.abort();
+}
+
+/// A server of the mesh that accepts and never greets: the attempt's time is over, and another endpoint is tried.
+#[tokio::test]
+async fn an_attempt_ends_in_time_while_it_shakes_hands() {
+    let silent = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+    let called = silent.local_addr().unwrap();
+    let node = Node::new(&Ca::new());
+    let vip = node.caller(called, declare_http).await;
+    node.knows(vec![pod("server", "127.0.0.2")]);
+    let soon = Some(Duration::from_millis(200));
+    for (traffic, reason) in [
+        (ServiceTraffic { connect_timeout: soon, ..ServiceTraffic::default() }, "upstream_connect_timeout"),
+        (timed(Timeouts { backend_request: soon, ..Timeouts::default() }), "response_timeout"),
+        (tried_for(soon), "response_timeout"),
+    ] {
+        node.mesh.traffic("web", traffic);
+        let began = Instant::now();
+        let mut client = connect(vip).await;
+        say(&mut client, std::str::from_utf8(REQUEST).unwrap()).await;
+        let head = read_until(&mut client, b"\r\n\r\n").await;
+        assert!(head.contains(&format!("x-heddle-reason: {reason}")), "{head}");
+        assert!(began.elapsed() < Duration::from_secs(2), "{reason}: {:?}", began.elapsed());
+    }
+}
+
+fn tried_for(per_try_timeout: Option<Duration>) -> ServiceTraffic {
+    let policy = RetryPolicy { per_try_timeout, retries_max: 1, ..retries() };
+    let request = RequestTraffic { retry: Some(Arc::new(policy)), ..RequestTraffic::default() };
+    ServiceTraffic { request, budget: plenty(), ..ServiceTraffic::default() }
+}
+
+/// Of four endpoints two are not ready: of the two that may be called one may be ejected.
+#[tokio::test]
+async fn endpoints_that_are_not_ready_are_no_reserve() {
+    let mesh = Mesh::new(1);
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for _ in 0..4 {
+        all.push(failing(usize::MAX, 500).await.addr);
+    }
+    let vip = scene(&mesh, &all, &[]).await;
+    let mut service = service("web", vip, &all);
+    declare_http(&mut service);
+    let mut endpoints = service.ports[0].endpoints.to_vec();
+    endpoints.iter_mut().skip(2).for_each(|endpoint| endpoint.ready = false);
+    service.ports[0].endpoints = endpoints.into();
+    mesh.apply(Delta { services: vec![(service.key(), Some(service))], ..Delta::default() });
+    let outlier = OutlierSettings { success_rate: None, panic_percent: 0, ..OutlierSettings::default() };
+    mesh.traffic("web", ServiceTraffic { outlier: Some(outlier), ..ServiceTraffic::default() });
+    let mut caller = Caller::new(vip).await;
+    for _ in 0..60 {
+        assert_eq!(caller.get("/").await.status, 500);
+    }
+    assert_eq!(count(&mesh, Event::Ejection, "consecutive_5xx"), 1);
+    assert!(count(&mesh, Event::Ejection, "capped") > 0);
+}
