@@ -153,10 +153,17 @@ fn a_dead_backend_sees_no_more_than_the_budget() -> Result<()> {
     wait_counted(&mesh, "heddle_upstream_retries_total", "far", ("outcome", "budget_exhausted"), 100)?;
     // One that is gone is tried no more than that either.
     far.closes()?;
-    wait_got(&mesh, mesh.pod("client"), cluster(&mesh, "far"), "/", &[], |got| {
-        got.status == 503 && got.origin().is_empty()
-    })
-    .map(drop)
+    let dials = |outcome: &str| counted(&mesh, "heddle_upstream_retries_total", "far", ("outcome", outcome));
+    let (client, to) = (mesh.pod("client"), cluster(&mesh, "far"));
+    wait_got(&mesh, client, to, "/", &[], |got| got.status == 503 && got.origin().is_empty())?;
+    let (before, began) = (dials("retried")?, Instant::now());
+    let load = crate::load(client, to, 8, 0)?;
+    load.wait_answered(800)?;
+    let went = load.stop()?;
+    ensure!(went.failed == went.attempted, "{went:?}");
+    let (retried, most) = (dials("retried")? - before, went.attempted as u64 / 5 + began.elapsed().as_secs() + 10);
+    ensure!(retried > 0 && retried <= most, "{retried} retries of {} requests, at most {most}", went.attempted);
+    Ok(())
 }
 
 /// A client that waits for an answer that does not come.
@@ -278,6 +285,19 @@ fn faults_are_injected_where_they_match() -> Result<()> {
 }
 
 /// Weights move a hundred times in ten seconds, endpoints come and go, and those that go do so without a word.
+/// Within a second it holds for new connections, which all workers accept.
+fn is_in_force(from: &Pod, to: SocketAddr, round: u32) -> Result<()> {
+    let (changed, round) = (Instant::now(), round.to_string());
+    let is_so = || Ok::<_, anyhow::Error>(ask(from, to, "/", &[])?.field("x-round") == Some(&*round));
+    while !is_so()? {
+        ensure!(changed.elapsed() < Duration::from_secs(1), "change {round} is not in force after a second");
+    }
+    for _ in 0..6 {
+        ensure!(is_so()?, "change {round} is in force on one worker only");
+    }
+    Ok(())
+}
+
 #[test]
 fn changes_under_load_fail_nothing() -> Result<()> {
     let mesh = mesh("resilience-changes")?;
@@ -286,8 +306,11 @@ fn changes_under_load_fail_nothing() -> Result<()> {
     let own = origin(mesh.pod("own"), 8080)?;
     let web = cluster(&mesh, "own");
     // Two Services share the requests to `own`; behind both are the same two of four pods, and ever others.
-    let weights = |one: u32, two: u32| {
-        route("HTTPRoute", "own", "own", json!([{"backendRefs": backends(80, &[("web", one), ("far", two)])}]))
+    let weights = |one: u32, two: u32, round: u32| {
+        let told = json!({"set": [{"name": "x-round", "value": round.to_string()}]});
+        let filters = json!([{"type": "ResponseHeaderModifier", "responseHeaderModifier": told}]);
+        let rule = json!({"backendRefs": backends(80, &[("web", one), ("far", two)]), "filters": filters});
+        route("HTTPRoute", "own", "own", json!([rule]))
     };
     let endpoints = |service: &str, first: usize| {
         let of = |n: usize| mesh.endpoint(pods[n % pods.len()]);
@@ -302,14 +325,17 @@ fn changes_under_load_fail_nothing() -> Result<()> {
     // Of the few requests that are active at once, the default budget lets one or two be tried again: fewer than a dying server breaks.
     let policies = ["web", "far"].map(|service| traffic(service, plenty(3)));
     mesh.source().write("traffic.yaml", &policies)?;
-    mesh.source().write("route.yaml", &[weights(1, 1)])?;
+    mesh.source().write("route.yaml", &[weights(1, 1, 0)])?;
     wait_got(&mesh, mesh.pod("client"), web, "/", &[], |got| got.status == 200 && got.origin() != "own")?;
     let own_before = own.requests()?;
     let load = load(mesh.pod("client"), web, 16, 300)?;
     load.mark(&[])?;
     let (began, beat) = (Instant::now(), Duration::from_millis(100));
     for round in 0..100_u32 {
-        mesh.source().write("route.yaml", &[weights(round % 3, 1 + round % 2)])?;
+        mesh.source().write("route.yaml", &[weights(round % 3, 1 + round % 2, round)])?;
+        if round % 10 == 9 {
+            is_in_force(mesh.pod("client"), web, round)?;
+        }
         if round % 5 == 0 {
             let oldest = (round / 5) as usize;
             // The next one comes, both Services are told, and at once the oldest is gone with all its connections.
