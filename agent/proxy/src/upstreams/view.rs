@@ -183,21 +183,23 @@ impl View {
         {
             return left.all.clone();
         }
-        let mut until = Duration::MAX;
+        let (mut until, mut left) = (Duration::MAX, 0);
         let serves = |e: &Endpoint| match self.upstream(e.addr).map(|upstream| upstream.host.standing(now)) {
-            None | Some(Standing::Serving) => true,
+            None | Some(Standing::Serving) => {
+                left += 1;
+                true
+            }
             Some(Standing::Ejected { until: end }) => {
                 until = until.min(end);
                 false
             }
-            // Whether one is probed changes with every request.
+            // Whether one is probed changes with every request; until it succeeds nobody counts on the endpoint.
             Some(Standing::HalfOpen { is_probed }) => {
                 until = Duration::ZERO;
                 !is_probed
             }
         };
         let all = candidates.filtered(serves);
-        let left = all.as_ref().map_or(0, Candidates::len);
         let all = all.filter(|_| !outlier::is_panic(settings, left, candidates.len()));
         *self.left.borrow_mut() = Some(Left { of: candidates.clone(), version, until, all: all.clone() });
         all
