@@ -417,6 +417,7 @@ impl<'a> Relay<'a> {
                     let _ = self.record.plan.judge(self.conn, &response);
                     self.record.plan.begin_tunnel();
                     forward_response(self.head, client(true));
+                    self.record.plan.edit_response(self.head);
                     self.record.status = self.head.status();
                     self.head.write(framing);
                     return Ok(Some(Response::Tunnel { framing: std::mem::take(framing), written }));

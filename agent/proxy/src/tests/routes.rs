@@ -69,6 +69,26 @@ async fn a_route_finds_requests_on_a_port_of_any_name() {
     }
 }
 
+/// Where the protocol changes, the head that says so is edited like another.
+#[tokio::test]
+async fn the_head_of_an_upgrade_is_edited_too() {
+    let mesh = Mesh::new(1);
+    let origin = Origin::start(|_| {
+        "HTTP/1.1 101 Go\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nX-Old: 1\r\n\r\n".to_owned()
+    })
+    .await;
+    let vip = scene(&mesh, &[], &[("other", &[origin.addr])]).await;
+    let response_headers = Some(edit(&[("x-new", "2")], &[], &["x-old"]));
+    let filters = Filters { response_headers, ..Filters::default() };
+    mesh.route(route("r", vec![filtered(rule("/", &[("other", 1)]), filters)]));
+    let asked = "GET /a HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let mut client = connect(vip).await;
+    super::http1::say(&mut client, asked).await;
+    let head = until_text(&mut client, "\r\n\r\n").await.to_lowercase();
+    assert!(head.starts_with("http/1.1 101 ") && head.contains("x-new: 2\r\n") && !head.contains("x-old"), "{head}");
+}
+
 #[tokio::test]
 async fn weights_share_and_what_is_invalid_has_its_share_of_500() {
     let mesh = Mesh::new(1);
