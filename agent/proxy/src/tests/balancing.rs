@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use heddle_model::Delta;
-use heddle_model::balance::SlowStart;
+use heddle_model::balance::{self, SlowStart};
 use heddle_model::traffic::{Algorithm, Balance, OutlierSettings, ServiceTraffic, SuccessRate};
+use heddle_model::{Delta, Family};
 use heddle_telemetry::Event;
 
 use super::http1::{declare_http, head, say};
@@ -194,6 +194,7 @@ async fn ejections_do_not_count_in_panic() {
         let mut traffic = ejecting(Duration::from_secs(30));
         let outlier = traffic.outlier.as_mut().unwrap();
         (outlier.ejected_percent_max, outlier.panic_percent) = (100, panic_percent);
+        let settings = outlier.clone();
         mesh.traffic("web", traffic);
         let mut caller = Caller::new(vip).await;
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -207,5 +208,10 @@ async fn ejections_do_not_count_in_panic() {
             caller.get("/").await;
         }
         assert_eq!(asked() > before, is_used, "panic below {panic_percent} %");
+        // What is explained of it is what happens.
+        let service = mesh.snapshot().service("shop", "web").cloned().unwrap();
+        let candidates = balance::candidates(&service, 0, Family::V4, "n1").unwrap();
+        let told = mesh.proxy.usage(&key("web"), vip.port()).unwrap().ejected(&candidates, &settings);
+        assert_eq!(told, (3, is_used));
     }
 }
