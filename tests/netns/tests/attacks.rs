@@ -375,7 +375,7 @@ fn a_handshake_that_never_ends_is_ended() -> Result<()> {
     knock(&mesh, door, &good).run(attacker)?.assert_echoed("x")
 }
 
-/// Connections to the port of HBONE that never finish a handshake, more than handshakes may be under way (1024 per worker).
+/// Connections to the port of HBONE that never finish a handshake, more than handshakes of a pod may be under way.
 const FLOOD: usize = 3000;
 /// What the agent may take for them: 16 KiB each.
 const FLOOD_KIB_MAX: u64 = FLOOD as u64 * 16;
@@ -459,7 +459,7 @@ fn a_flood_of_handshakes_has_bounded_memory_and_does_not_keep_others_out() -> Re
         let took = timed_knock(&mesh, door, &good)?;
         let (open, answered) = flood.state()?;
         ensure!(
-            open > FLOOD * 9 / 10 && answered > FLOOD / 2,
+            open > FLOOD * 9 / 10 && answered > FLOOD / 4,
             "positive control: the flood is there all the time: {open} of it are open, {answered} are answered, after {took:?}"
         );
         ensure!(held.ping()? == (4, 0), "connections of the mesh from before go on\n{}", held.tail());
