@@ -157,6 +157,22 @@ fn a_key_that_others_can_read_is_refused_by_every_command() {
     place.ca(&["inspect"]);
 }
 
+/// The authority serves while the root's key lies in a safe, and takes it from there when it needs one.
+#[test]
+fn a_roots_key_can_be_kept_elsewhere() {
+    let place = Place::with_authority();
+    fs::rename(place.path("ca/g1/root-key.pem"), place.path("root-key.pem")).unwrap();
+    let serving = place.serve();
+    TcpStream::connect(serving.address).unwrap();
+    drop(serving);
+    assert!(place.refused(&["rotate", "intermediate"]).contains("g1/root-key.pem is not here: give the root"));
+    let root = ["--from-root-cert", "ca/root.pem", "--from-root-key", "root-key.pem"];
+    place.ca(&[&["rotate", "intermediate"], &root[..]].concat());
+    assert!(!place.path("ca/g2/root-key.pem").exists(), "it stays where it is kept");
+    assert_eq!(place.inspect()["generations"][0]["generation"], 2);
+    assert!(place.refused(&[&["rotate", "cancel"], &root[..]].concat()).contains("`cancel` takes no root"));
+}
+
 #[test]
 fn it_serves_until_it_is_told_to_end() {
     let place = Place::with_authority();

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;
 
 use crate::bundle::BundleStore;
-use crate::credential::Credential;
+use crate::credential::{Credential, CredentialError};
 use crate::key::WorkloadKey;
 use crate::spiffe::SpiffeId;
 
@@ -72,6 +72,34 @@ pub struct Record<'a> {
     pub roots: Vec<&'a [u8]>,
 }
 
+/// An account refused for the times of its certificate alone: maybe it is this node's clock that is wrong. Not used, and not lost.
+pub(crate) struct Untimely {
+    pub(crate) id: SpiffeId,
+    key: Zeroizing<Vec<u8>>,
+    chain: Vec<Vec<u8>>,
+    roots: Vec<Vec<u8>>,
+}
+
+impl Untimely {
+    fn of(id: SpiffeId, record: &Record<'_>) -> Self {
+        let own = |list: &[&[u8]]| list.iter().map(|der| der.to_vec()).collect();
+        Self { id, key: Zeroizing::new(record.key.to_vec()), chain: own(&record.chain), roots: own(&record.roots) }
+    }
+
+    fn record(&self) -> Record<'_> {
+        let [chain, roots] = [&self.chain, &self.roots].map(|list| list.iter().map(Vec::as_slice).collect());
+        Record { id: self.id.as_str(), key: &self.key, chain, roots }
+    }
+}
+
+/// What an export brought, account by account.
+#[derive(Default)]
+pub(crate) struct Decoded {
+    pub(crate) credentials: Vec<Credential>,
+    pub(crate) untimely: Vec<Untimely>,
+    pub(crate) refused: Vec<Refused>,
+}
+
 /// Parses without believing: no clock, no cryptography but the checksum.
 pub fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, ImportError> {
     if bytes.len() > EXPORT_BYTES_MAX {
@@ -101,16 +129,26 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, ImportError> {
     if reader.at == body.len() { Ok(records) } else { Err(ImportError::Malformed(reader.at)) }
 }
 
-pub(crate) fn encode(credentials: &[&Credential]) -> Result<Zeroizing<Vec<u8>>, ExportError> {
+pub(crate) fn encode(credentials: &[&Credential], untimely: &[&Untimely]) -> Result<Zeroizing<Vec<u8>>, ExportError> {
     let mut keys = Vec::with_capacity(credentials.len());
     for credential in credentials {
         keys.push(credential.key().to_pkcs8().map_err(|_| ExportError::Key)?);
     }
-    let list_bytes = |list: &[CertificateDer<'_>]| 1 + list.iter().map(|der| 2 + der.len()).sum::<usize>();
-    let mut size = MAGIC.len() + 2 + 2 + SHA256_OUTPUT_LEN;
+    let mut records: Vec<Record<'_>> = untimely.iter().map(|untimely| untimely.record()).collect();
     for (credential, key) in credentials.iter().zip(&keys) {
-        size += 2 + credential.facts().id.as_str().len() + 2 + key.len();
-        size += list_bytes(credential.chain()) + list_bytes(credential.roots().certificates());
+        let lists = [credential.chain(), credential.roots().certificates()];
+        let [chain, roots] = lists.map(|list| list.iter().map(|der| &**der).collect());
+        records.push(Record { id: credential.facts().id.as_str(), key, chain, roots });
+    }
+    records.sort_unstable_by(|a, b| a.id.cmp(b.id));
+    write(&records)
+}
+
+fn write(records: &[Record<'_>]) -> Result<Zeroizing<Vec<u8>>, ExportError> {
+    let list_bytes = |list: &[&[u8]]| 1 + list.iter().map(|der| 2 + der.len()).sum::<usize>();
+    let mut size = MAGIC.len() + 2 + 2 + SHA256_OUTPUT_LEN;
+    for record in records {
+        size += 2 + record.id.len() + 2 + record.key.len() + list_bytes(&record.chain) + list_bytes(&record.roots);
     }
     if size > EXPORT_BYTES_MAX {
         return Err(ExportError::TooLarge);
@@ -119,12 +157,12 @@ pub(crate) fn encode(credentials: &[&Credential]) -> Result<Zeroizing<Vec<u8>>, 
     let mut out = Zeroizing::new(Vec::with_capacity(size));
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_be_bytes());
-    out.extend_from_slice(&u16::try_from(credentials.len()).map_err(|_| ExportError::TooLarge)?.to_be_bytes());
-    for (credential, key) in credentials.iter().zip(&keys) {
-        write_field(&mut out, credential.facts().id.as_str().as_bytes())?;
-        write_field(&mut out, key)?;
-        write_list(&mut out, credential.chain())?;
-        write_list(&mut out, credential.roots().certificates())?;
+    out.extend_from_slice(&u16::try_from(records.len()).map_err(|_| ExportError::TooLarge)?.to_be_bytes());
+    for record in records {
+        write_field(&mut out, record.id.as_bytes())?;
+        write_field(&mut out, record.key)?;
+        write_list(&mut out, &record.chain)?;
+        write_list(&mut out, &record.roots)?;
     }
     let checksum = digest(&SHA256, &out);
     out.extend_from_slice(checksum.as_ref());
@@ -133,29 +171,36 @@ pub(crate) fn encode(credentials: &[&Credential]) -> Result<Zeroizing<Vec<u8>>, 
 }
 
 /// Parses and checks each account as if it had just been issued.
-pub(crate) fn decode(
-    bytes: &[u8],
-    bundles: &BundleStore,
-    now: Duration,
-) -> Result<(Vec<Credential>, Vec<Refused>), ImportError> {
-    let mut credentials = Vec::new();
-    let mut refused = Vec::new();
+pub(crate) fn decode(bytes: &[u8], bundles: &BundleStore, now: Duration) -> Result<Decoded, ImportError> {
+    let mut decoded = Decoded::default();
     for record in parse(bytes)? {
-        match check(&record, bundles, now) {
-            Ok(credential) => credentials.push(credential),
-            Err(why) => refused.push(Refused { id: record.id.escape_default().take(300).collect(), why }),
-        }
+        let why = match check(&record, bundles, now) {
+            Ok((id, Err(error))) => {
+                if matches!(error, CredentialError::Times(_)) {
+                    decoded.untimely.push(Untimely::of(id, &record));
+                }
+                error.to_string()
+            }
+            Ok((_, Ok(credential))) => {
+                decoded.credentials.push(credential);
+                continue;
+            }
+            Err(why) => why,
+        };
+        decoded.refused.push(Refused { id: record.id.escape_default().take(300).collect(), why });
     }
-    Ok((credentials, refused))
+    Ok(decoded)
 }
 
-fn check(record: &Record<'_>, bundles: &BundleStore, now: Duration) -> Result<Credential, String> {
+type Checked = (SpiffeId, Result<Credential, CredentialError>);
+
+fn check(record: &Record<'_>, bundles: &BundleStore, now: Duration) -> Result<Checked, String> {
     let id: SpiffeId = record.id.parse().map_err(|why| format!("no identity: {why}"))?;
     let key = WorkloadKey::from_pkcs8(record.key).map_err(|why| why.to_string())?;
     let own = |list: &[&[u8]]| list.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
     let trusted = bundles.authoritative(id.trust_domain());
-    Credential::check(&id, key, own(&record.chain), own(&record.roots), trusted.as_deref(), now)
-        .map_err(|why| why.to_string())
+    let checked = Credential::check(&id, key, own(&record.chain), own(&record.roots), trusted.as_deref(), now);
+    Ok((id, checked))
 }
 
 fn write_field(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), ExportError> {
@@ -164,7 +209,7 @@ fn write_field(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), ExportError> {
     Ok(())
 }
 
-fn write_list(out: &mut Vec<u8>, list: &[CertificateDer<'_>]) -> Result<(), ExportError> {
+fn write_list(out: &mut Vec<u8>, list: &[&[u8]]) -> Result<(), ExportError> {
     out.push(u8::try_from(list.len()).map_err(|_| ExportError::TooLarge)?);
     list.iter().try_for_each(|der| write_field(out, der))
 }

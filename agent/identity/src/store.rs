@@ -15,7 +15,7 @@ use crate::bundle::BundleStore;
 use crate::certificate::CertificateFacts;
 use crate::clock::Clock;
 use crate::credential::Credential;
-use crate::export::{self, ExportError, ImportError, Refused};
+use crate::export::{self, Decoded, ExportError, ImportError, Refused, Untimely};
 use crate::issuer::IssueError;
 use crate::metrics::StoreMetrics;
 use crate::rotation::{Action, Event, Now, Priority, RequestId, Rotation, Settings, State};
@@ -41,7 +41,7 @@ pub struct StoreConfig {
     pub waiters_max: usize,
     /// Most accounts.
     pub accounts_max: usize,
-    /// How long certificates of a former agent are kept for accounts nobody has leased yet.
+    /// How long certificates of a former agent are kept for accounts nobody has leased.
     pub restored_kept: Duration,
 }
 
@@ -86,7 +86,7 @@ pub struct CertificateStatus {
 pub struct Restored {
     /// Certificates that can be used.
     pub certificates: usize,
-    /// Those that cannot, and why.
+    /// Those that cannot, and why. What was refused for its times alone stays in the export: the clock may be wrong.
     pub refused: Vec<Refused>,
 }
 
@@ -113,6 +113,8 @@ struct Inner {
     outbox: Vec<Action>,
     /// Of a former agent, not leased yet, until then by the monotonic clock.
     restored: HashMap<SpiffeId, Credential>,
+    /// Of a former agent, unusable by the clock of now. Kept for accounts that are leased and have nothing better, and until then for all.
+    untimely: HashMap<SpiffeId, Untimely>,
     restored_until: Duration,
 }
 
@@ -133,6 +135,7 @@ impl CertificateStore {
             accounts: HashMap::new(),
             outbox: Vec::new(),
             restored: HashMap::new(),
+            untimely: HashMap::new(),
             restored_until: Duration::ZERO,
         };
         Self(Arc::new(Shared {
@@ -231,19 +234,28 @@ impl CertificateStore {
         let in_use: Vec<_> = inner.accounts.values().filter_map(|account| account.slot.credential()).collect();
         let mut all: Vec<&Credential> = in_use.iter().map(|credential| &**credential).collect();
         all.extend(inner.restored.values());
-        all.sort_unstable_by(|a, b| a.facts().id.cmp(&b.facts().id));
-        export::encode(&all)
+        let has = |id: &SpiffeId| all.iter().any(|credential| credential.facts().id == *id);
+        let untimely: Vec<&Untimely> = inner.untimely.values().filter(|untimely| !has(&untimely.id)).collect();
+        export::encode(&all, &untimely)
+    }
+
+    /// Whether an account has a certificate that can be used, issued or taken over.
+    #[must_use]
+    pub fn has_any(&self) -> bool {
+        let inner = self.0.lock();
+        !inner.restored.is_empty() || inner.accounts.values().any(|account| account.slot.credential().is_some())
     }
 
     /// Takes over what a former agent exported. Every certificate is checked as if it had just been issued; what does not pass is named
     /// and left out. The rest is used by leases that come within [`StoreConfig::restored_kept`], without asking anybody.
     pub fn restore(&self, bytes: &[u8]) -> Result<Restored, ImportError> {
         let now = self.0.clock.now();
-        let (credentials, refused) = export::decode(bytes, &self.0.bundles, now.unix)?;
+        let Decoded { credentials, untimely, refused } = export::decode(bytes, &self.0.bundles, now.unix)?;
         let mut inner = self.0.lock();
         let certificates = credentials.len();
         let fresh = credentials.into_iter().map(|credential| (credential.facts().id.clone(), credential));
         inner.restored = fresh.filter(|(id, _)| !inner.accounts.contains_key(id)).collect();
+        inner.untimely = untimely.into_iter().map(|untimely| (untimely.id.clone(), untimely)).collect();
         inner.restored_until = now.monotonic + self.0.config.restored_kept;
         drop(inner);
         self.0.wake.notify_one();
@@ -271,6 +283,7 @@ impl CertificateStore {
             return;
         }
         inner.accounts.remove(id);
+        inner.untimely.remove(id);
         // Configs may still hold the slot; the key goes now.
         slot.clear();
         self.0.bundles.set_issued(id, None);
@@ -304,6 +317,7 @@ impl Shared {
                 && brought == request
             {
                 self.put(&account.slot, credential);
+                inner.untimely.remove(&id);
             }
         }
     }

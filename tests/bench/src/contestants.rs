@@ -52,6 +52,8 @@ pub enum Contestant {
     HeddleBoth,
     /// Through two Envoys on two nodes, in mutual TLS between them.
     EnvoyMtlsPair,
+    /// The same server's Envoy, to which a client comes again with a session of before. Nobody of ours resumes.
+    EnvoyResuming,
     /// Through two ztunnels, in HBONE between them.
     ZtunnelPair,
     /// Both pods are in the mesh and on two nodes, whose agents have identities.
@@ -80,6 +82,7 @@ impl Contestant {
             (Contestant::HeddleOutbound, _) => "heddle outbound pass",
             (Contestant::HeddleBoth, _) => "heddle both passes",
             (Contestant::EnvoyMtlsPair, _) => "envoys 1.40 with mtls",
+            (Contestant::EnvoyResuming, _) => "envoy 1.40, resumed",
             (Contestant::ZtunnelPair, _) => "a pair of ztunnels",
             (Contestant::HeddleMtlsPair, _) => "heddle pair with mtls",
             (Contestant::HeddleHandOver, _) => "heddle hand-over",

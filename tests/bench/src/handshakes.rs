@@ -1,7 +1,7 @@
-//! New connections of mutual TLS 1.3, one after the other: what a full handshake costs the server.
+//! New connections of mutual TLS 1.3, one after the other: what a full handshake costs the server, or a resumed one.
 //!
 //! A connection counts when the server's first byte has come through it (its HTTP/2 SETTINGS): only then has it accepted the client's
-//! certificate. Resumption is off on our side.
+//! certificate. Resumption is off on our side, so that resumed handshakes can only be measured of others.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::{DigitallySignedStruct, HandshakeKind, SignatureScheme};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -36,6 +37,9 @@ pub struct Arguments {
     /// Own private key
     #[arg(long)]
     key: PathBuf,
+    /// Resume the session of the connection before; the first is not counted, and one that is not resumed is a failure
+    #[arg(long)]
+    resume: bool,
     /// Connections at a time
     #[arg(long, default_value_t = 16)]
     connections: usize,
@@ -55,20 +59,30 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(core) = arguments.core {
         cpu::pin(std::process::id(), core)?;
     }
-    let connector = connector(arguments)?;
+    // Each has sessions of its own.
+    let connectors = (0..arguments.connections).map(|_| connector(arguments)).collect::<Result<Vec<_>>>()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let seen = runtime.block_on(async {
+        if arguments.resume {
+            for connector in &connectors {
+                one(connector, arguments.to).await.context("a session to resume")?;
+            }
+        }
+        let resume = arguments.resume;
         let before = Meter::read(&arguments.watch)?;
         let until = before.at + Duration::from_secs_f64(arguments.seconds);
         let mut connections = JoinSet::new();
-        for _ in 0..arguments.connections {
-            let (connector, to) = (connector.clone(), arguments.to);
+        for connector in connectors {
+            let to = arguments.to;
             connections.spawn(async move {
                 let mut tally = Tally::default();
                 while Instant::now() < until {
                     let started = Instant::now();
                     match tokio::time::timeout(PATIENCE, one(&connector, to)).await {
-                        Ok(Ok(())) => tally.times_ns.push(nanoseconds(started.elapsed())),
+                        Ok(Ok(kind)) if (kind == Some(HandshakeKind::Resumed)) == resume => {
+                            tally.times_ns.push(nanoseconds(started.elapsed()))
+                        }
+                        Ok(Ok(kind)) => tally.fail(&anyhow::anyhow!("a handshake of another kind: {kind:?}")),
                         Ok(Err(error)) => tally.fail(&error),
                         Err(_) => tally.fail(&anyhow::anyhow!("no answer within {PATIENCE:?}")),
                     }
@@ -89,7 +103,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// The preface of HTTP/2 with empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
-async fn one(connector: &TlsConnector, to: SocketAddr) -> Result<()> {
+async fn one(connector: &TlsConnector, to: SocketAddr) -> Result<Option<HandshakeKind>> {
     let tcp = TcpStream::connect(to).await.context("connect")?;
     tcp.set_nodelay(true)?;
     let mut stream = connector.connect(ServerName::from(to.ip()), tcp).await.context("handshake")?;
@@ -97,10 +111,12 @@ async fn one(connector: &TlsConnector, to: SocketAddr) -> Result<()> {
     if stream.read(&mut [0; 64]).await.context("SETTINGS")? == 0 {
         bail!("the server ended the connection");
     }
-    stream.shutdown().await.context("close_notify")
+    let kind = stream.get_ref().1.handshake_kind();
+    stream.shutdown().await.context("close_notify")?;
+    Ok(kind)
 }
 
-/// Shows the certificate, offers `h2` and nothing to resume, and takes whoever answers: the server's work is measured, not ours.
+/// Shows the certificate, offers `h2` and what there is to resume if that is wanted, and takes whoever answers: the server's work is measured, not ours.
 fn connector(arguments: &Arguments) -> Result<TlsConnector> {
     let chain = CertificateDer::pem_file_iter(&arguments.chain)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
@@ -114,7 +130,7 @@ fn connector(arguments: &Arguments) -> Result<TlsConnector> {
         .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
         .with_client_auth_cert(chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    config.resumption = rustls::client::Resumption::disabled();
+    config.resumption = if arguments.resume { Resumption::in_memory_sessions(8) } else { Resumption::disabled() };
     Ok(TlsConnector::from(Arc::new(config)))
 }
 

@@ -18,7 +18,7 @@ use heddle_testkit::ztunnel;
 use crate::contestants::{Binaries, Contestant, LoadRun, start_agent, wait_for_ports};
 use crate::cpu::{self, LOAD_CORE, PROXY_CORE};
 use crate::load::{Meter, Seen};
-use crate::mtls_peers::{self, Party};
+use crate::mtls_peers::{self, Party, RESUMING_PORT};
 use crate::origin::{ECHO_PORT, SINK_PORT};
 use crate::peers::{self, ENVOY_OFFSET, H1_PORT, H2_PORT, OPAQUE_PORT};
 use crate::scenarios::Load;
@@ -132,6 +132,12 @@ impl SecuredArena {
             (Contestant::EnvoyMtlsPair, Load::Handshakes) => {
                 words.extend(shown(&self.credential));
                 ("bare", to_pod("bare-server"), vec![self.envoys[1].pid()])
+            }
+            (Contestant::EnvoyResuming, Load::Handshakes) => {
+                words.extend(shown(&self.credential));
+                words.push("--resume".to_owned());
+                let to = SocketAddr::new(self.mesh.pod("bare-server").v4(), RESUMING_PORT);
+                ("bare", to, vec![self.envoys[1].pid()])
             }
             (Contestant::ZtunnelPair, _) => {
                 let pair = self.ztunnels.as_ref().context("no ztunnel is given")?;

@@ -18,6 +18,8 @@ use crate::peers::{ENVOY_OFFSET, H1_PORT, OPAQUE_PORT};
 
 /// Where the server's Envoy takes requests in mutual TLS.
 pub const TLS_PORT: u16 = 9443;
+/// Where the server's Envoy resumes sessions.
+pub const RESUMING_PORT: u16 = 15010;
 /// Where it takes HBONE.
 pub const HBONE_PORT: u16 = 15008;
 
@@ -57,16 +59,18 @@ pub fn start_client(
 
 /// The server's Envoy, before the origin of its own pod.
 pub fn start_server(place: &Place, binary: &Path, directory: &Path, party: &Party<'_>) -> Result<Process> {
-    let tls = json!({
-        "name": "tls",
-        "typed_config": {
-            "@type": format!("{TYPES}.transport_sockets.tls.v3.DownstreamTlsContext"),
-            "require_client_certificate": true,
-            // Full handshakes are compared with full ones.
-            "disable_stateless_session_resumption": true,
-            "common_tls_context": tls_context(party),
-        },
-    });
+    let tls = |resumes: bool| {
+        json!({
+            "name": "tls",
+            "typed_config": {
+                "@type": format!("{TYPES}.transport_sockets.tls.v3.DownstreamTlsContext"),
+                "require_client_certificate": true,
+                // Full handshakes are compared with full ones, but on one port.
+                "disable_stateless_session_resumption": !resumes,
+                "common_tls_context": tls_context(party),
+            },
+        })
+    };
     let mut tunnels = json!({
         "@type": format!("{TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "hbone",
@@ -91,10 +95,11 @@ pub fn start_server(place: &Place, binary: &Path, directory: &Path, party: &Part
     }
     tunnels["route_config"] = json!({"name": "tunnels", "virtual_hosts": hosts});
     let listeners = [
-        listener(TLS_PORT, requests("HTTP2", &format!("c{H1_PORT}")), Some(&tls)),
-        listener(HBONE_PORT, tunnels, Some(&tls)),
+        listener(TLS_PORT, requests("HTTP2", &format!("c{H1_PORT}")), Some(&tls(false))),
+        listener(RESUMING_PORT, requests("HTTP2", &format!("c{H1_PORT}")), Some(&tls(true))),
+        listener(HBONE_PORT, tunnels, Some(&tls(false))),
     ];
-    start(place, binary, directory, &listeners, &clusters, &[TLS_PORT, HBONE_PORT])
+    start(place, binary, directory, &listeners, &clusters, &[TLS_PORT, RESUMING_PORT, HBONE_PORT])
 }
 
 fn start(

@@ -13,6 +13,8 @@ use crate::scenarios::{
 const PAIR: &[Contestant] = &[Contestant::HeddleMtlsPair];
 const HAND_OVER: &[Contestant] = &[Contestant::HeddleHandOver];
 const ENVOYS: &[Contestant] = &[Contestant::EnvoyMtlsPair];
+/// Heddle's full handshakes stand beside Envoy's full and Envoy's resumed ones: resumption is off on our side.
+const ENVOYS_FULL_AND_RESUMED: &[Contestant] = &[Contestant::EnvoyMtlsPair, Contestant::EnvoyResuming];
 const ENVOYS_AND_ZTUNNELS: &[Contestant] = &[Contestant::EnvoyMtlsPair, Contestant::ZtunnelPair];
 
 /// Issue 4: of the CPU of two Envoys.
@@ -101,7 +103,11 @@ pub fn all(has_ztunnel: bool) -> Vec<Scenario> {
         stream("mtls-stream-round-trips-64", Load::Tcp { pattern: "ping-pong", port: ECHO_PORT }, 64, OF_STREAM),
         stream("mtls-stream-new-connections", Load::Tcp { pattern: "connect", port: ECHO_PORT }, 16, OF_NEW_CONNECTION),
         stream("mtls-stream-bulk", Load::Tcp { pattern: "bulk", port: SINK_PORT }, 1, OF_BULK),
-        Scenario { load: Load::Handshakes, ..requests("mtls-handshakes", 16, 1, OF_HANDSHAKE) },
+        Scenario {
+            load: Load::Handshakes,
+            baselines: ENVOYS_FULL_AND_RESUMED,
+            ..requests("mtls-handshakes-full", 16, 1, OF_HANDSHAKE)
+        },
     ]
 }
 
@@ -122,6 +128,17 @@ mod tests {
             machine_cpu_ns: 1,
             resident_bytes: 0,
         }
+    }
+
+    #[test]
+    fn full_handshakes_stand_beside_resumed_ones_and_say_so() {
+        let scenario = all(false).into_iter().find(|scenario| scenario.name == "mtls-handshakes-full").unwrap();
+        let seen: Vec<Vec<Seen>> = scenario.contestants().map(|_| vec![seen()]).collect();
+        let rows = scenario.rows(&seen);
+        let rates: Vec<_> = rows.iter().filter(|row| row.metric == "handshakes per second").collect();
+        let against: Vec<_> = rates.iter().filter_map(|row| row.baseline.as_deref()).collect();
+        assert_eq!(against, ["envoys 1.40 with mtls", "envoy 1.40, resumed"]);
+        assert!(rates.iter().all(|row| row.scenario.starts_with("mtls-handshakes-full / heddle")), "{rates:?}");
     }
 
     #[test]
@@ -146,5 +163,8 @@ mod tests {
         ];
         assert_eq!(barred(false), of_requests);
         assert_eq!(barred(true), [&of_requests[..], &of_streams[..]].concat());
+        // Bars that cannot be measured are counted, not forgotten.
+        let unmeasured = |has_ztunnel| all(has_ztunnel).iter().map(Scenario::unmeasured_bars).sum::<usize>();
+        assert_eq!((unmeasured(false), unmeasured(true)), (of_streams.len(), 0));
     }
 }

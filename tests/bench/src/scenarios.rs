@@ -338,6 +338,12 @@ impl Scenario {
         self.baselines.iter().chain(self.ours).copied()
     }
 
+    /// How many of its bars stand on a baseline that is not there.
+    pub fn unmeasured_bars(&self) -> usize {
+        let bars = self.metrics.iter().flat_map(|metric| metric.bars);
+        bars.filter(|(against, _)| !self.baselines.contains(against)).count() * self.ours.len()
+    }
+
     /// Rows for all rounds; `seen` has one list per contestant, in the order of [`Scenario::contestants`].
     pub fn rows(&self, seen: &[Vec<Seen>]) -> Vec<Row> {
         let measured = |contestant: Contestant, metric: &Metric| {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use heddle_testkit::prelude::*;
 use heddle_testkit::process::Process;
 use heddle_testkit::programs::{envoy, program, python};
+use nix::sys::signal::Signal;
 
 /// How long a peer may take to start, and a client to do all it does.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -116,6 +117,40 @@ pub fn nginx(pod: &Place, directory: &Path) -> Result<Process> {
     let mut command = program("nginx", "nginx")?;
     command.arg("-p").arg(directory).arg("-c").arg(directory.join("nginx.conf"));
     serve(pod, "nginx", command, &[8080, 8082])
+}
+
+/// hey under way: requests until it is told to stop.
+#[derive(Debug)]
+pub struct Hey {
+    process: Process,
+}
+
+/// Starts hey in a place, with more of its words.
+///
+/// # Errors
+/// It is not installed.
+pub fn hey(from: &Place, words: &[&str], url: &str) -> Result<Hey> {
+    let mut command = program("hey", "hey")?;
+    command.args(["-z", "600s"]).args(words).arg(url);
+    Ok(Hey { process: from.spawn("hey", command)? })
+}
+
+impl Hey {
+    /// Stops it; how many requests it made. All of them were answered 200.
+    ///
+    /// # Errors
+    /// One was not; the error shows its report.
+    pub fn finish(self) -> Result<u64> {
+        ensure!(self.process.is_running(), "it has ended early\n{}", self.process.tail());
+        self.process.signal(Signal::SIGINT)?;
+        self.process.wait(PATIENCE)?;
+        let printed = self.process.stdout();
+        let number = |line: &str| line.trim().strip_prefix("[200]\t")?.split(' ').next()?.parse::<u64>().ok();
+        let answered = printed.lines().find_map(number).with_context(|| printed.clone())?;
+        let is_all = !printed.contains("Error distribution") && printed.matches(" responses").count() == 1;
+        ensure!(is_all, "not every request was answered 200:\n{printed}");
+        Ok(answered)
+    }
 }
 
 /// Envoy with a configuration of `tests/netns/peers`, in which each key of `words` is replaced by its value. Returns when it listens on

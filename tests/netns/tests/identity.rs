@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -159,6 +160,56 @@ fn a_restarted_agent_serves_without_an_authority() -> Result<()> {
     mesh.ca().start()?;
     wait_certified(a, &["client"])?;
     secured(&mesh)
+}
+
+/// A rollback: the keeper holds what a newer agent gave it. An agent that cannot read it, and gets nothing from the authority, leaves it to
+/// the next.
+#[test]
+fn keys_that_an_agent_cannot_read_are_left_to_the_next() -> Result<()> {
+    let mesh = mesh("unread")?;
+    let (a, b) = (mesh.node("a"), mesh.node("b"));
+    wait_certified(a, &["client"])?;
+    wait_certified(b, &["web"])?;
+    wait_kept(a)?;
+    let good = kept(a)?;
+    mesh.ca().kill()?;
+    a.kill_agent()?;
+    let give = |bytes: &[u8]| -> Result<()> {
+        let memory = keys::seal(bytes)?;
+        Ok(KeeperClient::connect(&a.paths().run, Role::Agent, "test")?.put_keys(memory.as_fd())?)
+    };
+    let mut newer = good.clone();
+    // After the magic stands the version.
+    newer[9] += 1;
+    give(&newer)?;
+    a.start_agent()?;
+    let id = spiffe_id("shop", "client");
+    wait_until("it has no certificate, and asks", SOON, || certs(a).is_ok_and(|rows| rows[&id]["failures"] != 0))?;
+    ensure!(a.agent_log().contains("key memory of version"), "it says why: {}", a.agent_tail());
+    // An account that comes or goes is a reason to give the keeper the keys, were there any.
+    mesh.pod("plain").join_mesh()?;
+    a.wait_enrolled(mesh.pod("plain"), SOON)?;
+    mesh.pod("plain").leave_mesh()?;
+    a.wait_state(mesh.pod("plain"), "not_in_mesh", SOON)?;
+    // It would give what it has 100 ms after a change, and looks whether roots have changed every two seconds.
+    std::thread::sleep(Duration::from_secs(3));
+    ensure!(kept(a)? == newer, "what it could not read is gone");
+
+    // Positive control: with what it can read it serves without an authority.
+    a.kill_agent()?;
+    give(&good)?;
+    a.start_agent()?;
+    secured(&mesh)?;
+    // And what the authority has signed since takes the place of what could not be read.
+    a.kill_agent()?;
+    give(&newer)?;
+    a.start_agent()?;
+    mesh.ca().start()?;
+    wait_certified(a, &["client"])?;
+    wait_kept(a)?;
+    wait_until("the keeper holds the new keys", SOON, || {
+        kept(a).is_ok_and(|bytes| bytes != newer && bytes[9] == good[9])
+    })
 }
 
 /// What the keeper holds of this node.

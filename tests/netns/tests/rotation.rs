@@ -7,11 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::pki::claims;
 use heddle_testkit::prelude::*;
-use heddle_testkit::programs::program;
-use heddle_tests_netns::HBONE_PORT;
 use heddle_tests_netns::exposition::{scrape, sum};
-use heddle_tests_netns::peers::nginx;
+use heddle_tests_netns::peers::{curl, hey, nginx};
 use heddle_tests_netns::secure_peers::{handshakes, id_of, mtls_client, wait_certified};
+use heddle_tests_netns::{HBONE_PORT, SOON, both_families};
 
 /// How long agents may take to hear of a step.
 const HEARD: Duration = Duration::from_secs(40);
@@ -37,18 +36,47 @@ fn serials(node: &Node) -> Vec<String> {
 
 /// Certificates live as short as the authority lets them: agents hear of a step when they renew, about half of it later.
 const LIFETIME_SECONDS: &str = "60";
-/// Every byte stream of the load is a new connection.
+/// Connections between the agents grow no older, so that the load has new ones shake hands all the time, whatever the moment.
+const AGE_SECONDS: &str = "2";
 const STREAMS_PER_SECOND: u32 = 20;
 /// Longer than all three steps take.
 const LOAD: Duration = Duration::from_secs(125);
 
+/// A pod for each phase: it has connected to nobody before, so that its agent has no connection that it could use.
+const PHASES: [&str; 5] = ["at-first", "prepared", "activated", "renewed", "finished"];
+
+/// Handshakes that failed on one side, for whatever reason.
+fn failed(node: &Node, side: &str) -> Result<u64> {
+    Ok(sum(&scrape(node)?, "heddle_tls_handshake_failures_total", &[("side", side)]) as u64)
+}
+
+/// Both a pod that is new to it and those of the load have handshakes made in this phase, and what they carry arrives.
+fn shakes_hands(mesh: &Mesh, phase: &str, url: &str) -> Result<()> {
+    let (a, pod, web) = (mesh.node("a"), mesh.pod(phase), mesh.pod("web"));
+    let made = || handshakes(a, "client");
+    let before = made()?;
+    for ip in both_families(web) {
+        pod.connect(&dial(ip, 1004).many(2, 2))?.assert_succeeded()?;
+    }
+    ensure!(curl(pod, &[url])?.contains("HTTP/1"), "a request");
+    let by_pod = made()?;
+    ensure!(by_pod >= before + 2, "{phase}: a new pod's connections took {} handshakes", by_pod - before);
+    wait_until(&format!("{phase}: the load has new connections made"), SOON * 2, || {
+        made().is_ok_and(|now| now >= by_pod + 4)
+    })
+    .with_context(|| a.agent_tail())?;
+    ensure!(failed(a, "client")? == 0, "{phase}: a handshake failed\n{}", a.agent_tail());
+    Ok(())
+}
+
 #[test]
 fn a_root_is_replaced_under_load_and_no_request_fails() -> Result<()> {
-    let short = ["--certificate-lifetime-seconds", LIFETIME_SECONDS];
-    let mesh = Mesh::declare("rotation")
-        .node("a")
-        .agent_arguments(&short)
-        .pod("client")
+    let short = ["--certificate-lifetime-seconds", LIFETIME_SECONDS, "--mesh-connection-age-max-seconds", AGE_SECONDS];
+    let mut node_a = Mesh::declare("rotation").node("a").agent_arguments(&short).pod("client");
+    for phase in PHASES {
+        node_a = node_a.pod(phase);
+    }
+    let mesh = node_a
         .node("b")
         .agent_arguments(&short)
         .pod("web")
@@ -61,13 +89,10 @@ fn a_root_is_replaced_under_load_and_no_request_fails() -> Result<()> {
     wait_certified(&mesh)?;
     let (client, web) = (mesh.pod("client"), mesh.pod("web"));
     let _nginx = nginx(web, &mesh.node("b").paths().run.join("nginx"))?;
-    let shaken = handshakes(mesh.node("b"), "server")?;
 
-    // Requests on connections that stay, and byte streams of which each is new.
+    // Requests on connections that the application keeps, and byte streams of which each is new.
     let url = format!("http://{}/who", SocketAddr::new(mesh.service("web").cluster_v4(), 80));
-    let mut command = program("hey", "hey")?;
-    command.args(["-z", "600s", "-c", "4", "-q", "25", &url]);
-    let requests = client.spawn("hey", command)?;
+    let requests = hey(client, &["-c", "4", "-q", "25"], &url)?;
     let held = client.hold(&dial(web.v4(), 1004), 4)?;
     let streams = client.start_client(&dial(web.v6(), 1004).rate(STREAMS_PER_SECOND, LOAD))?;
 
@@ -81,6 +106,7 @@ fn a_root_is_replaced_under_load_and_no_request_fails() -> Result<()> {
         Ok(told.run(mesh.node("a"))?.assert_echoed("x").is_ok())
     };
     ensure!(is_taken()?, "positive control: the first root's signature counts");
+    shakes_hands(&mesh, "at-first", &url)?;
 
     // A step out of its turn, or before everybody can have heard of the last one, is refused and changes nothing.
     let step = |arguments: &[&str]| mesh.ca().rotate(arguments).with_context(|| format!("ca rotate {arguments:?}"));
@@ -91,27 +117,28 @@ fn a_root_is_replaced_under_load_and_no_request_fails() -> Result<()> {
     all_have_roots(&mesh, 2)?;
     let before: Vec<Vec<String>> = mesh.nodes().iter().map(serials).collect();
     ensure!(before.iter().all(|serials| !serials.is_empty()), "{before:?}");
+    shakes_hands(&mesh, "prepared", &url)?;
     // This test has seen what the authority could only wait for.
     step(&["activate", "--force"])?;
+    // Certificates of both roots are in use.
+    shakes_hands(&mesh, "activated", &url)?;
     wait_until("certificates of the new root are in use", HEARD, || {
         mesh.nodes().iter().zip(&before).all(|(n, before)| serials(n).iter().all(|serial| !before.contains(serial)))
     })?;
     ensure!(is_taken()?, "both roots count");
+    shakes_hands(&mesh, "renewed", &url)?;
     ensure!(step(&["finish"]).is_err(), "finished too early");
     step(&["finish", "--force"])?;
     all_have_roots(&mesh, 1)?;
+    shakes_hands(&mesh, "finished", &url)?;
+    ensure!(failed(mesh.node("b"), "server")? == 0, "a handshake failed\n{}", mesh.node("b").agent_tail());
     ensure!(!is_taken()?, "what the old root signed is still taken");
+    ensure!(failed(mesh.node("b"), "server")? == 1, "positive control: failures are counted");
 
-    ensure!(handshakes(mesh.node("b"), "server")? > shaken, "positive control: connections were made anew");
     assert_eq!(held.ping()?, (4, 0), "connections from before the first step go on");
     streams.finish()?.assert_succeeded().context("new byte streams all along")?;
-    requests.signal(nix::sys::signal::Signal::SIGINT)?;
-    requests.wait(Duration::from_secs(20))?;
-    let printed = requests.stdout();
-    let answered =
-        printed.lines().find_map(|l| l.trim().strip_prefix("[200]\t")?.split(' ').next()?.parse::<u64>().ok());
-    ensure!(answered.is_some_and(|n| n > 1000), "{printed}");
-    ensure!(!printed.contains("Error distribution") && printed.matches(" responses").count() == 1, "{printed}");
+    let answered = requests.finish()?;
+    ensure!(answered > 1000, "{answered} requests");
     for node in mesh.nodes() {
         let is_failed = |r: &serde_json::Value| r["status"].as_u64().is_some_and(|s| s >= 500);
         let failed: Vec<_> = node.access_log().into_iter().filter(is_failed).collect();

@@ -1,9 +1,15 @@
 //! A new agent takes over from a running one, and nothing fails (FEATURES J3, demand 5).
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use heddle_testkit::prelude::*;
+use heddle_testkit::process::Process;
+use heddle_tests_netns::SOON;
+use heddle_tests_netns::peers::{hey, nginx};
+use heddle_tests_netns::secure_peers::{id_of, wait_certified};
+use serde_json::{Value, json};
 
 #[test]
 fn a_new_agent_takes_over_under_load_and_nothing_fails() -> Result<()> {
@@ -39,6 +45,108 @@ fn the_old_agent_carries_its_connections_to_their_end() -> Result<()> {
     held.close()?;
     let status = old.wait(Duration::from_secs(10))?;
     ensure!(status.success(), "{status}\n{}", old.tail());
+    Ok(())
+}
+
+/// The same by mutual TLS between two nodes, for requests on connections that applications keep, on new ones, and for bytes.
+#[test]
+fn both_agents_are_replaced_under_secured_load_and_no_request_fails() -> Result<()> {
+    let mesh = Mesh::declare("takeover_mtls")
+        .node("a")
+        .pod("client")
+        .node("b")
+        .pod("web")
+        .serves(tcp(9000).quiet())
+        .service("web")
+        .port(80, 8080)
+        .backed_by("web")
+        .with_ca()
+        .start()?;
+    wait_certified(&mesh)?;
+    let (client, web) = (mesh.pod("client"), mesh.pod("web"));
+    let _nginx = nginx(web, &mesh.node("b").paths().run.join("nginx"))?;
+    let url = format!("http://{}/who", SocketAddr::new(mesh.service("web").cluster_v4(), 80));
+    let kept = hey(client, &["-c", "6", "-q", "25"], &url)?;
+    let anew = hey(client, &["-c", "3", "-q", "15", "-disable-keepalive"], &url)?;
+    let streams = client.start_client(&dial(web.v6(), 9000).rate(40, Duration::from_secs(15)))?;
+    let is_request =
+        |r: &Value| r["transport"] == "heddle" && r["path"] == "/who" && r["source_principal"] == id_of(client);
+    let mut former = Vec::new();
+    for node in mesh.nodes() {
+        let carries = || node.access_log().into_iter().filter(is_request).count() > 50;
+        wait_until("it carries requests by mutual TLS", SOON, carries).with_context(|| node.agent_tail())?;
+        let old = node.replace_agent()?;
+        let status = old.wait(SOON * 3)?;
+        ensure!(status.success(), "the old agent ended with {status}\n{}", old.tail());
+        wait_until("its successor carries them", SOON, carries).with_context(|| node.agent_tail())?;
+        former.push(old);
+    }
+    ensure!(streams.is_running(), "positive control: replaced while the load ran");
+    let all = || {
+        let said = former.iter().map(Process::stdout).collect::<String>();
+        let now = mesh.nodes().iter().flat_map(Node::access_log).map(|record| record.to_string());
+        let is_usual = |line: &String| line.contains("\"reason\":\"completed\"") || line.contains("\"status\":200");
+        said.lines().map(ToOwned::to_owned).chain(now).filter(|line| !is_usual(line)).collect::<Vec<_>>().join("\n")
+    };
+    streams.finish()?.assert_succeeded().with_context(all)?;
+    let counts = [kept.finish().with_context(all)?, anew.finish().with_context(all)?];
+    ensure!(counts.iter().all(|count| *count > 100), "{counts:?} requests");
+    Ok(())
+}
+
+/// What an agent may do does not stop changing when it drains: its connections are judged by the configuration of now, as any.
+#[test]
+fn a_draining_agent_goes_by_the_modes_and_policies_of_now() -> Result<()> {
+    let mesh = Mesh::declare("drain_strict")
+        .node("a")
+        .pod("client")
+        .pod("stranger")
+        .unmeshed()
+        .node("b")
+        // Not the deadline ends what is to be ended by a change.
+        .agent_arguments(&["--drain-deadline-seconds", "60"])
+        .pod("web")
+        .serves(tcp(8080))
+        .serves(tcp(8081))
+        .with_ca()
+        .start()?;
+    wait_certified(&mesh)?;
+    let (client, stranger, web, node) = (mesh.pod("client"), mesh.pod("stranger"), mesh.pod("web"), mesh.node("b"));
+    let plain = stranger.hold(&dial(web.v4(), 8080), 3)?;
+    let plain_elsewhere = stranger.hold(&dial(web.v4(), 8081), 2)?;
+    let ours = client.hold(&dial(web.v6(), 8080), 2)?;
+    let old = node.replace_agent()?;
+    wait_until("the new agent is ready", SOON * 2, || node.is_ready() && old.stderr().contains("draining"))
+        .with_context(|| old.tail())?;
+    let all = [(&plain, 3), (&plain_elsewhere, 2), (&ours, 2)];
+    for (held, count) in all {
+        ensure!(held.ping()? == (count, 0), "positive control: the old agent carries them\n{}", old.tail());
+    }
+    ensure!(node.connections()?.is_empty(), "positive control: the new agent has none of them");
+
+    let strict = json!({"mode": "Permissive", "ports": [{"port": 8080, "mode": "Strict"}]});
+    let metadata = json!({"name": "web", "namespace": "shop"});
+    let modes = json!({"apiVersion": "heddle.dev/v1alpha1", "kind": "MeshTLS", "metadata": metadata, "spec": strict});
+    mesh.source().write("modes.yaml", &[modes])?;
+    plain.wait_ended(3, SOON).with_context(|| format!("plain text to a port that is strict now\n{}", old.tail()))?;
+    ensure!(old.is_running(), "it was not the end of the agent that ended them");
+    for (held, count) in [(&plain_elsewhere, 2), (&ours, 2)] {
+        ensure!(held.ping()? == (count, 0), "what may go on goes on\n{}", old.tail());
+    }
+
+    // Nobody may call any more, whoever he is.
+    let deny = json!({
+        "apiVersion": "heddle.dev/v1alpha1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": "nobody", "namespace": "shop"},
+        "spec": {},
+    });
+    mesh.source().write("policy.yaml", &[deny])?;
+    for (held, count) in [(&plain_elsewhere, 2), (&ours, 2)] {
+        held.wait_ended(count, SOON).with_context(|| format!("denied since\n{}", old.tail()))?;
+    }
+    let status = old.wait(SOON * 2)?;
+    ensure!(status.success(), "nothing is left to carry: {status}\n{}", old.tail());
     Ok(())
 }
 

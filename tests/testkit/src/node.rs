@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::cgroup::Cgroup;
 use crate::netns::Netns;
+use crate::objects::Source;
 use crate::place::Place;
 use crate::pod::Pod;
 use crate::probe::{self, AGENT_PORTS, BpfObjects};
@@ -130,14 +131,20 @@ impl Node {
     /// # Errors
     /// It cannot be started.
     pub fn spawn_agent(&self) -> anyhow::Result<Process> {
+        self.spawn_agent_reading(&self.paths.source)
+    }
+
+    fn spawn_agent_reading(&self, source: &Path) -> anyhow::Result<Process> {
         let mut command = self.heddle_command(&["agent", "--node", &self.host.name]);
-        command.arg("--source").arg(format!("files:{}", self.paths.source.display()));
+        command.arg("--source").arg(format!("files:{}", source.display()));
         self.common_arguments(&mut command, self.cgroup.path());
         command.arg("--metrics-address").arg(format!("0.0.0.0:{METRICS_PORT}"));
         command.arg("--health-address").arg(format!("0.0.0.0:{HEALTH_PORT}"));
-        command.args(["--access-log", "stdout", "--drain-deadline-seconds", "5"]);
-        if !self.agent_arguments.iter().any(|a| a == "--workers") {
-            command.args(["--workers", "2"]);
+        command.args(["--access-log", "stdout"]);
+        for (name, value) in [("--drain-deadline-seconds", "5"), ("--workers", "2")] {
+            if !self.agent_arguments.iter().any(|argument| argument == name) {
+                command.args([name, value]);
+            }
         }
         command.args(&self.agent_arguments);
         self.heddle_place.spawn("agent", command)
@@ -176,6 +183,15 @@ impl Node {
     /// There is no agent, or the new one cannot be started.
     pub fn replace_agent(&self) -> anyhow::Result<Process> {
         let new = self.spawn_agent()?;
+        self.agent_slot().replace(new).context("there was no agent to take over from")
+    }
+
+    /// As [`replace_agent`](Self::replace_agent); the new one reads the objects of another directory.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn replace_agent_reading(&self, source: &Source) -> anyhow::Result<Process> {
+        let new = self.spawn_agent_reading(source.directory())?;
         self.agent_slot().replace(new).context("there was no agent to take over from")
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -46,6 +47,20 @@ impl Source {
     pub(crate) fn create(directory: PathBuf) -> anyhow::Result<Self> {
         fs::create_dir(&directory).with_context(|| format!("make {}", directory.display()))?;
         Ok(Self { directory })
+    }
+
+    /// A copy of it as it is now, beside it: for an agent that hears of nothing any more.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn copy(&self, name: &str) -> anyhow::Result<Self> {
+        let copy = Self::create(self.directory.with_file_name(name))?;
+        fs::set_permissions(copy.directory(), fs::Permissions::from_mode(0o755)).context("permissions")?;
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            fs::copy(entry.path(), copy.directory.join(entry.file_name())).context("copy an object")?;
+        }
+        Ok(copy)
     }
 
     /// The directory.

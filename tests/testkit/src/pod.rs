@@ -74,6 +74,16 @@ impl Pod {
         self.source.write_pod(&plan, &self.location())
     }
 
+    /// Writes its object, changed, into another directory; its own stays as it is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_into(&self, source: &Source, change: impl FnOnce(&mut PodPlan)) -> anyhow::Result<()> {
+        let mut plan = self.plan();
+        change(&mut plan);
+        source.write_pod(&plan, &self.location())
+    }
+
     pub(crate) fn location(&self) -> PodLocation<'_> {
         PodLocation {
             node: &self.node,

@@ -7,12 +7,13 @@ use heddle_identity::spiffe::SpiffeError;
 use heddle_identity::{SpiffeId, TrustDomain, WorkloadKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::names;
 use super::request::SigningRequest;
@@ -63,10 +64,51 @@ impl From<rcgen::Error> for SignError {
     }
 }
 
+/// A CA's private key: overwritten when dropped, as every reload drops one.
+pub struct CaKey(KeyPair);
+
+impl CaKey {
+    fn generate() -> Result<Self, SignError> {
+        Ok(Self(KeyPair::generate()?))
+    }
+
+    /// From PKCS#8, SEC 1 or PKCS#1 in PEM.
+    pub(super) fn from_pem(pem: &str) -> Result<Self, rcgen::Error> {
+        KeyPair::from_pem(pem).map(Self)
+    }
+
+    pub(super) fn to_pem(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.0.serialize_pem())
+    }
+}
+
+impl Drop for CaKey {
+    fn drop(&mut self) {
+        // What AWS-LC holds beside it is overwritten by AWS-LC.
+        self.0.zeroize();
+    }
+}
+
+impl PublicKeyData for CaKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        self.0.algorithm()
+    }
+}
+
+impl SigningKey for CaKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        self.0.sign(message)
+    }
+}
+
 /// A CA certificate with its key.
 pub struct CaCertificate {
     pub(super) der: CertificateDer<'static>,
-    pub(super) key: KeyPair,
+    pub(super) key: CaKey,
 }
 
 impl CaCertificate {
@@ -75,7 +117,7 @@ impl CaCertificate {
     /// # Errors
     /// No randomness.
     pub fn root(trust_domain: &TrustDomain, now: Duration) -> Result<Self, SignError> {
-        let key = KeyPair::generate()?;
+        let key = CaKey::generate()?;
         let name = format!("Heddle root {trust_domain} {}", hex(&random::<4>()?));
         let mut params = ca_params(&name, BasicConstraints::Unconstrained, now)?;
         params.not_after = time(now + ROOT_LIFETIME).into();
@@ -92,7 +134,7 @@ impl CaCertificate {
         if own.not_after < now + LIFETIME_MAX {
             return Err(SignError::Ending { not_after: own.not_after });
         }
-        let key = KeyPair::generate()?;
+        let key = CaKey::generate()?;
         let name = format!("Heddle intermediate {trust_domain} {}", hex(&random::<4>()?));
         let mut params = ca_params(&name, BasicConstraints::Constrained(0), now.max(own.not_before))?;
         params.not_after = time((now + INTERMEDIATE_LIFETIME).min(own.not_after)).into();
@@ -127,7 +169,7 @@ pub struct Authority {
     trust_domain: TrustDomain,
     agent_id: SpiffeId,
     authority_id: SpiffeId,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, CaKey>,
     intermediate: CertificateDer<'static>,
     validity: Validity,
     roots: Vec<CertificateDer<'static>>,

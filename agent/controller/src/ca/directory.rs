@@ -7,6 +7,8 @@
 //! g1/, g2/, …        one generation: root(-key).pem, intermediate(-key).pem, 0700
 //! .lock              held by whoever changes something
 //! ```
+//!
+//! Only the intermediate signs leaves. A root's key is read by the one command that signs with it, and may be kept elsewhere.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
@@ -16,14 +18,14 @@ use std::time::Duration;
 
 use heddle_identity::TrustDomain;
 use pem::{EncodeConfig, LineEnding, Pem};
-use rcgen::KeyPair;
+use rcgen::PublicKeyData;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
-use super::authority::{Authority, CaCertificate, SignError, Validity, hex};
+use super::authority::{Authority, CaCertificate, CaKey, SignError, Validity, hex};
 use super::files::{self, FileError};
 use super::nodes::{Nodes, NodesError};
 use super::rotation::{RotateError, State};
@@ -59,6 +61,15 @@ pub enum DirectoryError {
     /// Signing.
     #[error(transparent)]
     Sign(#[from] SignError),
+    /// A root was given to a step that takes none.
+    #[error("`{0}` takes no root: --from-root-cert and --from-root-key are for `prepare` and `intermediate`")]
+    RootNotTaken(&'static str),
+    /// The root that was given is not the one in force.
+    #[error("the root given is not that of {}: for another root there is `prepare`", .0.display())]
+    OtherRoot(PathBuf),
+    /// The key is kept elsewhere.
+    #[error("{} is not here: give the root and its key by --from-root-cert and --from-root-key", .0.display())]
+    RootKeyElsewhere(PathBuf),
 }
 
 /// The directory, opened.
@@ -141,6 +152,18 @@ pub enum Step {
     Intermediate,
 }
 
+impl Step {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Activate => "activate",
+            Self::Finish => "finish",
+            Self::Cancel => "cancel",
+            Self::Intermediate => "intermediate",
+        }
+    }
+}
+
 /// A root made elsewhere, checked to be a CA that fits its key.
 pub struct ImportedRoot(CaCertificate);
 
@@ -192,7 +215,7 @@ impl Directory {
             Some(ImportedRoot(root)) => root,
             None => CaCertificate::root(trust_domain, now)?,
         };
-        self.write_generation(1, &root, trust_domain, now)?;
+        self.write_generation(1, &root, RootKey::Kept, trust_domain, now)?;
         let state = State::new(trust_domain, lifetime_max, 1, now);
         self.write(NODES, Nodes::default().to_text().as_bytes(), 0o600)?;
         self.write(BUNDLE, pem_of(std::slice::from_ref(&root.der)).as_bytes(), 0o644)?;
@@ -255,7 +278,8 @@ impl Directory {
         self.write(NODES, nodes.to_text().as_bytes(), 0o600)
     }
 
-    /// Takes one step of a rotation; answers where it stands then.
+    /// Takes one step of a rotation; answers where it stands then. `Intermediate` is signed by the root in force, whose key is `imported`
+    /// where it is kept elsewhere, and stays elsewhere.
     ///
     /// # Errors
     /// The step is not to be taken now, or a file cannot be written.
@@ -272,6 +296,9 @@ impl Directory {
         self.repair_locked(&state)?;
         let trust_domain = self.load()?.authority.trust_domain().clone();
         let number = state.unused();
+        if imported.is_some() && !matches!(step, Step::Prepare | Step::Intermediate) {
+            return Err(DirectoryError::RootNotTaken(step.as_str()));
+        }
         let next = match step {
             Step::Prepare => {
                 let next = state.prepare(number, now)?;
@@ -279,13 +306,23 @@ impl Directory {
                     Some(ImportedRoot(root)) => root,
                     None => CaCertificate::root(&trust_domain, now)?,
                 };
-                self.write_generation(number, &root, &trust_domain, now)?;
+                self.write_generation(number, &root, RootKey::Kept, &trust_domain, now)?;
                 next
             }
             Step::Intermediate => {
                 let directory = self.generation(state.active());
-                let root = read_ca(&directory.join(ROOT), &directory.join(ROOT_KEY))?;
-                self.write_generation(number, &root, &trust_domain, now)?;
+                let (certificate, key) = (directory.join(ROOT), directory.join(ROOT_KEY));
+                let is_here = key.exists();
+                let root = match imported {
+                    Some(ImportedRoot(root)) if root.der != read_certificate(&certificate)? => {
+                        return Err(DirectoryError::OtherRoot(certificate));
+                    }
+                    Some(ImportedRoot(root)) => root,
+                    None if is_here => read_ca(&certificate, &key)?,
+                    None => return Err(DirectoryError::RootKeyElsewhere(key)),
+                };
+                let kept = if is_here { RootKey::Kept } else { RootKey::Elsewhere };
+                self.write_generation(number, &root, kept, &trust_domain, now)?;
                 state.reissued(number)
             }
             Step::Activate => state.activate(now, force)?,
@@ -335,11 +372,12 @@ impl Directory {
 
     fn read_generation(&self, number: u64) -> Result<(Generation, CaCertificate), DirectoryError> {
         let directory = self.generation(number);
-        let root = read_ca(&directory.join(ROOT), &directory.join(ROOT_KEY))?;
+        let root = read_ca_certificate(&directory.join(ROOT))?;
+        files::check_private(&directory.join(ROOT_KEY))?;
         let path = directory.join(INTERMEDIATE);
         let intermediate = read_ca(&path, &directory.join(INTERMEDIATE_KEY))?;
-        check_signed_by(&path, &intermediate.der, &root.der)?;
-        let generation = Generation { number, root: root.der, intermediate: intermediate.der.clone() };
+        check_signed_by(&path, &intermediate.der, &root)?;
+        let generation = Generation { number, root, intermediate: intermediate.der.clone() };
         Ok((generation, intermediate))
     }
 
@@ -348,6 +386,7 @@ impl Directory {
         &self,
         number: u64,
         root: &CaCertificate,
+        root_key: RootKey,
         trust_domain: &TrustDomain,
         now: Duration,
     ) -> Result<(), DirectoryError> {
@@ -359,12 +398,13 @@ impl Directory {
         self.checkpoint(&directory)?;
         let made = DirBuilder::new().mode(0o700).create(&directory);
         made.map_err(|error| FileError::io("make", &directory, error))?;
-        let key = |pair: &KeyPair| Zeroizing::new(pair.serialize_pem());
         let write = |name: &str, bytes: &[u8], mode: u32| self.write_in(&directory, name, bytes, mode);
         write(ROOT, pem_of(std::slice::from_ref(&root.der)).as_bytes(), 0o644)?;
-        write(ROOT_KEY, key(&root.key).as_bytes(), 0o600)?;
+        if root_key == RootKey::Kept {
+            write(ROOT_KEY, root.key.to_pem().as_bytes(), 0o600)?;
+        }
         write(INTERMEDIATE, pem_of(std::slice::from_ref(&intermediate.der)).as_bytes(), 0o644)?;
-        write(INTERMEDIATE_KEY, key(&intermediate.key).as_bytes(), 0o600)?;
+        write(INTERMEDIATE_KEY, intermediate.key.to_pem().as_bytes(), 0o600)?;
         Ok(())
     }
 
@@ -426,21 +466,37 @@ impl Directory {
     }
 }
 
+/// Where the key of a generation's root is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RootKey {
+    /// Beside its certificate.
+    Kept,
+    /// The operator took it away.
+    Elsewhere,
+}
+
 /// A certificate and its key, each in a file of PEM, that belong together.
 fn read_ca(certificate: &Path, key: &Path) -> Result<CaCertificate, DirectoryError> {
-    let der = read_certificate(certificate)?;
+    let der = read_ca_certificate(certificate)?;
     let pem = files::read_private(key)?;
     let pair =
-        KeyPair::from_pem(&pem).map_err(|error| FileError::content(key, format_args!("no private key: {error}")))?;
+        CaKey::from_pem(&pem).map_err(|error| FileError::content(key, format_args!("no private key: {error}")))?;
     let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| FileError::content(certificate, "not X.509"))?;
-    if !parsed.is_ca() {
-        return Err(FileError::content(certificate, "not a CA certificate (basicConstraints CA:true)").into());
-    }
-    if *parsed.public_key().subject_public_key.data != *pair.public_key_raw() {
+    if *parsed.public_key().subject_public_key.data != *pair.der_bytes() {
         let why = format!("the key is not that of {}", certificate.display());
         return Err(FileError::content(key, why).into());
     }
     Ok(CaCertificate { der, key: pair })
+}
+
+fn read_ca_certificate(path: &Path) -> Result<CertificateDer<'static>, DirectoryError> {
+    let der = read_certificate(path)?;
+    let is_ca = X509Certificate::from_der(&der).is_ok_and(|(_, parsed)| parsed.is_ca());
+    if is_ca {
+        Ok(der)
+    } else {
+        Err(FileError::content(path, "not a CA certificate (basicConstraints CA:true)").into())
+    }
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, DirectoryError> {

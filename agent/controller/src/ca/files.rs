@@ -75,15 +75,26 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, FileError> {
 
 /// A file that only its owner may read and who runs this must own.
 pub(super) fn read_private(path: &Path) -> Result<Zeroizing<String>, FileError> {
-    read_to_end(path, |metadata| {
-        check_owner(path, metadata)?;
-        let mode = metadata.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            let why = "others than its owner may read or change it";
-            return Err(FileError::Mode { path: path.to_owned(), mode, why, fix: "600" });
-        }
-        Ok(())
-    })
+    read_to_end(path, |metadata| check_owners_only(path, metadata))
+}
+
+/// A file that nobody reads now, and only its owner may, if there is one.
+pub(super) fn check_private(path: &Path) -> Result<(), FileError> {
+    match fs::metadata(path) {
+        Ok(metadata) => check_owners_only(path, &metadata),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(FileError::io("look at", path, error)),
+    }
+}
+
+fn check_owners_only(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
+    check_owner(path, metadata)?;
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        let why = "others than its owner may read or change it";
+        return Err(FileError::Mode { path: path.to_owned(), mode, why, fix: "600" });
+    }
+    Ok(())
 }
 
 /// Who may write into a directory may exchange what is in it.

@@ -42,6 +42,9 @@ const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 const GRACE: Duration = Duration::from_secs(5);
 /// How often the directory is looked at.
 pub const RELOAD_INTERVAL: Duration = Duration::from_millis(500);
+/// How long what could not be taken in is left alone, if it stays as it is: the reason may lie elsewhere and pass, such as a lack of
+/// files, or the mode of a key.
+pub const RELOAD_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// How long nothing is accepted when the system has no more files or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -93,7 +96,16 @@ pub struct CaServer {
     shared: Arc<Shared>,
     tls: watch::Sender<Arc<ServerConfig>>,
     renew_at: Duration,
+    /// Of what is in force.
     stamp: Stamp,
+    failed: Option<FailedReload>,
+}
+
+/// The last attempt.
+struct FailedReload {
+    stamp: Stamp,
+    /// By the monotonic clock.
+    again_at: Duration,
 }
 
 type Stamp = [Option<(u64, i64, i64)>; 2];
@@ -114,7 +126,7 @@ impl CaServer {
             placement: RwLock::new(Arc::new(Placement::default())),
             clock,
         });
-        Ok(Self { directory, options, shared, tls: watch::Sender::new(config), renew_at, stamp })
+        Ok(Self { directory, options, shared, tls: watch::Sender::new(config), renew_at, stamp, failed: None })
     }
 
     /// Answers calls until `shutdown` completes. Pods come from `snapshots`, before the first one no account has any.
@@ -173,26 +185,29 @@ impl CaServer {
         *self.shared.placement.write().unwrap_or_else(PoisonError::into_inner) = placement;
     }
 
-    /// Takes in what changed in the directory, and renews the server's own certificate. The last good state stays when that fails.
+    /// Takes in what changed in the directory, and renews the server's own certificate. The last good state stays when that fails, until
+    /// it succeeds: a revocation must not get lost.
     fn refresh(&mut self) {
-        let now = self.shared.clock.now().unix;
+        let now = self.shared.clock.now();
         let stamp = self.directory.stamp();
         let is_changed = stamp != self.stamp;
-        if !is_changed && now < self.renew_at {
+        if !is_changed && now.unix < self.renew_at {
             return;
         }
-        match self.reload(now) {
+        if self.failed.as_ref().is_some_and(|failed| failed.stamp == stamp && now.monotonic < failed.again_at) {
+            return;
+        }
+        match self.reload(now.unix) {
             Ok(()) => {
                 if is_changed {
                     tracing::info!(target: "ca", dir = %self.directory.path().display(), "reloaded");
                 }
                 self.stamp = stamp;
+                self.failed = None;
             }
             Err(error) => {
-                tracing::error!(target: "ca", %error, "the former state stays in force");
-                // Not again until it changes again, or its time has come.
-                self.stamp = stamp;
-                self.renew_at = self.renew_at.max(now + Duration::from_secs(10));
+                tracing::error!(target: "ca", %error, "the former state stays in force; trying again");
+                self.failed = Some(FailedReload { stamp, again_at: now.monotonic + RELOAD_RETRY_PAUSE });
             }
         }
     }

@@ -1,6 +1,7 @@
 //! What changes under a running authority.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 
 use heddle_controller::ca::Step;
 use heddle_identity::{Roots, WorkloadKey};
@@ -45,6 +46,25 @@ async fn a_token_made_now_counts_now() {
     until("the new node is served", || {
         let (mut client, token) = (running.client(None), token.clone());
         async move { sign(&mut client, &id("web"), Some(&token)).await.is_ok() }
+    })
+    .await;
+}
+
+/// What was in the way lies in another file than those that say that something changed.
+#[tokio::test]
+async fn a_revocation_that_could_not_be_taken_in_at_first_is_taken_in_later() {
+    let running = Running::start().await;
+    told(&running).await;
+    let key = running.directory.path().join("g1/intermediate-key.pem");
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    running.directory.revoke_token("node-a").unwrap();
+    tokio::time::sleep(heddle_controller::ca::server::RELOAD_INTERVAL * 3).await;
+    assert!(running.directory.load().is_err(), "the control: it cannot be read");
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    let csr = || WorkloadKey::generate().unwrap().certificate_request(&id("web")).unwrap();
+    until("the revoked token counts no more", || async {
+        let answer = sign_csr(&mut running.client(None), csr(), Some(&running.token_a)).await;
+        answer.is_err_and(|status| status.code() == tonic::Code::Unauthenticated)
     })
     .await;
 }

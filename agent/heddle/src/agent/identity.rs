@@ -84,6 +84,8 @@ struct State {
     nameless: BTreeMap<PodUid, String>,
     /// Why the keeper does not hold the keys.
     keys_error: Option<String>,
+    /// There was a certificate in this agent's life: from then on the keeper is to hold what this agent has, be it nothing.
+    has_had_keys: bool,
 }
 
 impl Identities {

@@ -56,11 +56,13 @@ pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<A
     let source_status = source.status();
     let (publish, mut snapshots) = watch::channel(Arc::new(Snapshot::new(&options.node)));
     let mut tasks = Vec::new();
+    // What connections go by to their end, so also while the agent drains: policies and modes of now, certificates that are good.
+    let mut through_drain = Vec::new();
     let identities = authority.as_ref().map(|authority| Arc::new(Identities::new(authority, workers)));
     if let Some(identities) = &identities {
         let (pinned, task) = identity::in_own_domain(Arc::clone(identities), snapshots);
         snapshots = pinned;
-        tasks.push(task);
+        through_drain.push(task);
         // Before the first lease: what is taken over is used at once.
         identities.restore(&options.paths.run_dir).await;
     }
@@ -84,6 +86,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<A
         socket_wait: SOCKET_WAIT,
         request_head_timeout: Duration::from_secs(options.request_head_timeout_seconds),
         request_body_idle_timeout: Duration::from_secs(options.request_body_idle_timeout_seconds),
+        mesh_connection_age_max: Duration::from_secs(options.mesh_connection_age_max_seconds),
         ..Config::default()
     };
     let shared: Arc<dyn heddle_proxy::SocketSource> = sockets.clone();
@@ -99,7 +102,7 @@ pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<A
     if let (Some(identities), Some(authority)) = (&identities, authority) {
         let issuer = identities.begin(authority, &snapshots.borrow())?;
         let store = identities.store().clone();
-        tasks.push(tokio::spawn(async move { store.run(issuer, std::future::pending()).await }));
+        through_drain.push(tokio::spawn(async move { store.run(issuer, std::future::pending()).await }));
         tasks.push(tokio::spawn(Arc::clone(identities).keep(options.paths.run_dir.clone())));
     }
     let hbone = identities.is_some();
@@ -217,11 +220,14 @@ pub async fn serve(options: AgentOptions, access: AccessLog, authority: Option<A
         }
     };
     link.stop();
-    // A successor wants these addresses; ours would answer for it with old numbers.
-    for task in tasks.drain(..) {
+    // A successor wants these addresses; ours would answer for it with old numbers. The keeper's key memory is its own as well.
+    for task in tasks {
         task.abort();
     }
     drain(&proxy, options.drain_deadline_seconds).await;
+    for task in through_drain {
+        task.abort();
+    }
     let _ = stop_source.send(());
     if !access.close(LOG_FLUSH) {
         tracing::warn!("the last access records were not written in time");

@@ -114,7 +114,7 @@ pub struct RotateOptions {
     /// Do not wait until every certificate of before has been renewed: whoever has not is cut off.
     #[arg(long)]
     pub force: bool,
-    /// Root, for `prepare`.
+    /// Root: for `prepare` another one; for `intermediate` the one in force, if its key is kept elsewhere.
     #[command(flatten)]
     pub root: RootOptions,
 }
@@ -162,6 +162,8 @@ pub struct ServeOptions {
 
 /// Runs a command.
 pub fn run(command: CaCommand) -> Result<ExitCode> {
+    // Keys and tokens will be in this memory.
+    heddle_datapath::keys::never_dump()?;
     match command {
         CaCommand::Init(options) => init(&options)?,
         CaCommand::Token(options) => token(&options)?,
@@ -220,4 +222,20 @@ fn rotate(options: &RotateOptions) -> Result<()> {
 
 fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_command_can_be_dumped() {
+        let dumpable = || nix::sys::prctl::get_dumpable().expect("dumpable");
+        // In a process of its own: cargo nextest runs each test so.
+        assert!(dumpable(), "positive control");
+        let dir = DirOption { dir: "/nonexistent".into() };
+        let command = CaCommand::Inspect(InspectOptions { dir, output: Output::Json });
+        assert!(run(command).is_err(), "no authority is there");
+        assert!(!dumpable());
+    }
 }

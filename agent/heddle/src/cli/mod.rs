@@ -85,6 +85,9 @@ pub struct AgentOptions {
     /// How long a request's body may stand still while nothing else happens; beyond: 408.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub request_body_idle_timeout_seconds: u64,
+    /// Age of a connection to another agent from half of which on it is given up for a new one, with a new handshake; its streams go on.
+    #[arg(long, default_value_t = 3600, value_parser = clap::value_parser!(u64).range(2..=86_400))]
+    pub mesh_connection_age_max_seconds: u64,
     /// Where identities come from.
     #[command(flatten)]
     pub identity: IdentityOptions,

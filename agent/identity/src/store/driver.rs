@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
-use super::{CertificateStore, Shared};
+use super::{CertificateStore, Inner, Shared};
 use crate::credential::Credential;
 use crate::issuer::{CertificateIssuer, CertificateRequest, IssueError, IssueErrorKind, IssuedCertificate};
 use crate::key::WorkloadKey;
@@ -92,6 +92,8 @@ impl Shared {
         self.apply(&mut inner, now, Event::Tick);
         if now.monotonic >= inner.restored_until {
             inner.restored = HashMap::new();
+            let Inner { untimely, accounts, .. } = &mut *inner;
+            untimely.retain(|id, _| accounts.contains_key(id));
         }
         (std::mem::take(&mut inner.outbox), inner.rotation.next_wake(now))
     }

@@ -88,6 +88,52 @@ async fn every_certificate_is_checked_as_if_just_issued() {
     assert!(restored.refused[0].why.contains("roots"), "{:?}", restored.refused);
 }
 
+/// A wrong clock costs nothing but the time until it is right again: what was refused for its times alone is exported with the rest.
+#[tokio::test]
+async fn what_the_clock_refuses_is_kept_for_an_agent_with_a_better_one() {
+    let (bytes, clock) = exported().await;
+    for (offset, word) in [(-10 * 365 * 24 * 3600, "not valid yet"), (30 * 24 * 3600, "expired")] {
+        clock.set_offset(offset);
+        let node = restarted(Arc::clone(&clock));
+        let restored = node.store.restore(&bytes).unwrap();
+        assert_eq!((restored.certificates, restored.refused.len()), (0, 2));
+        assert!(restored.refused.iter().all(|refused| refused.why.contains(word)), "{:?}", restored.refused);
+        let web = node.store.lease(&id("web")).unwrap();
+        assert!(!web.is_ready() && !node.store.has_any(), "kept, not used");
+        assert_eq!(*node.store.export().unwrap(), bytes);
+
+        clock.set_offset(0);
+        let next = restarted(Arc::clone(&clock));
+        assert_eq!(next.store.restore(&node.store.export().unwrap()).unwrap().certificates, 2);
+        assert!(next.store.has_any() && next.store.lease(&id("web")).unwrap().is_ready());
+        // It goes with the last pod of its account.
+        drop(web);
+        let left = node.store.export().unwrap();
+        assert_eq!(parse(&left).unwrap().iter().map(|record| record.id).collect::<Vec<_>>(), [id("api").as_str()]);
+    }
+}
+
+#[tokio::test]
+async fn what_the_clock_refuses_gives_way_to_what_is_issued_and_is_forgotten_where_nobody_asks() {
+    let (bytes, clock) = exported().await;
+    clock.set_offset(30 * 24 * 3600);
+    tokio::time::pause();
+    let node = Node::with(Arc::clone(&clock), TestIssuer::new(&clock, Ca::root("root")), StoreConfig::default());
+    node.store.restore(&bytes).unwrap();
+    let web = node.lease(&id("web")).await;
+    assert!(web.is_ready(), "issued");
+    let of = |bytes: &[u8]| {
+        let records = parse(bytes).unwrap();
+        records.iter().map(|record| (record.id.to_owned(), record.chain[0].to_vec())).collect::<Vec<_>>()
+    };
+    let (before, after) = (of(&bytes), of(&node.store.export().unwrap()));
+    let ids = |all: &[(String, Vec<u8>)]| all.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&before), ids(&after));
+    assert!(before[0] == after[0] && before[1] != after[1], "api's is the old one, web's is not");
+    tokio::time::sleep(301 * SECOND).await;
+    assert_eq!(ids(&of(&node.store.export().unwrap())), [id("web").to_string()]);
+}
+
 /// The checksum put right, so that what it guards is reached.
 fn sealed(mut body: Vec<u8>) -> Vec<u8> {
     let checksum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &body);

@@ -65,6 +65,54 @@ fn a_new_intermediate_stands_under_the_same_root() {
     assert_ne!(after.generations[0].intermediate, before.generations[0].intermediate);
 }
 
+/// Only `intermediate` signs with a root that is in force: its key can lie in a safe, and comes back for that alone.
+#[test]
+fn a_roots_key_is_read_by_who_signs_with_it_and_can_be_kept_elsewhere() {
+    let (temporary, directory) = made();
+    let key = directory.path().join("g1/root-key.pem");
+    let good = fs::read_to_string(&key).unwrap();
+    let intermediate = || directory.rotate(Step::Intermediate, None, NOW, false).err().map(|error| error.to_string());
+    // Nobody parses it before it is needed.
+    fs::write(&key, "no key").unwrap();
+    assert_eq!(error_of(&directory), "");
+    assert!(intermediate().is_some_and(|error| error.contains("root-key.pem: no private key")));
+    let other = CaCertificate::root(&"td".parse().unwrap(), NOW).unwrap();
+    fs::write(&key, &*other.key.to_pem()).unwrap();
+    assert!(intermediate().is_some_and(|error| error.contains("root-key.pem: the key is not that of")));
+
+    // It is taken away.
+    let safe = temporary.path().join("root-key.pem");
+    fs::write(&safe, good).unwrap();
+    fs::set_permissions(&safe, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::remove_file(&key).unwrap();
+    let before = directory.load().unwrap().generations[0].clone();
+    directory.repair().unwrap();
+    assert!(
+        intermediate().is_some_and(|error| error.contains("g1/root-key.pem is not here: give the root and its key"))
+    );
+    let given = || ImportedRoot::read(&directory.path().join("root.pem"), &safe).unwrap();
+    directory.rotate(Step::Intermediate, Some(given()), NOW, false).unwrap();
+    let after = directory.load().unwrap().generations[0].clone();
+    assert!(after.root == before.root && after.intermediate != before.intermediate && after.number == 2);
+    assert!(
+        directory.path().join("g2/intermediate-key.pem").exists() && !directory.path().join("g2/root-key.pem").exists()
+    );
+
+    // What is not asked for is refused, not ignored.
+    let foreign = ImportedRoot(other);
+    let error = directory.rotate(Step::Intermediate, Some(foreign), NOW, false).unwrap_err().to_string();
+    assert!(error.contains("the root given is not that of") && error.contains("g2/root.pem"), "{error}");
+    for step in [Step::Activate, Step::Finish, Step::Cancel] {
+        let error = directory.rotate(step, Some(given()), NOW, true).unwrap_err().to_string();
+        assert!(error.contains("takes no root"), "{error}");
+    }
+    // A whole rotation without the old root's key, as before.
+    directory.rotate(Step::Prepare, None, NOW, false).unwrap();
+    directory.rotate(Step::Activate, None, NOW + 2 * DAY, false).unwrap();
+    directory.rotate(Step::Finish, None, NOW + 4 * DAY, false).unwrap();
+    assert_ne!(directory.load().unwrap().generations[0].root, before.root);
+}
+
 #[test]
 fn an_imported_root_is_taken_with_its_own_key_only() {
     let temporary = TempDir::new().unwrap();
@@ -79,7 +127,7 @@ fn an_imported_root_is_taken_with_its_own_key_only() {
     let error = wrong_key.err().unwrap().to_string();
     assert!(error.contains("intermediate-key.pem: the key is not that of"), "{error}");
     let leaf = temporary.path().join("leaf.pem");
-    let pair = KeyPair::generate().unwrap();
+    let pair = rcgen::KeyPair::generate().unwrap();
     let params = rcgen::CertificateParams::default();
     fs::write(&leaf, params.self_signed(&pair).unwrap().pem()).unwrap();
     let leaf_key = temporary.path().join("leaf-key.pem");
@@ -138,8 +186,7 @@ fn broken_files_are_named_with_what_is_wrong() {
         ("g1/root.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not an X.509 certificate"),
         ("g1/root.pem", "-----BEGIN CERTIFICATE-----\nAA", "PEM"),
         ("g1/root.pem", &format!("{certificate}{certificate}"), "more than one certificate"),
-        ("g1/root-key.pem", "no key", "no private key"),
-        ("g1/intermediate-key.pem", &foreign.key.serialize_pem(), "the key is not that of"),
+        ("g1/intermediate-key.pem", &foreign.key.to_pem(), "the key is not that of"),
         ("g1/intermediate.pem", &certificate, "the key is not that of"),
     ] {
         let path = path(name);
@@ -158,7 +205,7 @@ fn broken_files_are_named_with_what_is_wrong() {
     assert!(error_of(&directory).contains("cannot read"), "{}", error_of(&directory));
     // Both belong together, and the root beside them is another.
     fs::write(path("g1/intermediate.pem"), pem_of(&[foreign.der])).unwrap();
-    fs::write(path("g1/intermediate-key.pem"), foreign.key.serialize_pem()).unwrap();
+    fs::write(path("g1/intermediate-key.pem"), foreign.key.to_pem().as_str()).unwrap();
     assert!(error_of(&directory).contains("intermediate.pem: not signed by the root.pem beside it"));
 }
 

@@ -109,7 +109,15 @@ impl Identities {
         }
     }
 
+    /// An agent that could use nothing of what a keeper holds, and has got nothing yet, leaves it there: the reason may pass (a wrong clock)
+    /// or be its own (an older version), and the next one needs what is good.
     async fn give(&self, run_dir: PathBuf) -> Result<()> {
+        let has_any = self.store.has_any();
+        let has_had_keys = {
+            let mut state = self.lock();
+            state.has_had_keys |= has_any;
+            state.has_had_keys
+        };
         let bundles = self.store.bundles();
         let current = bundles.current();
         let told = |(domain, _): (&TrustDomain, _)| Some((domain.clone(), bundles.authoritative(domain.as_str())?));
@@ -120,7 +128,10 @@ impl Identities {
             let memory = keys::seal(&bytes)?;
             drop(bytes);
             use std::os::fd::AsFd;
-            KeeperClient::connect(&run_dir, Role::Agent, VERSION)?.put_keys(memory.as_fd())?;
+            let keeper = KeeperClient::connect(&run_dir, Role::Agent, VERSION)?;
+            if has_had_keys || keeper.get_keys()?.is_none() {
+                keeper.put_keys(memory.as_fd())?;
+            }
             Ok(())
         });
         given.await.context("key memory")?
