@@ -239,6 +239,25 @@ fn a_limit_of_zero_is_said_to_be_none() {
     assert_eq!(rule(http("retry: {}")).traffic.retry.as_deref(), Some(&RetryPolicy::default()));
 }
 
+/// None is a number too, and more than the agent does is as many as it does.
+#[test]
+fn retries_are_bounded_and_no_mistake_table() {
+    for (attempts, expected, warning) in [
+        ("0", 0, ""),
+        ("1", 1, ""),
+        ("10", 10, ""),
+        ("11", 10, "spec.rules[0].retry.attempts: 11 is more than the agent does for one request: 10 count"),
+        ("9223372036854775807", 10, "spec.rules[0].retry.attempts: 9223372036854775807 is more than"),
+    ] {
+        let rules = format!("rules: [{{retry: {{attempts: {attempts}}}}}]");
+        let (route, invalid, warnings) = route("HTTPRoute", &format!("{PARENT}, {rules}"));
+        assert_eq!((invalid, &route.rules[0].invalid), (vec![], &None), "{attempts}");
+        assert_eq!(route.rules[0].traffic.retry.as_ref().unwrap().retries_max, expected, "{attempts}");
+        assert_eq!(warnings.is_empty(), warning.is_empty(), "{warnings:?}");
+        assert!(warnings.iter().all(|told| told.starts_with(warning)), "{warnings:?}");
+    }
+}
+
 #[test]
 fn a_redirect_is_read() {
     let text = "filters: [{type: RequestRedirect, requestRedirect: {scheme: https, hostname: A.b, port: 8443, statusCode: 301, \
@@ -411,8 +430,8 @@ fn a_bad_rule_harms_itself_only_table() {
         (plain("timeouts: {backendRequest: 1d}"), "timeouts.backendRequest", "no duration"),
         (plain("timeouts: {request: 1s, backendRequest: 2s}"), "timeouts.backendRequest", "longer than `request`"),
         (plain("timeouts: {idle: 1s}"), "timeouts.idle", "unknown field"),
-        (plain("retry: {attempts: 0}"), "retry.attempts", "out of range: 1 to 10"),
-        (plain("retry: {attempts: 11}"), "retry.attempts", "out of range: 1 to 10"),
+        (plain("retry: {attempts: -1}"), "retry.attempts", "less than none"),
+        (plain("retry: {attempts: '1'}"), "retry.attempts", "whole number"),
         (plain("retry: {codes: [200]}"), "retry.codes[0]", "400 to 599"),
         (plain("retry: {codes: [600]}"), "retry.codes[0]", "400 to 599"),
         (plain("retry: {backoff: soon}"), "retry.backoff", "no duration"),

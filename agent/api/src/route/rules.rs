@@ -113,14 +113,26 @@ fn retry(place: &Place<'_>, problems: &mut Problems) -> Option<Arc<RetryPolicy>>
     if !codes.is_empty() {
         policy.idempotent.statuses = codes.into_iter().collect();
     }
-    if let Some(attempts) = place.number("attempts", 1..=ATTEMPTS_MAX, problems) {
-        policy.retries_max = attempts;
-    }
+    policy.retries_max = attempts(&place, problems).unwrap_or(policy.retries_max);
     if let Some(base) = time(&place, "backoff", problems) {
         let max = Backoff::default().max.max(base.saturating_mul(10));
         policy.backoff = Backoff { least: base, base, max };
     }
     Some(Arc::new(policy))
+}
+
+/// `attempts`: 0 is none. The API knows no maximum, so that more than ours is no mistake of the author's: it is as many as there may be, and told.
+fn attempts(place: &Place<'_>, problems: &mut Problems) -> Option<u32> {
+    let attempts: i64 = place.field("attempts", problems)?;
+    let at = place.at("attempts");
+    if attempts < 0 {
+        problems.error(at, format!("{attempts} is less than none: 0 or more"));
+        return None;
+    }
+    if attempts > ATTEMPTS_MAX {
+        problems.warn(at, format!("{attempts} is more than the agent does for one request: {ATTEMPTS_MAX} count"));
+    }
+    u32::try_from(attempts.min(ATTEMPTS_MAX)).ok()
 }
 
 fn time(place: &Place<'_>, key: &str, problems: &mut Problems) -> Option<std::time::Duration> {
