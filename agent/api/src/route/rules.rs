@@ -13,19 +13,20 @@ use crate::place::Place;
 use crate::problem::Problems;
 use crate::traffic_policy::ATTEMPTS_MAX;
 
-/// One of an HTTPRoute; `None` if none of its matches can be read.
-pub(super) fn http(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Option<Rule> {
+/// One of an HTTPRoute.
+pub(super) fn http(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Rule {
     let known = ["name", "matches", "filters", "backendRefs", "timeouts", "retry", "sessionPersistence"];
-    place.is_mapping_of(&known, problems).then_some(())?;
+    let is_rule = place.is_mapping_of(&known, problems);
     refuse_persistence(place, problems);
-    let found = matches::convert(reader, place, problems, matches::http);
+    let matches = match is_rule {
+        true => matches::convert(reader, place, problems, matches::http),
+        false => matches::unreadable(),
+    };
     let filters = filters::of_http(reader, place, problems);
-    if let Some(found) = &found
-        && filters::replaces_prefix(&filters)
-    {
-        let is_prefix = match &**found {
+    if filters::replaces_prefix(&filters) {
+        let is_prefix = match &*matches {
             [] => true,
-            [only] => matches!(only.path, PathMatch::Prefix(_)),
+            [only] => matches!(only.path, PathMatch::Prefix(_) | PathMatch::Unreadable),
             _ => false,
         };
         if !is_prefix {
@@ -35,29 +36,32 @@ pub(super) fn http(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, probl
     }
     let traffic = RequestTraffic { retry: retry(place, problems), timeouts: timeouts(place, problems), faults: None };
     let backends = backends::convert(reader, place, true, problems);
-    Some(Rule { id, matches: found?, filters, backends, traffic, invalid: None })
+    Rule { id, matches, filters, backends, traffic, invalid: None }
 }
 
-/// One of a GRPCRoute; `None` if none of its matches can be read.
-pub(super) fn grpc(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Option<Rule> {
+/// One of a GRPCRoute.
+pub(super) fn grpc(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Rule {
     let known = ["name", "matches", "filters", "backendRefs", "sessionPersistence"];
-    place.is_mapping_of(&known, problems).then_some(())?;
+    let is_rule = place.is_mapping_of(&known, problems);
     refuse_persistence(place, problems);
-    let matches = matches::convert(reader, place, problems, matches::grpc);
+    let matches = match is_rule {
+        true => matches::convert(reader, place, problems, matches::grpc),
+        false => matches::unreadable(),
+    };
     let filters = filters::of_grpc(reader, place, problems);
     let backends = backends::convert(reader, place, true, problems);
-    Some(Rule { id, matches: matches?, filters, backends, traffic: RequestTraffic::default(), invalid: None })
+    Rule { id, matches, filters, backends, traffic: RequestTraffic::default(), invalid: None }
 }
 
 /// The one of a TLSRoute or TCPRoute.
-pub(super) fn bytes(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Option<Rule> {
-    place.is_mapping_of(&["name", "backendRefs"], problems).then_some(())?;
+pub(super) fn bytes(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Rule {
+    let is_rule = place.is_mapping_of(&["name", "backendRefs"], problems);
     let backends = backends::convert(reader, place, false, problems);
-    if place.count("backendRefs") == 0 {
+    if is_rule && place.count("backendRefs") == 0 {
         problems.error(place.at("backendRefs"), "is missing: connections lead nowhere without");
     }
     let (matches, filters, traffic) = (Box::<[Match]>::default(), Filters::default(), RequestTraffic::default());
-    Some(Rule { id, matches, filters, backends, traffic, invalid: None })
+    Rule { id, matches, filters, backends, traffic, invalid: None }
 }
 
 /// The `name` of a rule, if it is one.
