@@ -1,7 +1,7 @@
 //! The Gateway API's HTTPRoute, GRPCRoute, TLSRoute and TCPRoute: where requests to a Service lead (FEATURES D1, D2).
 //!
-//! A bad rule harms its own matches: it is marked invalid and answered 500, the others work. A match that cannot be read matches nothing. What is
-//! wrong outside of rules makes every rule invalid, so that the route's parents, as far as they can be read, answer 500 for what it was about, and
+//! A bad rule harms its own matches: it is marked invalid and answered 500, the others work. It stays in its place also where a match of it cannot
+//! be read, of which the rest is kept: what it may be about is answered 500, and nothing if nothing is left. What is wrong outside of rules makes every rule invalid, so that the route's parents, as far as they can be read, answer 500 for what it was about, and
 //! never send it elsewhere (DESIGN §7). Nothing is left out silently: a field that nobody knows is refused like a wrong one.
 
 mod backends;
@@ -171,7 +171,7 @@ fn read_rules(
         };
         let rule = read(&mut reader, id, place, &mut own);
         let invalid = own.errors.first().map(|problem| problem.told().into());
-        rules.extend(rule.map(|rule| Arc::new(Rule { invalid, ..rule })));
+        rules.push(Arc::new(Rule { invalid, ..rule }));
         of_rules.errors.append(&mut own.errors);
         problems.warnings.append(&mut own.warnings);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use heddle_model::policy::Pattern;
 use heddle_model::routing::{
-    Backend, BackendProblem, BackendRef, Cors, Filters, HeaderEdit, HeaderMatch, Match, Mirror, ParentRef,
+    Backend, BackendProblem, BackendRef, CallMatch, Cors, Filters, HeaderEdit, HeaderMatch, Match, Mirror, ParentRef,
     ParentTarget, PathMatch, PathRewrite, QueryMatch, Redirect, Rewrite, ValueMatch,
 };
 use heddle_model::traffic::{Conditions, RequestTraffic, RetryPolicy, Share, StatusSet, Timeouts};
@@ -239,6 +239,25 @@ fn a_limit_of_zero_is_said_to_be_none() {
     assert_eq!(rule(http("retry: {}")).traffic.retry.as_deref(), Some(&RetryPolicy::default()));
 }
 
+/// None is a number too, and more than the agent does is as many as it does.
+#[test]
+fn retries_are_bounded_and_no_mistake_table() {
+    for (attempts, expected, warning) in [
+        ("0", 0, ""),
+        ("1", 1, ""),
+        ("10", 10, ""),
+        ("11", 10, "spec.rules[0].retry.attempts: 11 is more than the agent does for one request: 10 count"),
+        ("9223372036854775807", 10, "spec.rules[0].retry.attempts: 9223372036854775807 is more than"),
+    ] {
+        let rules = format!("rules: [{{retry: {{attempts: {attempts}}}}}]");
+        let (route, invalid, warnings) = route("HTTPRoute", &format!("{PARENT}, {rules}"));
+        assert_eq!((invalid, &route.rules[0].invalid), (vec![], &None), "{attempts}");
+        assert_eq!(route.rules[0].traffic.retry.as_ref().unwrap().retries_max, expected, "{attempts}");
+        assert_eq!(warnings.is_empty(), warning.is_empty(), "{warnings:?}");
+        assert!(warnings.iter().all(|told| told.starts_with(warning)), "{warnings:?}");
+    }
+}
+
 #[test]
 fn a_redirect_is_read() {
     let text = "filters: [{type: RequestRedirect, requestRedirect: {scheme: https, hostname: A.b, port: 8443, statusCode: 301, \
@@ -411,8 +430,8 @@ fn a_bad_rule_harms_itself_only_table() {
         (plain("timeouts: {backendRequest: 1d}"), "timeouts.backendRequest", "no duration"),
         (plain("timeouts: {request: 1s, backendRequest: 2s}"), "timeouts.backendRequest", "longer than `request`"),
         (plain("timeouts: {idle: 1s}"), "timeouts.idle", "unknown field"),
-        (plain("retry: {attempts: 0}"), "retry.attempts", "out of range: 1 to 10"),
-        (plain("retry: {attempts: 11}"), "retry.attempts", "out of range: 1 to 10"),
+        (plain("retry: {attempts: -1}"), "retry.attempts", "less than none"),
+        (plain("retry: {attempts: '1'}"), "retry.attempts", "whole number"),
         (plain("retry: {codes: [200]}"), "retry.codes[0]", "400 to 599"),
         (plain("retry: {codes: [600]}"), "retry.codes[0]", "400 to 599"),
         (plain("retry: {backoff: soon}"), "retry.backoff", "no duration"),
@@ -439,12 +458,11 @@ fn a_bad_rule_harms_itself_only_table() {
     assert!(table.len() > 90, "{}", table.len());
 }
 
-/// What cannot be read of the only match of a rule: nothing matches it.
+/// Where nothing can be told of the only match of a rule no request matches it. The rule is there and invalid, and the next as it was.
 #[test]
 fn a_match_that_cannot_be_read_matches_nothing_table() {
     let path = |fields: &str| format!("path: {{{fields}}}");
     let long = "a".repeat(1025);
-    let many = |item: &str, count: usize| vec![item; count].join(", ");
     let table = [
         (path("value: a"), ".path.value", "does not begin with `/`"),
         (path("value: ''"), ".path.value", "does not begin with `/`"),
@@ -471,26 +489,15 @@ fn a_match_that_cannot_be_read_matches_nothing_table() {
         ("path: /a".into(), ".path", "must be a mapping"),
         ("method: get".into(), ".method", "`get` is unknown"),
         ("method: FOO".into(), ".method", "`FOO` is unknown"),
-        ("headers: [{name: a}]".into(), ".headers[0].value", "is missing"),
         ("headers: [{value: a}]".into(), ".headers[0].name", "is missing"),
         ("headers: [{name: 'a:', value: a}]".into(), ".headers[0].name", "no name of a header field"),
         ("headers: [{name: x-heddle-a, value: a}]".into(), ".headers[0].name", "set by agents"),
-        ("headers: [{name: a, value: ''}]".into(), ".headers[0].value", "0 bytes"),
-        (format!("headers: [{{name: a, value: {}}}]", "a".repeat(4097)), ".headers[0].value", "4097 bytes"),
-        ("headers: [{name: a, type: Regex, value: a}]".into(), ".headers[0].type", "`Regex` is unknown"),
-        ("headers: [{name: a, type: RegularExpression, value: '['}]".into(), ".headers[0].value", "not a regular"),
-        (format!("headers: [{}]", many("{name: a, value: b}", 17)), ".headers", "17 entries"),
         ("headers: {a: b}".into(), ".headers", "must be a list"),
         ("queryParams: [{name: 'a=', value: a}]".into(), ".queryParams[0].name", "no name of a parameter"),
-        ("queryParams: [{name: a, value: ''}]".into(), ".queryParams[0].value", "0 bytes"),
-        (format!("queryParams: [{{name: a, value: {long}}}]"), ".queryParams[0].value", "1025 bytes"),
-        (
-            "queryParams: [{name: a, type: RegularExpression, value: '*'}]".into(),
-            ".queryParams[0].value",
-            "not a regular",
-        ),
-        (format!("queryParams: [{}]", many("{name: a, value: b}", 17)), ".queryParams", "17 entries"),
         ("hostname: a".into(), ".hostname", "unknown field"),
+        // `/` is what a match without a path has.
+        ("path: {value: /}, hostname: a".into(), ".hostname", "unknown field"),
+        ("path: {value: '/a b'}, method: GET".into(), ".path.value", "bytes that no path has"),
     ];
     for (text, field, message) in table {
         let (route, invalid) = http(&format!("matches: [{{{text}}}], backendRefs: [{{name: web, port: 80}}]"));
@@ -499,14 +506,89 @@ fn a_match_that_cannot_be_read_matches_nothing_table() {
             invalid.len() == 1 && invalid[0].starts_with(&field) && invalid[0].contains(message),
             "{text}: {invalid:?}"
         );
-        let [good] = &route.rules[..] else { panic!("{text}: {route:?}") };
-        assert_eq!((&good.invalid, good.id.index), (&None, 1), "{text}");
+        assert_unreadable(&route, &invalid);
     }
     for (text, message) in [("a", "must be a mapping"), ("matches: {}", "must be a list")] {
         let rule = if text == "a" { text.to_owned() } else { format!("{{{text}}}") };
         let (route, invalid, _) = route("HTTPRoute", &format!("{PARENT}, rules: [{rule}, {GOOD}]"));
         assert!(invalid.len() == 1 && invalid[0].contains(message), "{text}: {invalid:?}");
-        assert_eq!(route.rules.len(), 1, "{text}");
+        assert_unreadable(&route, &invalid);
+    }
+}
+
+/// Nothing matches the first rule, which is invalid for the one thing that is told; the second is good.
+pub(super) fn assert_unreadable(route: &Route, invalid: &[String]) {
+    let [bad, good] = &route.rules[..] else { panic!("{route:?}") };
+    assert_eq!((bad.invalid.as_deref(), bad.id.index), (Some(&*invalid[0]), 0), "{route:?}");
+    assert!(matches!(&*bad.matches, [Match { path: PathMatch::Unreadable, .. }]), "{route:?}");
+    assert_eq!((&good.invalid, good.id.index), (&None, 1), "{route:?}");
+}
+
+/// `field` of a match that cannot be read, and what is left of it: what the author may have meant is answered 500 and goes nowhere else.
+#[test]
+fn what_can_be_read_of_a_match_is_kept_table() {
+    let long = "a".repeat(4097);
+    let many = |item: &str, count: usize| vec![item; count].join(", ");
+    let of_path = |path: &str| Match { path: PathMatch::Prefix(arc(path)), ..Match::default() };
+    let header = |value| Match { headers: [HeaderMatch { name: arc("a"), value }].into(), ..Match::default() };
+    let query = |value| Match { query: [QueryMatch { name: arc("a"), value }].into(), ..Match::default() };
+    let (any, b) = (ValueMatch::Present, ValueMatch::Exact(arc("b")));
+    let get = Match { method: Some(arc("GET")), ..Match::default() };
+    let table = [
+        ("path: {value: /a, val: b}", "path.val", of_path("/a")),
+        ("path: {value: /a}, method: get", "method", of_path("/a")),
+        ("path: {value: /a}, hostname: a", "hostname", of_path("/a")),
+        ("path: {value: /a}, headers: {a: b}", "headers", of_path("/a")),
+        ("path: {value: /a}, headers: [{name: 'a:', value: b}]", "headers[0].name", of_path("/a")),
+        (
+            "path: {value: /a}, headers: [{name: a}]",
+            "headers[0].value",
+            Match { headers: header(any.clone()).headers, ..of_path("/a") },
+        ),
+        ("method: GET, hostname: a", "hostname", get.clone()),
+        ("method: GET, headers: [{value: a}]", "headers[0].name", get),
+        ("headers: [{name: a}]", "headers[0].value", header(any.clone())),
+        ("headers: [{name: a, value: ''}]", "headers[0].value", header(any.clone())),
+        (&format!("headers: [{{name: a, value: {long}}}]"), "headers[0].value", header(any.clone())),
+        ("headers: [{name: a, type: Regex, value: b}]", "headers[0].type", header(any.clone())),
+        ("headers: [{name: a, type: RegularExpression, value: '['}]", "headers[0].value", header(any.clone())),
+        (&format!("headers: [{}]", many("{name: a, value: b}", 17)), "headers", header(b.clone())),
+        ("headers: [{name: a, value: b}, {name: c, value: d, valeu: e}]", "headers[1].valeu", {
+            let c = HeaderMatch { name: arc("c"), value: ValueMatch::Exact(arc("d")) };
+            Match { headers: header(b.clone()).headers.iter().cloned().chain([c]).collect(), ..Match::default() }
+        }),
+        ("queryParams: [{name: a, value: ''}]", "queryParams[0].value", query(any.clone())),
+        (&format!("queryParams: [{{name: a, value: {}}}]", &long[..1025]), "queryParams[0].value", query(any.clone())),
+        ("queryParams: [{name: a, type: RegularExpression, value: '*'}]", "queryParams[0].value", query(any)),
+        (&format!("queryParams: [{}]", many("{name: a, value: b}", 17)), "queryParams", query(b)),
+    ];
+    for (text, field, left) in table {
+        // Beside one that can be read, and alone.
+        let (route, invalid) = http(&format!("matches: [{{path: {{value: /x}}}}, {{{text}}}]"));
+        assert!(
+            invalid.len() == 1 && invalid[0].starts_with(&format!("spec.rules[0].matches[1].{field}: ")),
+            "{invalid:?}"
+        );
+        assert_eq!(*route.rules[0].matches, [of_path("/x"), left.clone()], "{text}");
+        let (route, invalid) = http(&format!("matches: [{{{text}}}]"));
+        assert_eq!(*route.rules[0].matches, [left], "{text}");
+        assert_eq!(route.rules[0].invalid.as_deref(), Some(&*invalid[0]), "{text}");
+        assert_eq!((&route.rules[1].invalid, route.rules[1].id.index), (&None, 1), "{text}");
+    }
+    // Of a gRPC method the half.
+    let call = |service, method| Match { path: PathMatch::Call(CallMatch { service, method }), ..Match::default() };
+    let (exact, any) = (|text: &str| Some(ValueMatch::Exact(arc(text))), Some(ValueMatch::Present));
+    for (text, field, left) in [
+        ("service: a.B, method: c.d", "method", call(exact("a.B"), any.clone())),
+        ("service: a/B, method: c", "service", call(any, exact("c"))),
+        ("service: a.B, methd: c", "methd", call(exact("a.B"), None)),
+    ] {
+        let (route, invalid) = grpc(&format!("matches: [{{method: {{{text}}}}}]"));
+        assert!(
+            invalid.len() == 1 && invalid[0].starts_with(&format!("spec.rules[0].matches[0].method.{field}: ")),
+            "{invalid:?}"
+        );
+        assert_eq!((&*route.rules[0].matches, route.rules[0].invalid.is_some()), (&[left][..], true), "{text}");
     }
 }
 
@@ -642,7 +724,8 @@ fn regular_expressions_of_a_route_are_bounded() {
     let (route, invalid) =
         http(&format!("matches: [{}, {{path: {{type: RegularExpression, value: a}}}}]", matches(16)));
     assert!(invalid.len() == 1 && invalid[0].contains("more regular expressions than 256"), "{invalid:?}");
-    assert_eq!((route.rules[0].matches.len(), &route.rules[1].invalid), (16, &None));
+    assert_eq!((route.rules[0].matches.len(), &route.rules[1].invalid), (17, &None));
+    assert_eq!(route.rules[0].matches[16].path, PathMatch::Unreadable);
 }
 
 #[test]
@@ -676,8 +759,8 @@ fn a_field_that_is_there_twice_harms_what_it_is_in_table() {
     let table: [(&str, &str, &[bool]); 6] = [
         ("    backendRefs: []\n", "    backendRefs: []\n    backendRefs: [{name: b, port: 1}]\n", &[true, false]),
         ("    name: first\n", "    name: first\n    name: second\n", &[true, false]),
-        ("value: /a\n", "value: /a\n        value: /\n", &[false]),
-        ("  - matches:\n", "  - matches: []\n    matches:\n", &[false]),
+        ("value: /a\n", "value: /a\n        value: /\n", &[true, false]),
+        ("  - matches:\n", "  - matches: []\n    matches:\n", &[true, false]),
         ("  hostnames: []\n", "  hostnames: []\n  hostnames: [a]\n", &[true, true]),
         ("  rules:\n", "  rules: []\n  rules:\n", &[]),
     ];
@@ -690,11 +773,15 @@ fn a_field_that_is_there_twice_harms_what_it_is_in_table() {
         let reading = read("f", good.replacen(once, twice, 1).as_bytes());
         let [report] = &reading.invalid[..] else { panic!("{twice}: {reading:?}") };
         assert!(report.message.contains("is there twice"), "{report}");
-        let of_rule = left.len() == 1 || left == [true, false];
+        let of_rule = left == [true, false];
         assert_eq!(&*report.field, if of_rule { "spec.rules[0]" } else { "" }, "{twice}");
         let [item] = &reading.items[..] else { panic!("{twice}: {reading:?}") };
         let Object::Route(route) = &item.object else { panic!("{reading:?}") };
         assert_eq!(route.rules.iter().map(|rule| rule.invalid.is_some()).collect::<Vec<_>>(), left, "{twice}");
+        let is_contested = twice.contains("value: /\n") || twice.contains("matches: []");
+        let is_unreadable =
+            route.rules.iter().any(|rule| rule.matches.iter().any(|of| of.path == PathMatch::Unreadable));
+        assert_eq!(is_unreadable, is_contested, "{twice}");
         assert_eq!(route.parents.len(), 1, "{twice}");
     }
 }

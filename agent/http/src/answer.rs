@@ -135,7 +135,8 @@ pub const fn http_status(grpc_status: u8) -> u16 {
 }
 
 /// The gRPC status for a reason: finer than that of its HTTP status where a client would act otherwise. Deadlines are the client's own, so
-/// a timeout of ours is UNAVAILABLE; a limit is RESOURCE_EXHAUSTED, except UNAVAILABLE where another endpoint may have room.
+/// a timeout of ours is UNAVAILABLE; a limit is RESOURCE_EXHAUSTED, except UNAVAILABLE where another endpoint may have room. What a route or
+/// backend that cannot be carried out is to HTTP a 500, is UNAVAILABLE too: the Gateway API's GRPCRoute demands it (`backendRefs`).
 #[must_use]
 pub fn grpc_status_of(reason: Reason) -> u8 {
     match reason {
@@ -144,6 +145,7 @@ pub fn grpc_status_of(reason: Reason) -> u8 {
         }
         Reason::OutboundDenied | Reason::ForbiddenAddress => Code::PermissionDenied as u8,
         Reason::RequestNotImplemented => Code::Unimplemented as u8,
+        Reason::RouteInvalid | Reason::BackendInvalid | Reason::InvalidObject => Code::Unavailable as u8,
         Reason::GrpcDeadline => Code::DeadlineExceeded as u8,
         Reason::ResponseMalformed | Reason::ResponseHeadTooLarge => Code::Internal as u8,
         _ => status(reason).map_or(Code::Unavailable as u8, grpc_status),
@@ -298,6 +300,23 @@ mod tests {
             [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14), (500, 2), (200, 2)]
         {
             assert_eq!(grpc_status(status), code, "{status}");
+        }
+        for (reason, code) in [
+            (Reason::RouteInvalid, 14),
+            (Reason::BackendInvalid, 14),
+            (Reason::InvalidObject, 14),
+            (Reason::RouteNotFound, 12),
+            (Reason::Panic, 2),
+            (Reason::GrpcDeadline, 4),
+            (Reason::RouteTimeout, 14),
+            (Reason::PodRequestsMax, 8),
+            (Reason::OutboundDenied, 7),
+            (Reason::ClosedByOperator, 14),
+        ] {
+            assert_eq!(grpc_status_of(reason), code, "{reason}");
+            if let Some(status) = status(reason) {
+                assert_eq!(h2(reason, status, true, false).0.headers()["grpc-status"], code.to_string(), "{reason}");
+            }
         }
         for (content_type, expected) in [
             ("application/grpc", true),

@@ -7,6 +7,7 @@
 mod attachment;
 mod backend;
 mod cors;
+mod entries;
 mod matching;
 mod paths;
 mod rewrite;
@@ -69,8 +70,7 @@ pub struct Route {
     pub parents: Box<[ParentRef]>,
     /// `spec.hostnames`, in lower case: SNI for TLSRoute; without meaning for Services as parents of other kinds, as GAMMA says.
     pub hostnames: Box<[Arc<str>]>,
-    /// `spec.rules`, in order. One that cannot be carried out is [`Rule::invalid`] and harms its own matches only; one whose
-    /// matches could not be read matches nothing.
+    /// `spec.rules`, all of them in order. One that cannot be carried out is [`Rule::invalid`] and harms its own matches only.
     pub rules: Box<[Arc<Rule>]>,
 }
 
@@ -99,7 +99,8 @@ pub enum ParentTarget {
 pub struct Rule {
     /// Of which route, by what number.
     pub id: RuleId,
-    /// Any of these; none is `/`, every request.
+    /// Any of these; none is `/`, every request. What could not be read of one is taken as met, or if nothing is left nothing meets it
+    /// ([`PathMatch::Unreadable`]); the rule is invalid then.
     pub matches: Box<[Match]>,
     /// What is done to the request and its response.
     pub filters: Filters,
@@ -107,7 +108,7 @@ pub struct Rule {
     pub backends: Box<[Backend]>,
     /// `timeouts` of the rule; what is silent comes from TrafficPolicies.
     pub traffic: RequestTraffic,
-    /// Why it cannot be carried out, as `field: message`: it answers 500.
+    /// Why it cannot be carried out, as `field: message`, the field from `spec` on: it answers 500.
     pub invalid: Option<Arc<str>>,
 }
 
@@ -135,7 +136,7 @@ pub struct Match {
     pub query: Box<[QueryMatch]>,
 }
 
-/// Of a path. A gRPC method is one: `/service/method` exactly, `/service/` as prefix, or both as patterns.
+/// Of a path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PathMatch {
     /// The whole path.
@@ -144,6 +145,19 @@ pub enum PathMatch {
     Prefix(Arc<str>),
     /// A regular expression over the whole path.
     Regex(Pattern),
+    /// Of a gRPC call, whose path is `/service/method`.
+    Call(CallMatch),
+    /// No path: what was written could not be read.
+    Unreadable,
+}
+
+/// Of a gRPC call: both have to match that are there, each over the whole name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallMatch {
+    /// The service, with its package.
+    pub service: Option<ValueMatch>,
+    /// The method.
+    pub method: Option<ValueMatch>,
 }
 
 /// Of a field; the name in lower case.
@@ -171,6 +185,8 @@ pub enum ValueMatch {
     Exact(Arc<str>),
     /// A regular expression over the whole.
     Regex(Pattern),
+    /// Any: what was written could not be read.
+    Present,
 }
 
 /// What is done to a request and its response. Of one kind there is one at most, but mirrors.

@@ -1,9 +1,12 @@
 //! Which requests a rule of an HTTPRoute or GRPCRoute is about (`matches`).
+//!
+//! Of a match that cannot be read in part the rest is kept, and what cannot be read is taken as met: so that its rule, which is invalid, answers
+//! all that the author may have meant, and nobody else does. Where the path cannot be read, or nothing is left that would tell its requests from
+//! all others, no request matches it.
 
 use std::sync::Arc;
 
-use heddle_model::policy::Pattern;
-use heddle_model::routing::{HeaderMatch, Match, PathMatch, QueryMatch, ValueMatch};
+use heddle_model::routing::{CallMatch, HeaderMatch, Match, PathMatch, QueryMatch, ValueMatch};
 
 use super::{Reader, fields};
 use crate::meta;
@@ -40,34 +43,39 @@ enum How {
 
 const HOWS: [(&str, How); 2] = [("Exact", How::Exact), ("RegularExpression", How::Regex)];
 
-/// The matches of a rule that can be read; `None` if there are some, and none can.
+/// The matches of a rule, each in its place.
 pub(super) fn convert(
     reader: &mut Reader<'_>,
     rule: &Place<'_>,
     problems: &mut Problems,
     read: impl Fn(&mut Reader<'_>, &Place<'_>, &mut Problems) -> Match,
-) -> Option<Box<[Match]>> {
-    if rule.is_contested("matches") {
-        return None;
-    }
+) -> Box<[Match]> {
     let before = problems.errors.len();
-    let mut matches = Vec::new();
-    let places = rule.items("matches", MATCHES_MAX, problems);
-    for place in &places {
+    let is_contested = rule.is_contested("matches");
+    let places = if is_contested { Vec::new() } else { rule.items("matches", MATCHES_MAX, problems) };
+    if places.is_empty() && (is_contested || problems.errors.len() > before) {
+        return unreadable();
+    }
+    let one = |place: &Place<'_>| {
         let before = problems.errors.len();
         let found = read(reader, place, problems);
-        if problems.errors.len() == before && place.duplicates().is_empty() {
-            matches.push(found);
-        }
-    }
-    let is_any = places.is_empty() && problems.errors.len() == before;
-    (is_any || !matches.is_empty()).then(|| matches.into())
+        let is_right = problems.errors.len() == before && place.duplicates().is_empty();
+        // Of a field that is there twice nobody can say which was meant.
+        let is_of_use = place.duplicates().is_empty() && found != Match::default();
+        if is_right || is_of_use { found } else { Match { path: PathMatch::Unreadable, ..found } }
+    };
+    places.iter().map(one).collect()
+}
+
+/// Those of a rule of which nothing is known.
+pub(super) fn unreadable() -> Box<[Match]> {
+    Box::new([Match { path: PathMatch::Unreadable, ..Match::default() }])
 }
 
 /// One of an HTTPRoute.
 pub(super) fn http(reader: &mut Reader<'_>, place: &Place<'_>, problems: &mut Problems) -> Match {
     place.is_mapping_of(&["path", "headers", "queryParams", "method"], problems);
-    let path = place.get("path").and_then(|place| path(reader, &place, problems));
+    let path = place.get("path").map(|place| path(reader, &place, problems).unwrap_or(PathMatch::Unreadable));
     let method: Option<String> = place.field("method", problems);
     let method = method.and_then(|text| meta::one_of(problems, &place.at("method"), &text, &METHODS));
     let named = values(reader, place, "headers", HEADER_VALUE_BYTES_MAX, problems);
@@ -90,7 +98,7 @@ pub(super) fn http(reader: &mut Reader<'_>, place: &Place<'_>, problems: &mut Pr
 /// One of a GRPCRoute.
 pub(super) fn grpc(reader: &mut Reader<'_>, place: &Place<'_>, problems: &mut Problems) -> Match {
     place.is_mapping_of(&["method", "headers"], problems);
-    let path = place.get("method").and_then(|place| grpc_method(reader, &place, problems));
+    let path = place.get("method").map(|place| grpc_method(reader, &place, problems).unwrap_or(PathMatch::Unreadable));
     let named = values(reader, place, "headers", HEADER_VALUE_BYTES_MAX, problems);
     let headers = unique(named.into_iter().filter_map(|(at, name, value)| {
         let name = fields::name(&at, &name, problems)?;
@@ -146,7 +154,7 @@ pub(super) fn is_path(at: &str, text: &str, problems: &mut Problems) -> bool {
     false
 }
 
-/// Path of the field, name and value of each of `headers` or `queryParams`.
+/// Path of the field, name and value of each of `headers` or `queryParams` that has a name.
 fn values(
     reader: &mut Reader<'_>,
     place: &Place<'_>,
@@ -160,19 +168,26 @@ fn values(
         let word: Option<String> = place.field("type", problems);
         let how = meta::one_of(problems, &place.at("type"), word.as_deref().unwrap_or("Exact"), &HOWS);
         let (name, text) = (place.required("name", problems), place.required::<String>("value", problems));
-        let (Some(how), Some(name), Some(text)) = (how, name, text) else { continue };
+        let Some(name) = name else { continue };
         let at = place.at("value");
-        let value = match how {
-            _ if text.is_empty() || text.len() > bytes_max => {
+        let value = match (how, text) {
+            (Some(_), Some(text)) if text.is_empty() || text.len() > bytes_max => {
                 problems.error(at, format!("{} bytes: 1 to {bytes_max}", text.len()));
-                None
+                ValueMatch::Present
             }
-            How::Exact => Some(ValueMatch::Exact(text.into())),
-            How::Regex => reader.pattern(&at, &text, problems).map(ValueMatch::Regex),
+            (Some(how), Some(text)) => value(reader, how, &at, &text, problems),
+            _ => ValueMatch::Present,
         };
-        found.extend(value.map(|value| (place.path().to_owned(), name, value)));
+        found.push((place.path().to_owned(), name, value));
     }
     found
+}
+
+fn value(reader: &mut Reader<'_>, how: How, at: &str, text: &str, problems: &mut Problems) -> ValueMatch {
+    match how {
+        How::Exact => ValueMatch::Exact(text.into()),
+        How::Regex => reader.pattern(at, text, problems).map_or(ValueMatch::Present, ValueMatch::Regex),
+    }
 }
 
 /// Of each name the first.
@@ -186,72 +201,41 @@ fn unique<T>(named: impl Iterator<Item = (Arc<str>, T)>) -> Box<[T]> {
     named.filter_map(first).collect()
 }
 
-/// A gRPC call's path is `/service/method`.
+/// `method` of a GRPCRoute; `None` if neither service nor method can be read.
 fn grpc_method(reader: &mut Reader<'_>, place: &Place<'_>, problems: &mut Problems) -> Option<PathMatch> {
     place.is_mapping_of(&["type", "service", "method"], problems);
     let word: Option<String> = place.field("type", problems);
-    let how = meta::one_of(problems, &place.at("type"), word.as_deref().unwrap_or("Exact"), &HOWS)?;
-    let service: Option<String> = place.field("service", problems);
-    let method: Option<String> = place.field("method", problems);
-    let before = problems.errors.len();
-    match (how, service.as_deref(), method.as_deref()) {
-        (_, None, None) => {
-            problems.error(place.path(), "says nothing: `service`, `method` or both are needed");
-            None
-        }
-        (How::Exact, service, method) => {
-            let is_word = |text: &str| {
-                !text.is_empty()
-                    && !text.starts_with(|c: char| c.is_ascii_digit())
-                    && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-            };
-            let is_service = |text: &str| text.strip_prefix('.').unwrap_or(text).split('.').all(is_word);
-            for (key, text, is_right) in
-                [("service", service, service.is_none_or(is_service)), ("method", method, method.is_none_or(is_word))]
-            {
-                let text = text.unwrap_or_default();
-                if text.len() > PATH_BYTES_MAX {
-                    problems.error(place.at(key), format!("longer than {PATH_BYTES_MAX} bytes"));
-                } else if !is_right {
-                    problems.error(place.at(key), format!("`{}` is no name of a gRPC {key}", shortened(text)));
-                }
-            }
-            if problems.errors.len() > before {
-                return None;
-            }
-            match (service, method) {
-                (Some(service), Some(method)) => Some(PathMatch::Exact(format!("/{service}/{method}").into())),
-                (Some(service), None) => Some(PathMatch::Prefix(format!("/{service}").into())),
-                // A word has nothing that means something in an expression.
-                (None, method) => {
-                    let text = format!("/[^/]+/{}", method.unwrap_or_default());
-                    reader.pattern(&place.at("method"), &text, problems).map(PathMatch::Regex)
-                }
-            }
-        }
-        (How::Regex, service, method) => {
-            let service = grpc_pattern(&place.at("service"), service, problems)?;
-            let method = grpc_pattern(&place.at("method"), method, problems)?;
-            reader.pattern(place.path(), &format!("/{service}/{method}"), problems).map(PathMatch::Regex)
-        }
+    let how = meta::one_of(problems, &place.at("type"), word.as_deref().unwrap_or("Exact"), &HOWS);
+    if place.get("service").is_none() && place.get("method").is_none() {
+        problems.error(place.path(), "says nothing: `service`, `method` or both are needed");
+        return None;
     }
+    let mut name = |key: &str, is_right: fn(&str) -> bool| {
+        let at = place.at(key);
+        place.get(key)?;
+        let (Some(text), Some(how)) = (place.field::<String>(key, problems), how) else {
+            return Some(ValueMatch::Present);
+        };
+        if text.len() > PATH_BYTES_MAX {
+            problems.error(at, format!("longer than {PATH_BYTES_MAX} bytes"));
+        } else if how == How::Exact && !is_right(&text) {
+            problems.error(at, format!("`{}` is no name of a gRPC {key}", shortened(&text)));
+        } else {
+            return Some(value(reader, how, &at, &text, problems));
+        }
+        Some(ValueMatch::Present)
+    };
+    let (service, method) = (name("service", is_grpc_service), name("method", is_grpc_word));
+    let is_read = |value: &Option<ValueMatch>| value.as_ref().is_some_and(|value| *value != ValueMatch::Present);
+    (is_read(&service) || is_read(&method)).then_some(PathMatch::Call(CallMatch { service, method }))
 }
 
-/// An expression for one segment of a path, right by itself, so that it stays one beside another.
-fn grpc_pattern(at: &str, text: Option<&str>, problems: &mut Problems) -> Option<String> {
-    let Some(text) = text else { return Some("[^/]+".to_owned()) };
-    // A comment (`(?x)`) could otherwise swallow what stands around it, up to a line's end in the other expression.
-    if text.contains('\n') {
-        problems.error(at, "has more than one line: no path has");
-        return None;
-    }
-    if let Err(error) = Pattern::new(text) {
-        problems.error(at, format!("`{}`: {error}", shortened(text)));
-        return None;
-    }
-    // Over the whole segment in any case; in the middle of a path they would never hold.
-    let text = text.strip_prefix('^').unwrap_or(text);
-    let backslashes = |text: &str| text.bytes().rev().take_while(|b| *b == b'\\').count();
-    let text = text.strip_suffix('$').filter(|text| backslashes(text) % 2 == 0).unwrap_or(text);
-    Some(format!("(?:{text})"))
+fn is_grpc_word(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with(|c: char| c.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+fn is_grpc_service(text: &str) -> bool {
+    text.strip_prefix('.').unwrap_or(text).split('.').all(is_grpc_word)
 }

@@ -13,19 +13,20 @@ use crate::place::Place;
 use crate::problem::Problems;
 use crate::traffic_policy::ATTEMPTS_MAX;
 
-/// One of an HTTPRoute; `None` if none of its matches can be read.
-pub(super) fn http(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Option<Rule> {
+/// One of an HTTPRoute.
+pub(super) fn http(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Rule {
     let known = ["name", "matches", "filters", "backendRefs", "timeouts", "retry", "sessionPersistence"];
-    place.is_mapping_of(&known, problems).then_some(())?;
+    let is_rule = place.is_mapping_of(&known, problems);
     refuse_persistence(place, problems);
-    let found = matches::convert(reader, place, problems, matches::http);
+    let matches = match is_rule {
+        true => matches::convert(reader, place, problems, matches::http),
+        false => matches::unreadable(),
+    };
     let filters = filters::of_http(reader, place, problems);
-    if let Some(found) = &found
-        && filters::replaces_prefix(&filters)
-    {
-        let is_prefix = match &**found {
+    if filters::replaces_prefix(&filters) {
+        let is_prefix = match &*matches {
             [] => true,
-            [only] => matches!(only.path, PathMatch::Prefix(_)),
+            [only] => matches!(only.path, PathMatch::Prefix(_) | PathMatch::Unreadable),
             _ => false,
         };
         if !is_prefix {
@@ -35,29 +36,32 @@ pub(super) fn http(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, probl
     }
     let traffic = RequestTraffic { retry: retry(place, problems), timeouts: timeouts(place, problems), faults: None };
     let backends = backends::convert(reader, place, true, problems);
-    Some(Rule { id, matches: found?, filters, backends, traffic, invalid: None })
+    Rule { id, matches, filters, backends, traffic, invalid: None }
 }
 
-/// One of a GRPCRoute; `None` if none of its matches can be read.
-pub(super) fn grpc(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Option<Rule> {
+/// One of a GRPCRoute.
+pub(super) fn grpc(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Rule {
     let known = ["name", "matches", "filters", "backendRefs", "sessionPersistence"];
-    place.is_mapping_of(&known, problems).then_some(())?;
+    let is_rule = place.is_mapping_of(&known, problems);
     refuse_persistence(place, problems);
-    let matches = matches::convert(reader, place, problems, matches::grpc);
+    let matches = match is_rule {
+        true => matches::convert(reader, place, problems, matches::grpc),
+        false => matches::unreadable(),
+    };
     let filters = filters::of_grpc(reader, place, problems);
     let backends = backends::convert(reader, place, true, problems);
-    Some(Rule { id, matches: matches?, filters, backends, traffic: RequestTraffic::default(), invalid: None })
+    Rule { id, matches, filters, backends, traffic: RequestTraffic::default(), invalid: None }
 }
 
 /// The one of a TLSRoute or TCPRoute.
-pub(super) fn bytes(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Option<Rule> {
-    place.is_mapping_of(&["name", "backendRefs"], problems).then_some(())?;
+pub(super) fn bytes(reader: &mut Reader<'_>, id: RuleId, place: &Place<'_>, problems: &mut Problems) -> Rule {
+    let is_rule = place.is_mapping_of(&["name", "backendRefs"], problems);
     let backends = backends::convert(reader, place, false, problems);
-    if place.count("backendRefs") == 0 {
+    if is_rule && place.count("backendRefs") == 0 {
         problems.error(place.at("backendRefs"), "is missing: connections lead nowhere without");
     }
     let (matches, filters, traffic) = (Box::<[Match]>::default(), Filters::default(), RequestTraffic::default());
-    Some(Rule { id, matches, filters, backends, traffic, invalid: None })
+    Rule { id, matches, filters, backends, traffic, invalid: None }
 }
 
 /// The `name` of a rule, if it is one.
@@ -113,14 +117,26 @@ fn retry(place: &Place<'_>, problems: &mut Problems) -> Option<Arc<RetryPolicy>>
     if !codes.is_empty() {
         policy.idempotent.statuses = codes.into_iter().collect();
     }
-    if let Some(attempts) = place.number("attempts", 1..=ATTEMPTS_MAX, problems) {
-        policy.retries_max = attempts;
-    }
+    policy.retries_max = attempts(&place, problems).unwrap_or(policy.retries_max);
     if let Some(base) = time(&place, "backoff", problems) {
         let max = Backoff::default().max.max(base.saturating_mul(10));
         policy.backoff = Backoff { least: base, base, max };
     }
     Some(Arc::new(policy))
+}
+
+/// `attempts`: 0 is none. The API knows no maximum, so that more than ours is no mistake of the author's: it is as many as there may be, and told.
+fn attempts(place: &Place<'_>, problems: &mut Problems) -> Option<u32> {
+    let attempts: i64 = place.field("attempts", problems)?;
+    let at = place.at("attempts");
+    if attempts < 0 {
+        problems.error(at, format!("{attempts} is less than none: 0 or more"));
+        return None;
+    }
+    if attempts > ATTEMPTS_MAX {
+        problems.warn(at, format!("{attempts} is more than the agent does for one request: {ATTEMPTS_MAX} count"));
+    }
+    u32::try_from(attempts.min(ATTEMPTS_MAX)).ok()
 }
 
 fn time(place: &Place<'_>, key: &str, problems: &mut Problems) -> Option<std::time::Duration> {

@@ -83,6 +83,12 @@ impl Pattern {
     pub fn matches(&self, text: &[u8]) -> bool {
         self.regex.is_match(text)
     }
+
+    /// The length of the shortest text that matches.
+    pub(crate) fn bytes_min(&self) -> usize {
+        let parsed = regex_syntax::ParserBuilder::new().unicode(false).utf8(false).build().parse(&self.text);
+        parsed.ok().and_then(|parsed| parsed.properties().minimum_len()).unwrap_or_default()
+    }
 }
 
 impl PartialEq for Pattern {

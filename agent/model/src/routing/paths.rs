@@ -2,28 +2,23 @@
 //!
 //! Order: the exact path; prefixes, the longest first; patterns; the prefix `/`. The Gateway API leaves the place of patterns open: behind
 //! prefixes, as in Istio, but before the one that is everything, where they could never match. Cost: an exact path is one look into a hash
-//! map, prefixes one for each segment that any of them has in common with the path, a pattern one run over the path for each
-//! pattern before the one that is picked. Within one path the matches are tried in order.
+//! map, prefixes one for each segment that any of them has in common with the path, patterns one run over the path for each that comes
+//! before the one that is picked and whose other conditions the request meets. Within one path, and among patterns, [`Entries`] says which
+//! are tried.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::PathMatch;
+use super::entries::{Entries, Entry};
 use super::table::Observer;
-
-/// A match: which rule of the table, and which of the rule's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
-    pub(super) rule: usize,
-    pub(super) at: usize,
-}
+use super::{Match, PathMatch, Request};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Paths {
-    exact: HashMap<Arc<str>, Vec<Entry>>,
+    exact: HashMap<Arc<str>, Entries>,
     /// A tree by segments; the first is `/`.
     nodes: Vec<Node>,
-    patterns: Vec<Entry>,
+    patterns: Entries,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,12 +28,12 @@ struct Node {
     /// Length of the prefix.
     bytes: usize,
     children: HashMap<Box<str>, usize>,
-    entries: Vec<Entry>,
+    entries: Entries,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { exact: HashMap::new(), nodes: vec![Node::default()], patterns: Vec::new() }
+        Self { exact: HashMap::new(), nodes: vec![Node::default()], patterns: Entries::default() }
     }
 }
 
@@ -47,7 +42,8 @@ impl Paths {
     pub(super) fn add(&mut self, path: &PathMatch, entry: Entry) {
         match path {
             PathMatch::Exact(path) => self.exact.entry(Arc::clone(path)).or_default().push(entry),
-            PathMatch::Regex(_) => self.patterns.push(entry),
+            PathMatch::Regex(_) | PathMatch::Call(_) => self.patterns.push(entry),
+            PathMatch::Unreadable => {}
             PathMatch::Prefix(prefix) => {
                 let mut at = 0;
                 for segment in segments(prefix).into_iter().flatten() {
@@ -67,41 +63,39 @@ impl Paths {
         }
     }
 
-    /// Calls `each` with the matches whose path is `path`, best first, and the length of what matched, until it answers.
-    /// `is_of` runs the pattern of a match.
-    pub(super) fn find<T, O: Observer>(
+    /// Makes the indexes; `of` is the match of an entry.
+    pub(super) fn index<'m>(&mut self, of: &impl Fn(Entry) -> &'m Match) {
+        let of_nodes = self.nodes.iter_mut().map(|node| &mut node.entries);
+        for entries in self.exact.values_mut().chain(of_nodes).chain([&mut self.patterns]) {
+            entries.index(of);
+        }
+    }
+
+    /// Calls `each` with the matches whose path is the request's, or may be by a pattern, best first, and the length of what matched, until it
+    /// answers.
+    pub(super) fn find<R: Request + ?Sized, T, O: Observer>(
         &self,
-        path: &str,
+        request: &R,
         observer: &mut O,
-        is_of: impl Fn(Entry) -> bool,
         mut each: impl FnMut(Entry, usize, &mut O) -> Option<T>,
     ) -> Option<T> {
+        let path = request.path();
         observer.compared();
-        let exact = self.exact.get(path).map_or(&[][..], |entries| entries);
-        for entry in exact {
-            if let Some(found) = each(*entry, path.len(), observer) {
-                return Some(found);
-            }
+        if let Some(entries) = self.exact.get(path)
+            && let Some(found) = entries.find(request, observer, |entry, o| each(entry, path.len(), o))
+        {
+            return Some(found);
         }
         let mut at = self.deepest(path, observer);
         while at != 0 {
             let node = &self.nodes[at];
-            for entry in &node.entries {
-                if let Some(found) = each(*entry, node.bytes, observer) {
-                    return Some(found);
-                }
+            if let Some(found) = node.entries.find(request, observer, |entry, o| each(entry, node.bytes, o)) {
+                return Some(found);
             }
             at = node.parent;
         }
-        for entry in &self.patterns {
-            observer.compared();
-            if is_of(*entry)
-                && let Some(found) = each(*entry, 0, observer)
-            {
-                return Some(found);
-            }
-        }
-        self.nodes[0].entries.iter().find_map(|entry| each(*entry, self.nodes[0].bytes, observer))
+        let found = self.patterns.find(request, observer, |entry, o| each(entry, 0, o));
+        found.or_else(|| self.nodes[0].entries.find(request, observer, |entry, o| each(entry, self.nodes[0].bytes, o)))
     }
 
     /// The longest prefix of `path`, whether or not any match has just it.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use super::attachment::{Clients, Settled, Unattached, clients_of, is_usable, ports_of, settle};
 use super::tables::refs_of;
-use super::{BackendProblem, BackendRef, ParentRef, ParentTarget, Route, RouteKey, TrafficPolicy, TrafficTarget};
+use super::{
+    BackendProblem, BackendRef, ParentRef, ParentTarget, PathMatch, Route, RouteKey, Rule, TrafficPolicy, TrafficTarget,
+};
 use crate::service::{Service, ServiceKey};
 use crate::snapshot::Snapshot;
 
@@ -21,7 +23,7 @@ pub struct RouteStatus {
     pub generation: i64,
     /// Which of its parents.
     pub parent: ParentRef,
-    /// `Accepted`, `ResolvedRefs`, `Programmed`, and `PartiallyInvalid` where it is true.
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, and `PartiallyInvalid` where it is true: of a route that is accepted and has rules that are not.
     pub conditions: Vec<Condition>,
 }
 
@@ -87,8 +89,10 @@ impl Snapshot {
             Some(true) => condition("Programmed", Some(true), "Programmed", "this agent carries it out"),
             _ => condition("Programmed", Some(false), "Invalid", "the route is not accepted, and has no effect here"),
         };
+        // Of a route that is not accepted no rule is in force.
+        let partially = if accepted.status == Some(true) { partially_invalid(route) } else { None };
         let mut conditions = vec![accepted, self.resolved(route), programmed];
-        conditions.extend(partially_invalid(route));
+        conditions.extend(partially);
         RouteStatus { route: route.key.clone(), generation: route.generation, parent: parent.clone(), conditions }
     }
 
@@ -127,8 +131,8 @@ impl Snapshot {
         let invalid: Vec<_> = invalid.collect();
         if invalid.len() == route.rules.len() {
             let message = match invalid.first() {
-                Some((index, why)) => format!("rules[{index}].{why}; no rule can be carried out"),
-                None => "rules: none can be read".to_owned(),
+                Some((_, why)) => format!("{why}; no rule can be carried out"),
+                None => "rules: there is none".to_owned(),
             };
             return refused("UnsupportedValue", message);
         }
@@ -241,12 +245,16 @@ fn condition(kind: &'static str, status: Option<bool>, reason: &'static str, mes
     Condition { kind, status, reason, message: message.into() }
 }
 
-/// Some rules cannot be carried out, and answer 500; the others are in force.
+/// Some rules cannot be carried out, and answer 500; the others are in force. How the message begins is the API's word.
 fn partially_invalid(route: &Route) -> Option<Condition> {
-    let invalid = route.rules.iter().filter_map(|rule| Some((rule.id.index, rule.invalid.as_ref()?)));
-    let messages: Vec<String> = invalid.map(|(index, why)| format!("rules[{index}].{why}")).collect();
+    let dropped = |rule: &Arc<Rule>| {
+        let is_matched = rule.matches.is_empty() || rule.matches.iter().any(|of| of.path != PathMatch::Unreadable);
+        let what = if is_matched { "what it matches is answered 500" } else { "nothing matches it" };
+        Some(format!("Dropped Rule {}: {}; {what}", rule.id.index, rule.invalid.as_ref()?))
+    };
+    let messages: Vec<String> = route.rules.iter().filter_map(dropped).collect();
     let is_partial = !messages.is_empty() && messages.len() < route.rules.len();
-    is_partial.then(|| condition("PartiallyInvalid", Some(true), "UnsupportedValue", messages.join("; ")))
+    is_partial.then(|| condition("PartiallyInvalid", Some(true), "UnsupportedValue", messages.join(". ")))
 }
 
 fn named_port(parent: &ParentRef) -> String {

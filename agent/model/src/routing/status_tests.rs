@@ -121,7 +121,10 @@ fn conditions_say_what_became_of_a_parent() {
     let gateway = ParentRef { target: ParentTarget::Other("Gateway/shop/edge".into()), section: None, port: None };
     let none = |_: &mut Route| {};
     let broken = |route: &mut Route| {
-        let rules = route.rules.iter().map(|rule| Rule { invalid: Some("filters[0]: no".into()), ..Rule::clone(rule) });
+        let rules = route
+            .rules
+            .iter()
+            .map(|rule| Rule { invalid: Some("spec.rules[0].filters[0]: no".into()), ..Rule::clone(rule) });
         route.rules = rules.map(Arc::new).collect();
     };
     let empty = |route: &mut Route| route.rules = Box::default();
@@ -139,8 +142,14 @@ fn conditions_say_what_became_of_a_parent() {
         (parent("shop", "headless", None), &none, Some(false), "UnsupportedValue", "is headless"),
         (parent("shop", "rejected", None), &none, None, "Pending", "was rejected"),
         (gateway, &none, Some(false), "NoMatchingParent", "Gateway/shop/edge"),
-        (parent("shop", "web", None), &broken, Some(false), "UnsupportedValue", "rules[0].filters[0]: no"),
-        (parent("shop", "web", None), &empty, Some(false), "UnsupportedValue", "none can be read"),
+        (
+            parent("shop", "web", None),
+            &broken,
+            Some(false),
+            "UnsupportedValue",
+            "spec.rules[0].filters[0]: no; no rule",
+        ),
+        (parent("shop", "web", None), &empty, Some(false), "UnsupportedValue", "rules: there is none"),
         (parent("other", "cart", None), &none, Some(true), "Accepted", "for clients in namespace shop"),
     ];
     for (parent, change, status, reason, message) in rows {
@@ -255,11 +264,46 @@ fn references_that_lead_nowhere_are_reported() {
 
 #[test]
 fn rules_that_cannot_be_carried_out_harm_no_others() {
-    let broken = Rule { invalid: Some("filters[0].type: `Ext` is not supported".into()), ..rule("/b") };
-    let statuses = snapshot(&[http("shop", "r", 1, &[rule("/a"), broken])]).route_statuses();
-    assert_eq!(of(&statuses, "r", "Accepted").unwrap().0, Some(true));
-    let partially = of(&statuses, "r", "PartiallyInvalid").unwrap();
-    assert_eq!(partially, (Some(true), "UnsupportedValue", "rules[1].filters[0].type: `Ext` is not supported"));
+    let bad =
+        |at: usize, path: &str| Rule { invalid: Some(format!("spec.rules[{at}].retry: no").into()), ..rule(path) };
+    let partially = |snapshot: &Snapshot, name: &str| {
+        let statuses = snapshot.route_statuses();
+        of(&statuses, name, "PartiallyInvalid").map(|(status, reason, message)| {
+            assert_eq!((status, reason), (Some(true), "UnsupportedValue"));
+            message.to_owned()
+        })
+    };
+    let dropped = |at: usize| format!("Dropped Rule {at}: spec.rules[{at}].retry: no; ");
+    let answered = "what it matches is answered 500";
+    for (rules, expected) in [
+        (vec![rule("/a"), rule("/b")], None),
+        (vec![rule("/a"), bad(1, "/b")], Some(format!("{}{answered}", dropped(1)))),
+        (vec![bad(0, ""), rule("/b")], Some(format!("{}{answered}", dropped(0)))),
+        (vec![bad(0, "!"), rule("/b")], Some(format!("{}nothing matches it", dropped(0)))),
+        (
+            vec![bad(0, "!"), rule("/b"), bad(2, "! | /c")],
+            Some(format!("{}nothing matches it. {}{answered}", dropped(0), dropped(2))),
+        ),
+        // It is not set of a route that is invalid as a whole, or not accepted.
+        (vec![bad(0, "/a"), bad(1, "/b")], None),
+    ] {
+        let route = http("shop", "r", 1, &rules);
+        let good = snapshot(std::slice::from_ref(&route));
+        assert_eq!(partially(&good, "r"), expected, "{rules:?}");
+        let lost = |parents: Vec<ParentRef>| snapshot(&[with_parents(route.clone(), parents)]);
+        assert_eq!(partially(&lost(vec![parent("shop", "none", None)]), "r"), None);
+        assert_eq!(partially(&lost(vec![parent("shop", "web", Some(81))]), "r"), None);
+        let grpc = super::super::testing::route(RouteKind::Grpc, "shop", "grpc", 1, &[rule("/")]);
+        let conflicted = snapshot(&[route.clone(), grpc]);
+        assert_eq!(of(&conflicted.route_statuses(), "r", "Accepted").unwrap().0, Some(false));
+        assert_eq!(partially(&conflicted, "r"), None);
+    }
+    let broken = snapshot(&[http("shop", "r", 1, &[rule("/a"), bad(1, "/b"), bad(2, "!")])]);
+    let table = broken.route_table(&key("shop", "web"), 80, None).unwrap();
+    for (request, expected) in [("GET /a", Some(false)), ("GET /b", Some(true)), ("GET /c", None)] {
+        let asked = ask(request);
+        assert_eq!(table.pick(&asked).map(|matched| matched.rule.invalid.is_some()), expected, "{request}");
+    }
 }
 
 #[test]

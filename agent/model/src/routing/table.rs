@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::entries::{Entries, Entry};
 use super::matching::{Missed, Rank, Seniority};
-use super::paths::{Entry, Paths};
+use super::paths::Paths;
 use super::{Backend, Match, PathMatch, Request, Route, RouteKind, Rule};
 
 /// The rules of one Service port: of HTTPRoutes, GRPCRoutes, TLSRoutes or of one TCPRoute.
@@ -12,7 +13,10 @@ use super::{Backend, Match, PathMatch, Request, Route, RouteKind, Rule};
 pub struct Table {
     kind: Option<RouteKind>,
     rules: Vec<Arc<Rule>>,
+    /// Of HTTPRoutes.
     paths: Paths,
+    /// Of GRPCRoutes, whose order is one for all services and methods.
+    calls: Entries,
     names: Names,
 }
 
@@ -40,7 +44,10 @@ pub struct Considered {
 
 /// Hears what a lookup looks at, in order. The data plane does not listen: `()`.
 pub trait Observer {
-    /// A path was looked up, or a pattern run.
+    /// Whether it wants to hear of every match whose path is the request's, also of those that an index knows not to be met.
+    const HEARS_ALL: bool = false;
+
+    /// A path, or the text of a condition, was looked up, or a pattern run.
     fn compared(&mut self) {}
     /// A match whose path is the request's was held against it.
     fn looked(&mut self, _rule: &Arc<Rule>, _match_index: usize, _outcome: Result<(), Missed>) {}
@@ -49,6 +56,8 @@ pub trait Observer {
 impl Observer for () {}
 
 impl Observer for Vec<Considered> {
+    const HEARS_ALL: bool = true;
+
     fn looked(&mut self, rule: &Arc<Rule>, match_index: usize, outcome: Result<(), Missed>) {
         self.push(Considered { rule: Arc::clone(rule), match_index, missed: outcome.err() });
     }
@@ -78,17 +87,25 @@ impl Table {
             let seniority = Seniority::of(route);
             for rule in rules {
                 for (at, of) in matches_of(rule).iter().enumerate() {
-                    let entry = Entry { rule: table.rules.len(), at };
-                    ranked.push((Rank::new(of, &seniority, rule.id.index, at), entry));
+                    ranked.push((Rank::new(of, &seniority, rule.id.index, at), table.rules.len(), at));
                 }
                 table.rules.push(Arc::clone(rule));
             }
         }
-        ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
-        for (_, entry) in ranked {
-            table.paths.add(&matches_of(&table.rules[entry.rule])[entry.at].path, entry);
+        ranked.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+        let rules = std::mem::take(&mut table.rules);
+        let of = |entry: Entry| &matches_of(&rules[entry.rule])[entry.at];
+        for (order, (_, rule, at)) in ranked.into_iter().enumerate() {
+            let entry = Entry { order, rule, at };
+            match (kind, &of(entry).path) {
+                (_, PathMatch::Unreadable) => {}
+                (RouteKind::Grpc, _) => table.calls.push(entry),
+                (_, path) => table.paths.add(path, entry),
+            }
         }
-        table
+        table.calls.index(&of);
+        table.paths.index(&of);
+        Self { rules, ..table }
     }
 
     /// Which kind of route it is made of.
@@ -111,14 +128,30 @@ impl Table {
 
     /// [`Self::pick`] with somebody who listens.
     pub fn find<R: Request + ?Sized, O: Observer>(&self, request: &R, observer: &mut O) -> Option<Matched<'_>> {
-        let path = request.path();
-        let is_of = |entry| matches!(self.entry(entry), (_, Match { path: PathMatch::Regex(p), .. }) if p.matches(path.as_bytes()));
-        self.paths.find(path, observer, is_of, |entry, prefix_bytes, observer: &mut O| {
+        let is_grpc = self.kind == Some(RouteKind::Grpc);
+        let each = |entry: Entry, prefix_bytes, observer: &mut O| {
             let (rule, of) = self.entry(entry);
+            // Where a match stands says that its path is the request's, unless that is a pattern.
+            let is_told = !is_grpc && !matches!(of.path, PathMatch::Regex(_) | PathMatch::Call(_));
+            let is_path = |observer: &mut O| {
+                observer.compared();
+                of.path.is_met(request.path())
+            };
+            // Who hears all wants to know what those missed whose path it is; else what costs least comes first.
+            if O::HEARS_ALL && !is_told && !is_path(observer) {
+                return None;
+            }
             let outcome = of.meets(request);
+            if outcome.is_ok() && !O::HEARS_ALL && !is_told && !is_path(observer) {
+                return None;
+            }
             observer.looked(rule, entry.at, outcome);
             outcome.is_ok().then_some(Matched { rule, match_index: entry.at, prefix_bytes })
-        })
+        };
+        if is_grpc {
+            return self.calls.find(request, observer, |entry, observer| each(entry, 0, observer));
+        }
+        self.paths.find(request, observer, each)
     }
 
     fn entry(&self, entry: Entry) -> (&Arc<Rule>, &Match) {
@@ -209,3 +242,7 @@ impl Rule {
 #[cfg(test)]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "table_reference_tests.rs"]
+mod reference_tests;

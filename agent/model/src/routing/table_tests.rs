@@ -1,15 +1,11 @@
-//! Which rule is picked: rows by hand, and against a reference that knows no index.
+//! Which rule is picked, and what it costs: rows by hand.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
-use proptest::prelude::*;
-
-use super::super::testing::{Asked, ask, route, rule, to};
-use super::super::{QueryMatch, ValueMatch};
+use super::super::testing::{ask, route, rule, to};
 use super::*;
 
-fn table(kind: RouteKind, routes: &[Route]) -> Table {
+pub(super) fn table(kind: RouteKind, routes: &[Route]) -> Table {
     let mut routes: Vec<&Route> = routes.iter().collect();
     routes.sort_by_cached_key(|route| Seniority::of(route));
     Table::new(kind, &routes.into_iter().map(|route| (route, route.rules.to_vec())).collect::<Vec<_>>())
@@ -222,18 +218,12 @@ const ROWS: Rows = &[
         &["/foo h:version=v2 | /v2/foo", "/"],
         &[("GET /foo version=v2", Some(0)), ("GET /v2/foo", Some(0)), ("GET /foo", Some(1))],
     ),
-    // gRPC: service and method, service, method, anything.
+    // What could not be read: no path, or any value.
+    (&["!", "/"], &[("GET /", Some(1)), ("GET /!", Some(1))]),
+    (&["! h:x=1"], &[("GET / x=1", None)]),
     (
-        &["/", "~/[^/]+/Get", "/pkg.Svc", "=/pkg.Svc/Get", "/ h:x=1"],
-        &[
-            ("POST /pkg.Svc/Get", Some(3)),
-            ("POST /pkg.Svc/Put", Some(2)),
-            ("POST /pkg.Other/Get", Some(1)),
-            ("POST /pkg.Other/Put", Some(0)),
-            ("POST /pkg.Other/Put x=1", Some(4)),
-            ("POST /pkg.Svc/Put x=1", Some(2)),
-            ("POST /pkg.SvcX/Put", Some(0)),
-        ],
+        &["/a h:x=?", "/a", "/a q:p=?"],
+        &[("GET /a x=", Some(0)), ("GET /a x=1", Some(0)), ("GET /a y=1", Some(1)), ("GET /a?p=1", Some(2))],
     ),
 ];
 
@@ -250,6 +240,103 @@ fn rules_are_picked_by_precedence() {
         }
     }
     assert!(count >= 150, "{count} rows");
+}
+
+/// Matches of GRPCRoutes, each of a route of its own, the oldest first; then calls with the number of the route they match. More characters of
+/// the service, of the method, more headers, the older.
+const CALLS: Rows = &[
+    (
+        &["/", "@*/Get", "@pkg.Svc/*", "@pkg.Svc/Get", "/ h:x=1"],
+        &[
+            ("POST /pkg.Svc/Get", Some(3)),
+            ("POST /pkg.Svc/Put", Some(2)),
+            ("POST /pkg.Other/Get", Some(1)),
+            ("POST /pkg.Other/Get x=1", Some(1)),
+            ("POST /pkg.Other/Put", Some(0)),
+            ("POST /pkg.Other/Put x=1", Some(4)),
+            ("POST /pkg.Svc/Put x=1", Some(2)),
+            ("POST /pkg.SvcX/Put", Some(0)),
+            ("POST /pkg.svc/Get", Some(1)),
+            ("POST /Get", Some(0)),
+            ("POST /pkg.Svc", Some(2)),
+            ("POST *", Some(0)),
+        ],
+    ),
+    // A pattern has as many characters as it wants at least.
+    (
+        &["@*/Get", r"@~shop\.Stock/~.*"],
+        &[("POST /shop.Stock/Get", Some(1)), ("POST /shop.Stock/Put", Some(1)), ("POST /shop.Cart/Get", Some(0))],
+    ),
+    (&[r"@~shop\.Stock/~.*", "@*/Get"], &[("POST /shop.Stock/Get", Some(0)), ("POST /x/Get", Some(1))]),
+    (
+        &["@~.*/~.*", "@~shop.*/~.*", r"@~shop\.St.*/~.*", "@~.*/Get"],
+        &[
+            ("POST /shop.Stock/Get", Some(2)),
+            ("POST /shop.Cart/Get", Some(1)),
+            ("POST /x/Get", Some(3)),
+            ("POST /x/Put", Some(0)),
+        ],
+    ),
+    // The method counts where services are alike, whichever of the two is a pattern.
+    (
+        &["@shop.Stock/*", "@shop.Stock/~Get.*", "@shop.Stock/~.*", "@shop.Stock/GetAll"],
+        &[
+            ("POST /shop.Stock/GetAll", Some(3)),
+            ("POST /shop.Stock/GetOne", Some(1)),
+            ("POST /shop.Stock/Put", Some(0)),
+        ],
+    ),
+    (
+        &["@shop.Stock/*", r"@~shop\.Stock/~Get.*"],
+        &[("POST /shop.Stock/Get", Some(1)), ("POST /shop.Stock/Put", Some(0))],
+    ),
+    // No pattern comes before the name that it matches, unless it says more besides, or is as narrow and older.
+    (
+        &["@~[a-z]+[.][A-Z][a-z]+/~G.+", "@shop.Stock/Get"],
+        &[("POST /shop.Stock/Get", Some(1)), ("POST /shop.Cart/Got", Some(0))],
+    ),
+    (&[r"@~shop\.Stock/~Get", "@shop.Stock/Get"], &[("POST /shop.Stock/Get", Some(0))]),
+    (&["@shop.Stock/Get", r"@~shop\.Stock/~Get"], &[("POST /shop.Stock/Get", Some(0))]),
+    (
+        &["@shop.Stock/Get", r"@~shop\.Stock/~Get h:x=1"],
+        &[("POST /shop.Stock/Get x=1", Some(1)), ("POST /shop.Stock/Get", Some(0))],
+    ),
+    // Headers behind services and methods, before age.
+    (
+        &["@shop.Stock/* h:a=1 h:b=2", "@shop.Stock/Get", "@shop.Stock/Get h:a=1", "@shop.Stock/Get h:b=2"],
+        &[
+            ("POST /shop.Stock/Get a=1 b=2", Some(2)),
+            ("POST /shop.Stock/Get b=2", Some(3)),
+            ("POST /shop.Stock/Get", Some(1)),
+            ("POST /shop.Stock/Put a=1 b=2", Some(0)),
+            ("POST /shop.Stock/Put a=1", None),
+        ],
+    ),
+    // Of what is alike the older.
+    (&["@shop.Stock/Get", "@shop.Stock/Get"], &[("POST /shop.Stock/Get", Some(0))]),
+    (&["@~.*Stock/*", "@~shop.*k/*"], &[("POST /shop.Stock/Get", Some(0)), ("POST /shop.k/Get", Some(1))]),
+    // What could not be read.
+    (
+        &["@shop.Stock/?", "@shop.Stock/*", "!"],
+        &[("POST /shop.Stock/Get", Some(0)), ("POST /shop.Stock", Some(1)), ("POST /x/y", None)],
+    ),
+];
+
+#[test]
+fn calls_are_picked_by_precedence() {
+    let mut count = 0;
+    for (matches, requests) in CALLS {
+        let name = |at: usize| char::from(b'a' + at as u8).to_string();
+        let of = |(at, text): (usize, &&str)| route(RouteKind::Grpc, "shop", &name(at), at as i64, &[rule(text)]);
+        let table = table(RouteKind::Grpc, &matches.iter().enumerate().map(of).collect::<Vec<_>>());
+        for (request, expected) in *requests {
+            count += 1;
+            let request_of = ask(request);
+            let found = table.pick(&request_of).map(|matched| matched.rule.id.route.name.to_string());
+            assert_eq!(found, expected.map(|at| name(at as usize)), "{request} of {matches:?}");
+        }
+    }
+    assert!(count >= 40, "{count} rows");
 }
 
 /// Of routes that say the same: the older, one that says its age, the first by `namespace/name` as one text.
@@ -375,25 +462,66 @@ impl Observer for Count {
 
 #[test]
 fn a_lookup_costs_the_same_with_a_thousand_rules() {
-    let cost = |rules: usize| {
-        let texts: Vec<String> = (0..rules)
-            .map(|n| match n % 2 {
-                0 => format!("/api/v{n}"),
-                _ => format!("=/api/v{n}/exact"),
-            })
-            .collect();
-        let table = of_rules(&texts.iter().map(String::as_str).collect::<Vec<_>>());
-        let mut costs = Vec::new();
-        for path in ["/api/v0", "/api/v0/x/y/z", "/api/v1/exact", "/api/none", "/elsewhere/a/b/c"] {
-            let mut count = Count::default();
-            let asked = ask(&format!("GET {path}"));
-            table.find(&asked, &mut count);
-            costs.push((count.compared, count.looked));
+    type Of = fn(usize) -> String;
+    /// Rule `n` of so many; then requests, each with what its lookup compares and tries.
+    type Row = (RouteKind, Of, &'static [(&'static str, usize, usize)]);
+    let rows: [Row; 9] = [
+        // By paths.
+        (
+            RouteKind::Http,
+            |n| if n % 2 == 0 { format!("/api/v{n}") } else { format!("=/api/v{n}/exact") },
+            &[
+                ("GET /api/v0", 3, 1),
+                ("GET /api/v0/x/y/z", 4, 1),
+                ("GET /api/v1/exact", 1, 1),
+                ("GET /api/none", 3, 0),
+                ("GET /elsewhere/a/b/c", 2, 0),
+            ],
+        ),
+        // On one path by a header, a parameter, both a method and a header; on one exact path; on every path.
+        (
+            RouteKind::Http,
+            |n| format!("/api h:x-tenant=t{n}"),
+            &[("GET /api x-tenant=t7", 3, 1), ("GET /api x-tenant=none", 3, 0), ("GET /api", 3, 0)],
+        ),
+        (RouteKind::Http, |n| format!("=/api q:id={n}"), &[("GET /api?id=7", 2, 1), ("GET /api?id=x", 3, 0)]),
+        (
+            RouteKind::Http,
+            |n| format!("/ m:{} h:x-tenant=t{} h:x-all=1", ["GET", "PUT"][n % 2], n / 2),
+            &[("PUT / x-tenant=t3 x-all=1", 3, 2), ("PUT / x-tenant=t3", 3, 2), ("PUT / x-all=1", 3, 0)],
+        ),
+        // By two headers, none of which is in all rules.
+        (
+            RouteKind::Http,
+            |n| format!("/api h:{}=t{n}", ["a", "b"][n % 2]),
+            &[("GET /api a=t6 b=t7", 4, 1), ("GET /api b=t7", 4, 1), ("GET /api", 4, 0)],
+        ),
+        // Behind one pattern, which is run for the one match only whose header is there.
+        (RouteKind::Http, |n| format!("~/v[0-9] h:x-tenant=t{n}"), &[("GET /v1 x-tenant=t7", 4, 1), ("GET /v1", 3, 0)]),
+        // gRPC: by method alone, by service alone, by both and a header.
+        (RouteKind::Grpc, |n| format!("@*/Get{n}"), &[("POST /shop.Stock/Get7", 2, 1), ("POST /shop.Stock/Put", 1, 0)]),
+        (RouteKind::Grpc, |n| format!("@shop.S{n}/*"), &[("POST /shop.S7/Get", 2, 1), ("POST /shop.X/Get", 1, 0)]),
+        (
+            RouteKind::Grpc,
+            |n| format!("@shop.Stock/Get{} h:x-tenant=t{}", n % 2, n / 2),
+            &[("POST /shop.Stock/Get1 x-tenant=t3", 3, 1), ("POST /shop.Stock/Get1", 1, 0)],
+        ),
+    ];
+    for (kind, of, requests) in rows {
+        for rules in [10, 1000] {
+            let texts: Vec<Rule> = (0..rules).map(|n| rule(&of(n))).collect();
+            let table = table(kind, &[route(kind, "shop", "web", 1, &texts)]);
+            for &(text, compared, looked) in requests {
+                let mut count = Count::default();
+                let asked = ask(text);
+                table.find(&asked, &mut count);
+                assert_eq!((count.compared, count.looked), (compared, looked), "{text} of {rules} like {}", of(0));
+                let is_picked = table.pick(&asked).is_some();
+                let considered = table.explain(&asked).last().is_some_and(|last| last.missed.is_none());
+                assert_eq!(is_picked, considered, "{text}");
+            }
         }
-        costs
-    };
-    assert_eq!(cost(10), cost(1000));
-    assert_eq!(cost(1000), [(3, 1), (4, 1), (1, 1), (3, 0), (2, 0)]);
+    }
 }
 
 #[test]
@@ -402,147 +530,4 @@ fn a_hostile_path_is_walked_no_further_than_rules_go() {
     let mut count = Count::default();
     table.find(&ask(&format!("GET /a/b{}", "/c".repeat(10_000))), &mut count);
     assert!(count.compared <= 4 && count.looked == 1, "{} {}", count.compared, count.looked);
-}
-
-/// The rule as the Gateway API says it, with no index: every match of every route, sorted, tried one after the other.
-fn reference<'a>(routes: &'a [Route], request: &Asked) -> Option<(&'a Rule, usize)> {
-    let mut all = Vec::new();
-    for route in routes {
-        for rule in &route.rules {
-            for (at, one) in rule.matches.iter().enumerate() {
-                let (class, length) = match &one.path {
-                    PathMatch::Exact(_) => (0, 0),
-                    PathMatch::Prefix(prefix) if prefix.is_empty() => (3, 0),
-                    PathMatch::Prefix(prefix) => (1, prefix.len()),
-                    PathMatch::Regex(_) => (2, 0),
-                };
-                let names = |names: Vec<&str>| names.iter().collect::<std::collections::HashSet<_>>().len();
-                let headers = names(one.headers.iter().map(|h| &*h.name).collect());
-                let query = names(one.query.iter().map(|q| &*q.name).collect());
-                let age = (route.created.is_none(), route.created);
-                let name = format!("{}/{}", route.key.namespace, route.key.name);
-                let order = (class, Reverse(length), Reverse(one.method.is_some()), Reverse(headers), Reverse(query));
-                all.push(((order, age, name, rule.id.index, at), (&**rule, at)));
-            }
-        }
-    }
-    all.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let meets = |one: &Match| {
-        let is_path = match &one.path {
-            PathMatch::Exact(path) => **path == *request.path,
-            PathMatch::Prefix(prefix) => request
-                .path
-                .strip_prefix(&**prefix)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.is_empty()),
-            PathMatch::Regex(pattern) => pattern.matches(request.path.as_bytes()),
-        };
-        let value = |of: &ValueMatch, value: &str| match of {
-            ValueMatch::Exact(exact) => **exact == *value,
-            ValueMatch::Regex(pattern) => pattern.matches(value.as_bytes()),
-        };
-        let is_header = |(at, header): (usize, &super::super::HeaderMatch)| {
-            let found: Vec<&str> =
-                request.headers.iter().filter(|(name, _)| **name == *header.name).map(|(_, value)| &**value).collect();
-            let is_repeated = one.headers[..at].iter().any(|h| h.name == header.name);
-            is_repeated || !found.is_empty() && value(&header.value, &found.join(","))
-        };
-        let is_query = |(at, param): (usize, &QueryMatch)| {
-            let query = request.query.clone().unwrap_or_default();
-            let found = query.split('&').filter_map(|p| p.split_once('=')).find(|(name, _)| **name == *param.name);
-            let is_repeated = one.query[..at].iter().any(|q| q.name == param.name);
-            is_repeated || found.is_some_and(|(_, found)| value(&param.value, found))
-        };
-        is_path
-            && one.method.as_ref().is_none_or(|method| **method == *request.method)
-            && one.headers.iter().enumerate().all(is_header)
-            && one.query.iter().enumerate().all(is_query)
-    };
-    all.into_iter().map(|(_, found)| found).find(|(rule, at)| meets(&rule.matches[*at]))
-}
-
-fn a_match() -> impl Strategy<Value = String> {
-    let path = prop_oneof![
-        Just("/"),
-        Just("/a"),
-        Just("/a/b"),
-        Just("/a/b/c"),
-        Just("/b"),
-        Just("=/"),
-        Just("=/a"),
-        Just("=/a/b"),
-        Just("=/a/"),
-        Just("~/a/.*"),
-        Just("~/[ab]"),
-        Just("~.*"),
-    ];
-    let method = prop_oneof![3 => Just(""), 1 => Just(" m:GET"), 1 => Just(" m:PUT")];
-    let header = prop_oneof![Just(" h:x=1"), Just(" h:x=2"), Just(" h:y=1"), Just(" h:x=~[12]"), Just(" h:z=1,2")];
-    let query = prop_oneof![Just(" q:p=1"), Just(" q:p=2"), Just(" q:r=~.+")];
-    let some = |of, most| prop::collection::vec(of, 0..most);
-    (path, method, some(header.boxed(), 3), some(query.boxed(), 2))
-        .prop_map(|(path, method, headers, query)| format!("{path}{method}{}{}", headers.concat(), query.concat()))
-}
-
-fn routes() -> impl Strategy<Value = Vec<Route>> {
-    let rule_of = prop::collection::vec(a_match(), 1..3).prop_map(|texts| rule(&texts.join(" | ")));
-    let one = (prop::collection::vec(rule_of, 1..5), -1..3_i64, prop_oneof![Just("a"), Just("a-b"), Just("shop")]);
-    prop::collection::vec(one, 1..4).prop_map(|routes| {
-        let one = |(n, (rules, age, namespace)): (usize, (Vec<Rule>, i64, &str))| {
-            route(RouteKind::Http, namespace, &format!("r{n}"), age, &rules)
-        };
-        routes.into_iter().enumerate().map(one).collect()
-    })
-}
-
-fn request() -> impl Strategy<Value = Asked> {
-    let path = prop_oneof![
-        Just("/"),
-        Just("/a"),
-        Just("/a/"),
-        Just("/a/b"),
-        Just("/a/b/c"),
-        Just("/a/b/c/d"),
-        Just("/b"),
-        Just("/ab"),
-        Just("*")
-    ];
-    let query = prop_oneof![Just(""), Just("?p=1"), Just("?p=2&r=x"), Just("?r=1&p=1"), Just("?p=2&p=1")];
-    let header = prop_oneof![Just(" x=1"), Just(" x=2"), Just(" y=1"), Just(" z=1"), Just(" z=2")];
-    (prop_oneof![Just("GET"), Just("PUT")], path, query, prop::collection::vec(header, 0..4))
-        .prop_map(|(method, path, query, headers)| ask(&format!("{method} {path}{query}{}", headers.concat())))
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn the_index_finds_what_the_reference_finds(routes in routes(), requests in prop::collection::vec(request(), 1..8)) {
-        let table = table(RouteKind::Http, &routes);
-        for request in &requests {
-            let found = table.pick(request).map(|m| (m.rule.id.clone(), m.match_index));
-            let expected = reference(&routes, request).map(|(rule, at)| (rule.id.clone(), at));
-            prop_assert_eq!(found, expected, "{:?}", request);
-        }
-    }
-
-    #[test]
-    fn what_is_explained_is_what_is_picked(routes in routes(), request in request()) {
-        let table = table(RouteKind::Http, &routes);
-        let considered = table.explain(&request);
-        let picked = table.pick(&request).map(|m| (m.rule.id.clone(), m.match_index));
-        let (last, before) = match considered.split_last() {
-            Some((last, before)) if last.missed.is_none() => (Some(last), before),
-            _ => (None, &considered[..]),
-        };
-        prop_assert_eq!(last.map(|c| (c.rule.id.clone(), c.match_index)), picked);
-        prop_assert!(before.iter().all(|c| c.missed.is_some()), "two are picked");
-    }
-
-    #[test]
-    fn the_order_of_routes_does_not_matter(routes in routes(), request in request()) {
-        let forward = Table::new(RouteKind::Http, &routes.iter().map(|r| (r, r.rules.to_vec())).collect::<Vec<_>>());
-        let backward = Table::new(RouteKind::Http, &routes.iter().rev().map(|r| (r, r.rules.to_vec())).collect::<Vec<_>>());
-        let picked = |table: &Table| table.pick(&request).map(|m| (m.rule.id.clone(), m.match_index));
-        prop_assert_eq!(picked(&forward), picked(&backward));
-    }
 }

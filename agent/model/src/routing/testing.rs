@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Backend, BackendRef, Filters, HeaderMatch, Match, ParentRef, ParentTarget, PathMatch, QueryMatch, Request, Route,
-    RouteKey, RouteKind, Rule, RuleId, ValueMatch,
+    Backend, BackendRef, CallMatch, Filters, HeaderMatch, Match, ParentRef, ParentTarget, PathMatch, QueryMatch,
+    Request, Route, RouteKey, RouteKind, Rule, RuleId, ValueMatch,
 };
 use crate::policy::Pattern;
 use crate::service::ServiceKey;
@@ -51,18 +51,26 @@ impl Request for Asked {
 fn value(text: &str) -> ValueMatch {
     match text.strip_prefix('~') {
         Some(pattern) => ValueMatch::Regex(Pattern::new(pattern).unwrap()),
+        None if text == "?" => ValueMatch::Present,
         None => ValueMatch::Exact(text.into()),
     }
 }
 
-/// `/prefix`, `=/exact` or `~pattern`, then any of `m:METHOD`, `h:name=value`, `q:name=value`; a value may be a `~pattern`.
+/// `/prefix`, `=/exact`, `~pattern`, `@service/method` of a call, where `*` is none, or `!`, unreadable; then any of `m:METHOD`,
+/// `h:name=value`, `q:name=value`. A value, service or method may be a `~pattern`, or `?`: any.
 pub(super) fn matching(text: &str) -> Match {
     let mut words = text.split(' ');
     let path = words.next().unwrap();
-    let path = match (path.strip_prefix('='), path.strip_prefix('~')) {
-        (Some(exact), _) => PathMatch::Exact(exact.into()),
-        (None, Some(pattern)) => PathMatch::Regex(Pattern::new(pattern).unwrap()),
-        (None, None) => PathMatch::Prefix(path.trim_end_matches('/').into()),
+    let some = |text: &str| (text != "*").then(|| value(text));
+    let path = match path.split_at_checked(1) {
+        Some(("=", exact)) => PathMatch::Exact(exact.into()),
+        Some(("~", pattern)) => PathMatch::Regex(Pattern::new(pattern).unwrap()),
+        Some(("!", "")) => PathMatch::Unreadable,
+        Some(("@", call)) => {
+            let (service, method) = call.split_once('/').unwrap();
+            PathMatch::Call(CallMatch { service: some(service), method: some(method) })
+        }
+        _ => PathMatch::Prefix(path.trim_end_matches('/').into()),
     };
     let (mut method, mut headers, mut query) = (None, Vec::new(), Vec::new());
     for word in words {

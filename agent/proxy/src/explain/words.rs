@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use heddle_model::routing::{
-    BackendProblem, BackendRef, Filters, HeaderEdit, Match, Missed, PathMatch, PathRewrite, Redirect, RouteKey, Rule,
-    ValueMatch,
+    BackendProblem, BackendRef, CallMatch, Filters, HeaderEdit, Match, Missed, PathMatch, PathRewrite, Redirect,
+    RouteKey, Rule, ValueMatch,
 };
 use heddle_model::traffic::{
     Abort, CircuitLimits, Conditions, Faults, Limits, NEVER, OutlierSettings, RequestTraffic, RetryPolicy,
@@ -34,6 +34,8 @@ pub fn conditions(of: &Match) -> String {
         PathMatch::Prefix(path) if path.is_empty() => "any path".to_owned(),
         PathMatch::Prefix(path) => format!("path {path}/…"),
         PathMatch::Regex(pattern) => format!("path ~ {pattern:?}"),
+        PathMatch::Call(call) => self::call(call),
+        PathMatch::Unreadable => "nothing that can be read".to_owned(),
     }];
     parts.extend(of.method.as_ref().map(|method| format!("method {method}")));
     parts.extend(of.headers.iter().map(|header| format!("header {}{}", header.name, value(&header.value))));
@@ -45,7 +47,15 @@ fn value(of: &ValueMatch) -> String {
     match of {
         ValueMatch::Exact(text) => format!(": {text}"),
         ValueMatch::Regex(pattern) => format!(" ~ {pattern:?}"),
+        ValueMatch::Present => " (any: what is written cannot be read)".to_owned(),
     }
+}
+
+fn call(of: &CallMatch) -> String {
+    let part = |what: &str, of: &Option<ValueMatch>| of.as_ref().map(|of| format!("{what}{}", value(of)));
+    let parts: Vec<String> =
+        [part("gRPC service", &of.service), part("gRPC method", &of.method)].into_iter().flatten().collect();
+    parts.join(", ")
 }
 
 /// The condition that failed.
