@@ -86,6 +86,11 @@ impl Untimely {
         Self { id, key: Zeroizing::new(record.key.to_vec()), chain: own(&record.chain), roots: own(&record.roots) }
     }
 
+    /// The certificate, if the clock of now takes it.
+    pub(crate) fn check(&self, bundles: &BundleStore, now: Duration) -> Option<Credential> {
+        check(&self.record(), bundles, now).ok()?.1.ok()
+    }
+
     fn record(&self) -> Record<'_> {
         let [chain, roots] = [&self.chain, &self.roots].map(|list| list.iter().map(Vec::as_slice).collect());
         Record { id: self.id.as_str(), key: &self.key, chain, roots }

@@ -100,7 +100,8 @@ impl Shared {
 
     fn finished(&self, id: &SpiffeId, request: RequestId, result: Result<Credential, IssueError>) {
         let now = self.clock.now();
-        let mut inner = self.lock();
+        let mut guard = self.lock();
+        let inner = &mut *guard;
         // A cancelled request, or one that ended as it was cancelled.
         if !inner.rotation.is_open(id, request) {
             return;
@@ -112,14 +113,22 @@ impl Shared {
                 let validity = credential.facts().validity;
                 tracing::debug!(%id, serial = credential.facts().serial, "certificate issued");
                 account.brought = Some((request, credential));
-                self.apply(&mut inner, now, Event::Issued(id, request, validity));
+                self.apply(inner, now, Event::Issued(id, request, validity));
             }
             Err(error) => {
                 self.metrics.failed(error.kind);
                 tracing::warn!(%id, %error, "no certificate");
+                // The clock was set right meanwhile: better than none.
+                if let Some(credential) = inner.untimely.get(id).and_then(|kept| kept.check(&self.bundles, now.unix)) {
+                    tracing::info!(%id, "taken over from the former agent, late: it is in time now");
+                    let validity = credential.facts().validity;
+                    account.brought = Some((request, credential));
+                    self.apply(inner, now, Event::Issued(id, request, validity));
+                    return;
+                }
                 let (kind, retry) = (error.kind, error.retry);
                 account.slot.fail(error);
-                self.apply(&mut inner, now, Event::Failed(id, request, kind, retry));
+                self.apply(inner, now, Event::Failed(id, request, kind, retry));
             }
         }
     }

@@ -114,6 +114,23 @@ async fn what_the_clock_refuses_is_kept_for_an_agent_with_a_better_one() {
 }
 
 #[tokio::test]
+async fn what_the_clock_refuses_is_used_once_the_clock_is_right_though_nobody_issues_anything() {
+    let (bytes, clock) = exported().await;
+    clock.set_offset(-10 * 365 * 24 * 3600);
+    tokio::time::pause();
+    let node = restarted(Arc::clone(&clock));
+    node.store.restore(&bytes).unwrap();
+    let web = node.store.lease(&id("web")).unwrap();
+    tokio::time::sleep(10 * SECOND).await;
+    assert!(!web.is_ready() && node.store.status()[0].failures > 0, "control: nobody issues anything");
+    clock.set_offset(0);
+    tokio::time::sleep(160 * SECOND).await;
+    assert!(web.is_ready());
+    assert_eq!(node.store.status()[0].certificate.as_ref().unwrap().id, id("web"));
+    assert_eq!(*node.store.export().unwrap(), bytes, "the same, in use now");
+}
+
+#[tokio::test]
 async fn what_the_clock_refuses_gives_way_to_what_is_issued_and_is_forgotten_where_nobody_asks() {
     let (bytes, clock) = exported().await;
     clock.set_offset(30 * 24 * 3600);
