@@ -28,6 +28,7 @@ use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::authz::{self, Admission, Permit};
 use crate::copy::{self, Side, not_ready};
@@ -129,7 +130,7 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downst
         }
         Declared::Http | Declared::Http1 | Declared::Http2 => match spoken(conn, downstream, may_be_peer).await {
             Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
-            Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+            Spoken::Ours(downstream, is_unwatched) => inbound::greeted(conn.clone(), downstream, is_unwatched).await,
             // What is no HTTP is told so.
             Spoken::Http1(downstream) | Spoken::Other(downstream) => http::run_h1(conn, route, downstream, None).await,
             Spoken::Lost(ended) => ended,
@@ -142,7 +143,7 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downst
                 Box::pin(listen(conn, &route, &downstream, grace)).await;
             if is_peer && may_be_peer {
                 drop(dialled);
-                return inbound::serve(conn.clone(), downstream, is_unwatched).await;
+                return inbound::greeted(conn.clone(), downstream, is_unwatched).await;
             }
             if is_unwatched {
                 match watched_anew(downstream) {
@@ -189,7 +190,7 @@ async fn requests_only(conn: &Rc<Conn>, route: Rc<Route>, downstream: TcpStream,
     match spoken(conn, downstream, may_be_peer).await {
         Spoken::Http1(downstream) => http::run_h1(conn, route, downstream, None).await,
         Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
-        Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+        Spoken::Ours(downstream, is_unwatched) => inbound::greeted(conn.clone(), downstream, is_unwatched).await,
         // Both sides tell of it; nobody is dialled for what is refused whoever is chosen.
         Spoken::Other(downstream) if conn.direction == Direction::Outbound => {
             let reason = Choice::new(conn, &route, HttpVersion::Http1, None, &[])
@@ -229,7 +230,7 @@ async fn spoken(conn: &Rc<Conn>, mut downstream: TcpStream, may_be_peer: bool) -
         Ok(Protocol::Http1) => Spoken::Http1(downstream),
         Ok(Protocol::Http2) => Spoken::Http2(downstream),
         Ok(Protocol::Tls) if may_be_peer => {
-            let heard = match Box::pin(greeting::listen(conn, &downstream, HELLO_WAIT_MAX)).await {
+            let heard = match Box::pin(greeting::listen(conn, &downstream, Instant::now() + HELLO_WAIT_MAX)).await {
                 Ok(heard) => heard,
                 Err(error) => return Spoken::Lost(Ended::refused(Side::Downstream.broke(&error), downstream)),
             };

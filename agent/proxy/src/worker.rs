@@ -19,7 +19,7 @@ use heddle_telemetry::proxy::ProxyShard;
 use heddle_telemetry::{HttpHandle, Reason, TcpHandle};
 use socket2::SockRef;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::MissedTickBehavior;
 
@@ -157,6 +157,8 @@ pub(crate) struct Seed {
     pub(crate) stopped: watch::Receiver<()>,
     pub(crate) sockets: Arc<dyn SocketSource>,
     pub(crate) identity: Option<Identity>,
+    /// Turns of handshakes with peers of the mesh.
+    pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) telemetry: Telemetry,
     pub(crate) affinity: Arc<AffinityTable>,
     pub(crate) upstreams: Arc<Upstreams>,
@@ -310,7 +312,7 @@ impl Worker {
         let snapshot = seed.snapshots.borrow_and_update().clone();
         Self {
             index: seed.index,
-            tls: seed.identity.map(|identity| Tls::new(identity, seed.index)),
+            tls: seed.identity.map(|identity| Tls::new(identity, seed.index, seed.handshakes.clone())),
             accepted: RefCell::default(),
             rules: RuleCache::default(),
             judges: Judges::default(),

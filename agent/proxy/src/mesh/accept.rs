@@ -24,7 +24,7 @@ use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{GOODBYE, IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
 use crate::authz::{self, Admission};
@@ -41,10 +41,10 @@ use crate::registry::Conn;
 use crate::route::{Choice, Route};
 use crate::task::Ended;
 
-/// Serves one connection of a peer to its end.
-pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> Ended {
+/// Serves one connection of a peer to its end; it has until then to prove who it is.
+pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn, until: Instant) -> Ended {
     let Some(tls) = &conn.worker.tls else { return Ended::refused(Reason::TlsNoOwnCertificate, downstream) };
-    let (wire, peer) = match Box::pin(tls.accept(&conn.pod, downstream, alpn)).await {
+    let (wire, peer) = match Box::pin(tls.accept(&conn, downstream, alpn, until)).await {
         Ok(accepted) => accepted,
         Err(failed) => {
             if let Some(socket) = failed.socket {

@@ -15,14 +15,14 @@ pub(crate) mod way;
 
 use std::time::Duration;
 
-/// How long a handshake may take, from the first byte to the peer's last.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The same of one this side began: the application waits for it.
+/// How long a handshake may take that this side began: the application waits for it.
 pub(crate) const CONNECT_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long, and how many bytes, a client whose handshake failed may go on sending.
 pub(crate) const GOODBYE: (Duration, usize) = (Duration::from_secs(1), 64 << 10);
-/// Handshakes of one pod under way on one worker; more wait for their turn, as long as a handshake may take.
+/// Handshakes with peers of one pod under way, each with its whole ClientHello; more wait for their turn, as long as a handshake may take.
 pub(crate) const HANDSHAKES_MAX: usize = 1024;
+/// The same of all pods: what half a handshake holds, a few dozen KiB, times this.
+pub(crate) const HANDSHAKES_OF_AGENT_MAX: usize = 4096;
 /// Streams on one connection of the mesh: a burst of clients costs one handshake.
 pub(crate) const STREAMS_MAX: u32 = 1024;
 /// The largest frame that is taken from a peer of HBONE, which sends as much at once as it may: no window takes more.

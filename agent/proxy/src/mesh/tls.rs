@@ -11,13 +11,15 @@ use heddle_identity::{
 };
 use heddle_model::Workload;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::{CONNECT_HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT};
+use super::{CONNECT_HANDSHAKE_TIMEOUT, greeting};
 use crate::budget::Pod;
 use crate::hash::FastMap;
 use crate::proxy::Identity;
+use crate::registry::Conn;
 
 /// Ids kept before the cache starts anew.
 const IDS_MAX: usize = 4096;
@@ -29,6 +31,8 @@ type Ids = FastMap<(Arc<str>, Arc<str>), ExpectedIds>;
 pub(crate) struct Tls {
     identity: Identity,
     worker: usize,
+    /// Handshakes with peers, of all pods and workers.
+    turns: Arc<Semaphore>,
     clients: RefCell<ClientConfigs>,
     servers: RefCell<ServerConfigs>,
     ids: RefCell<(Arc<str>, Ids)>,
@@ -47,10 +51,10 @@ impl From<HandshakeFailure> for Failed {
 }
 
 impl Tls {
-    pub(crate) fn new(identity: Identity, worker: usize) -> Self {
+    pub(crate) fn new(identity: Identity, worker: usize, turns: Arc<Semaphore>) -> Self {
         let clients = RefCell::new(ClientConfigs::new(&identity.store));
         let servers = RefCell::new(ServerConfigs::new(&identity.store));
-        Self { identity, worker, clients, servers, ids: RefCell::default() }
+        Self { identity, worker, turns, clients, servers, ids: RefCell::default() }
     }
 
     /// Who a workload has to be; nobody if its names make no identity.
@@ -87,6 +91,7 @@ impl Tls {
     ) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
         let handshake = async {
             let lease = self.ready(pod).await?;
+            let _under_way = self.identity.handshakes.begin(self.worker, Side::Client);
             let config = self.clients.borrow_mut().get(lease, expected, alpn)?;
             let connecting = TlsConnector::from(config).connect(no_server_name(), stream);
             let stream = connecting.await.map_err(|error| HandshakeFailure::of_io(&error))?;
@@ -98,17 +103,25 @@ impl Tls {
         result
     }
 
-    /// Has a client prove who it is.
+    /// Has a client prove who it is, until then.
     pub(crate) async fn accept(
         &self,
-        pod: &Pod,
+        conn: &Conn,
         stream: TcpStream,
         alpn: Alpn,
+        until: Instant,
     ) -> Result<(TlsStream<TcpStream>, Peer), Failed> {
+        let pod = &conn.pod;
         let handshake = async {
-            // Never closed.
-            let _turn = pod.handshakes.acquire().await;
+            // Whoever says nothing, or half a word, holds its own place and nobody's turn. What came by an application's port was heard.
+            let stream = match alpn {
+                Alpn::Heddle => stream,
+                Alpn::Hbone => Box::pin(greeting::whole(conn, stream)).await?,
+            };
             let lease = self.ready(pod).await?;
+            // Never closed. The pod's first: others do not wait behind its queue.
+            let _turns = (pod.budget.handshakes.acquire().await, self.turns.acquire().await);
+            let _under_way = self.identity.handshakes.begin(self.worker, Side::Server);
             let config = self.servers.borrow_mut().get(lease, alpn)?;
             let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
             let stream = accepting
@@ -118,7 +131,7 @@ impl Tls {
             Ok((TlsStream::Server(stream), peer))
         };
         let late = || Err(Failed::from(HandshakeFailure::Timeout));
-        let result = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| late());
+        let result = timeout_at(until, handshake).await.unwrap_or_else(|_| late());
         match &result {
             Ok(_) => self.identity.handshakes.record(self.worker, Side::Server, Ok(())),
             Err(failed) => self.identity.handshakes.record(self.worker, Side::Server, Err(failed.failure)),

@@ -157,7 +157,7 @@ impl Node {
         self.mesh.apply(Delta { workloads, ..Delta::default() });
     }
 
-    fn settings(&self, change: impl Fn(&mut MeshConfig)) {
+    pub fn settings(&self, change: impl Fn(&mut MeshConfig)) {
         let mut mesh = MeshConfig::default();
         change(&mut mesh);
         self.mesh.apply(Delta { mesh: Some(mesh), ..Delta::default() });

@@ -15,6 +15,7 @@ mod http2;
 mod inbound;
 mod life;
 mod mesh;
+mod mesh_handshakes;
 mod mesh_limits;
 mod patience;
 mod policy;
