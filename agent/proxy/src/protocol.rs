@@ -23,7 +23,7 @@ use heddle_http::detect::{
 };
 use heddle_identity::Alpn;
 use heddle_model::routing::Table;
-use heddle_model::{Candidates, Service, ServicePort, Snapshot, Transport, Workload};
+use heddle_model::{Candidates, MtlsMode, Service, ServicePort, Snapshot, Transport, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -47,6 +47,9 @@ use crate::task::Ended;
 const UNTOLD_GRACE: Duration = Duration::from_millis(100);
 /// How long a client of the mesh may take to say its first word before it is taken for one whose server speaks first.
 const SPEAK_FIRST_GRACE: Duration = Duration::from_millis(10);
+/// How long after it was accepted a stranger is told nothing by a server that speaks first. It may be a pod this node has not heard of yet, whose
+/// greeting was lost once on its way: that comes 200 ms later, and what it was told in plain text before would break its connection.
+const STRANGER_HOLD: Duration = Duration::from_millis(250);
 /// How long the rest of a ClientHello is waited for, and how often it is looked at as it grows.
 const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
 const HELLO_LOOKS_MAX: u32 = 16;
@@ -140,7 +143,7 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downst
             // On a port that is said to be TLS there is nobody to answer.
             let grace = if declared == Declared::Tls { Duration::ZERO } else { UNTOLD_GRACE };
             let Heard { dialled, spoken, is_unwatched, is_peer } =
-                Box::pin(listen(conn, &route, &downstream, grace)).await;
+                Box::pin(listen(conn, &route, &downstream, grace, may_be_peer)).await;
             if is_peer && may_be_peer {
                 drop(dialled);
                 return inbound::greeted(conn.clone(), downstream, is_unwatched).await;
@@ -325,9 +328,17 @@ struct Heard {
 }
 
 /// Dials, and waits until one of the two sides spoke. Where the dial fails first, the client has `grace` to begin a request that
-/// can be answered.
-async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grace: Duration) -> Heard {
+/// can be answered. Whoever `may_be_peer` and is not known is not told anything before it had the time to say so.
+async fn listen(
+    conn: &Rc<Conn>,
+    route: &Rc<Route>,
+    downstream: &TcpStream,
+    grace: Duration,
+    may_be_peer: bool,
+) -> Heard {
     let may_be_requests = !grace.is_zero();
+    let is_stranger = may_be_peer && conn.source.is_none() && conn.mode(&conn.worker.snapshot()) != MtlsMode::Disabled;
+    let mut held = None;
     let is_of_mesh = is_of_mesh(conn, route);
     let hurry = Notify::new();
     let mut dialling = pin!(async {
@@ -372,6 +383,10 @@ async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grac
                 }
             }
             (Some(Ok(_)), None) => match poll_speaks_first(cx, conn, &mut dialled) {
+                Poll::Ready(Ok(())) if is_stranger => {
+                    let hold = || Box::pin(tokio::time::sleep(STRANGER_HOLD.saturating_sub(conn.age())));
+                    ready!(held.get_or_insert_with(hold).as_mut().poll(cx));
+                }
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(reason)) => return Poll::Ready((Some(Err(reason)), None)),
                 // Nobody has said a word, and nobody will be waited for.
@@ -399,7 +414,8 @@ async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grac
     let (mut is_unwatched, mut is_peer) = (false, false);
     if spoken == Protocol::Tls {
         let upstream = match &dialled {
-            Some(Ok(Connected::Socket(upstream))) => Some(&upstream.stream),
+            // A peer's greeting comes before anything that its application's server says.
+            Some(Ok(Connected::Socket(upstream))) if !may_be_peer => Some(&upstream.stream),
             _ => None,
         };
         let is_worth = matches!(dialled, Some(Ok(_))) || conn.direction == Direction::Inbound;
