@@ -40,6 +40,7 @@ use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
 use crate::http::{Heads, HttpKey, wire};
 use crate::labels::{LabelCache, LabelKey};
+use crate::mesh::REVIEWS_PER_TICK_MAX;
 use crate::mesh::accept::Accepted;
 use crate::mesh::tls::Tls;
 use crate::proxy::{Identity, Telemetry};
@@ -397,11 +398,14 @@ impl Worker {
         self.own_pools.borrow_mut().retain(|pool| pool.upgrade().map(sweep).is_some());
     }
 
-    /// Lets true clients of peers go that ask nothing any more.
+    /// Lets true clients of peers go that ask nothing any more, and peers that are not what they were.
     fn sweep_accepted(&self) {
         self.accepted.borrow_mut().retain(|accepted| accepted.strong_count() > 0);
         let all: Vec<_> = self.accepted.borrow().iter().filter_map(Weak::upgrade).collect();
         all.iter().for_each(|accepted| accepted.sweep(self.tick()));
+        let Some(tls) = &self.tls else { return };
+        let (now, mut reviews) = (tls.now(), REVIEWS_PER_TICK_MAX);
+        all.iter().for_each(|accepted| accepted.look_again(tls, now, &mut reviews));
     }
 
     /// A pool of a single client, swept as long as it lives.

@@ -10,6 +10,7 @@ pub(crate) mod greeting;
 pub(crate) mod headers;
 pub(crate) mod session;
 pub(crate) mod tls;
+pub(crate) mod trust;
 pub(crate) mod tunnel;
 pub(crate) mod way;
 
@@ -31,5 +32,9 @@ pub(crate) const FRAME_BYTES_MAX: u32 = 64 << 10;
 pub(crate) const IDLE_CLIENTS_MAX: usize = 256;
 /// Ticks for which they do.
 pub(crate) const IDLE_CLIENT_TICKS: u64 = 30;
+/// Peers a worker verifies anew in one second, besides those that open streams: roots change for all at once.
+pub(crate) const REVIEWS_PER_TICK_MAX: usize = 64;
+/// Ticks for which a peer that was told to leave may open streams: those that were on their way.
+pub(crate) const LEAVING_TICKS: u64 = 2;
 /// How long a server may take to connect to its application: its own attempts, and the way there and back.
 pub(crate) const TUNNEL_TIMEOUT: Duration = Duration::from_secs(5);
