@@ -10,11 +10,13 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use heddle_identity::metrics::Side;
 use heddle_identity::tls::no_server_name;
-use heddle_identity::{Alpn, ClientConfigs, ExpectedIds, Roots, SpiffeId};
+use heddle_identity::{Alpn, ClientConfigs, ExpectedIds, Lease, Roots, SpiffeId};
 use http::{Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
 
+use super::http2::{PREFACE, frame};
 use super::mesh::{CALLED, Ca, Node, REQUEST, read_until};
 use super::support::*;
 use crate::{Config, ShardListeners};
@@ -55,18 +57,29 @@ impl Connected {
     }
 
     /// A connection by the newest certificate of `from`.
-    async fn peer(&self, from: &Node) -> SendRequest<Bytes> {
+    async fn wire(&self, from: &Node) -> (TlsStream<TcpStream>, Lease) {
         let own = from.lease("client").await;
         let server = ExpectedIds::from("spiffe://cluster.local/ns/shop/sa/server".parse::<SpiffeId>().unwrap());
         let config = ClientConfigs::new(&from.store).get(&own, &server, Alpn::Hbone).unwrap();
         let connector = tokio_rustls::TlsConnector::from(config);
-        let wire = soon(connector.connect(no_server_name(), connect(self.port).await)).await.unwrap();
+        (soon(connector.connect(no_server_name(), connect(self.port).await)).await.unwrap(), own)
+    }
+
+    async fn peer(&self, from: &Node) -> SendRequest<Bytes> {
+        let (wire, own) = self.wire(from).await;
         let (sender, connection) = h2::client::handshake(wire).await.unwrap();
         tokio::spawn(async move {
             let _own = own;
             connection.await
         });
         sender
+    }
+
+    /// Roots that count from now on.
+    fn trusts(&self, roots: &[&Arc<Ca>]) {
+        let roots = Roots::new(roots.iter().map(|ca| ca.root.clone()).collect()).unwrap();
+        let domain = "cluster.local".parse().unwrap();
+        self.there.store.bundles().set(&domain, Some(Arc::new(roots)));
     }
 
     fn ask(&self, peer: &mut SendRequest<Bytes>) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
@@ -135,16 +148,11 @@ async fn a_root_that_is_withdrawn_opens_no_more_streams_and_what_is_open_has_a_g
     let here = Node::new(&ca);
     let peer = connected.peer(&here).await;
     let mut open = connected.open(&peer).await.expect("positive control: it is good");
-    let domain = "cluster.local".parse().unwrap();
-    let set = |roots: &[&Arc<Ca>]| {
-        let roots = Roots::new(roots.iter().map(|ca| ca.root.clone()).collect()).unwrap();
-        connected.there.store.bundles().set(&domain, Some(Arc::new(roots)));
-    };
     // Roots that overlap change nothing, though all are looked at again.
-    set(&[&ca, &other]);
+    connected.trusts(&[&ca, &other]);
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(connected.open(&peer).await.is_some());
-    set(&[&other]);
+    connected.trusts(&[&other]);
     let withdrawn = Instant::now();
     let taken = told_to_leave(&connected, &peer).await;
     assert!(taken < Duration::from_secs(2), "{taken:?}");
@@ -156,6 +164,52 @@ async fn a_root_that_is_withdrawn_opens_no_more_streams_and_what_is_open_has_a_g
     connected.until_closed().await;
     let records = connected.there.mesh.records(3).await;
     assert!(records.iter().any(|record| record["reason"] == "tls_unknown_root"), "{records:?}");
+}
+
+/// Opens a byte stream frame by frame, whatever it was told; whether the server took it.
+async fn insists(wire: &mut TlsStream<TcpStream>, stream: u32, target: &str) -> bool {
+    let authority = [&[1, u8::try_from(target.len()).unwrap()], target.as_bytes()].concat();
+    // Not indexed, not compressed: `:method` and `:authority`.
+    let fields = [&b"\x02\x07CONNECT"[..], &authority].concat();
+    wire.write_all(&frame(1, 4, stream, &fields)).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        soon(wire.read_exact(&mut head)).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        soon(wire.read_exact(&mut payload)).await.unwrap();
+        match (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]) == stream) {
+            (1, true) => return true,
+            (3, true) => {
+                assert_eq!(payload, [0, 0, 0, 7], "REFUSED_STREAM");
+                return false;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_listen_is_refused() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let connected = Connected::new(&ca, Config::default()).await;
+    let here = Node::new(&ca);
+    let (mut wire, _own) = connected.wire(&here).await;
+    wire.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).await.unwrap();
+    // It never answers the PING between the first word and the last, and its first stream keeps the connection.
+    assert!(insists(&mut wire, 1, &connected.target).await);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(insists(&mut wire, 3, &connected.target).await, "positive control: while it is trusted");
+    connected.trusts(&[&other]);
+    let (withdrawn, mut stream) = (Instant::now(), 5);
+    while insists(&mut wire, stream, &connected.target).await {
+        assert!(withdrawn.elapsed() < Duration::from_secs(5), "still taken");
+        stream += 2;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for _ in 0..3 {
+        stream += 2;
+        assert!(!insists(&mut wire, stream, &connected.target).await);
+    }
 }
 
 #[tokio::test]
