@@ -81,6 +81,11 @@ impl Roots {
         self.not_after.iter().copied().max().unwrap_or_default()
     }
 
+    /// When each of them ends.
+    pub(crate) fn ends(&self) -> &[Duration] {
+        &self.not_after
+    }
+
     pub(crate) fn anchors(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
     }

@@ -36,4 +36,4 @@ pub use rotation::State;
 pub use spiffe::{SpiffeId, TrustDomain};
 pub use store::{CertificateStatus, CertificateStore, Lease, StoreConfig};
 pub use tls::{Alpn, ClientConfigs, Peer, ServerConfigs};
-pub use verify::ExpectedIds;
+pub use verify::{ExpectedIds, Standing};

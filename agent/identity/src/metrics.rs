@@ -45,12 +45,17 @@ const HANDSHAKES: FamilyDesc =
     FamilyDesc::counter("heddle_tls_handshakes_total", "Mesh TLS handshakes completed.", &["side"]);
 const HANDSHAKE_FAILURES: FamilyDesc =
     FamilyDesc::counter("heddle_tls_handshake_failures_total", "Mesh TLS handshakes failed.", &["side", "reason"]);
+const HANDSHAKES_UNDER_WAY: FamilyDesc = FamilyDesc::gauge(
+    "heddle_tls_handshakes_under_way",
+    "Mesh TLS handshakes that have begun and not ended.",
+    &["side"],
+);
 
 /// The families of a certificate store.
 pub const STORE_FAMILIES: [FamilyDesc; 8] =
     [REQUESTS, OPEN, CERTIFICATES, NOT_AFTER, WAITS, GENERATION, ROOTS, ROOTS_NOT_AFTER];
 /// The families of handshakes.
-pub const HANDSHAKE_FAMILIES: [FamilyDesc; 2] = [HANDSHAKES, HANDSHAKE_FAILURES];
+pub const HANDSHAKE_FAMILIES: [FamilyDesc; 3] = [HANDSHAKES, HANDSHAKE_FAILURES, HANDSHAKES_UNDER_WAY];
 
 /// Counters of the store.
 #[derive(Debug, Default)]
@@ -146,6 +151,7 @@ impl Side {
 struct Shard {
     done: [AtomicU64; 2],
     failed: [[AtomicU64; HandshakeFailure::ALL.len()]; 2],
+    under_way: [AtomicU64; 2],
 }
 
 /// Handshakes, one padded block per worker. Cloning shares them.
@@ -169,6 +175,20 @@ impl HandshakeMetrics {
         .fetch_add(1, Relaxed);
     }
 
+    /// A handshake of `worker` is under way until the guard is dropped.
+    #[must_use]
+    pub fn begin(&self, worker: usize, side: Side) -> UnderWay {
+        let under_way = UnderWay { metrics: self.clone(), worker: worker % self.0.len(), side };
+        under_way.count().fetch_add(1, Relaxed);
+        under_way
+    }
+
+    /// Under way, over all workers.
+    #[must_use]
+    pub fn under_way(&self, side: Side) -> u64 {
+        self.0.iter().map(|shard| shard.under_way[side as usize].load(Relaxed)).sum()
+    }
+
     /// Completed, over all workers.
     #[must_use]
     pub fn completed(&self, side: Side) -> u64 {
@@ -186,9 +206,10 @@ impl HandshakeMetrics {
     pub fn collector(&self) -> Box<dyn Collector> {
         let metrics = self.clone();
         FnCollector::boxed(&HANDSHAKE_FAMILIES, move || {
-            let [mut done, mut failed] = HANDSHAKE_FAMILIES.map(|family| family.family());
+            let [mut done, mut failed, mut under_way] = HANDSHAKE_FAMILIES.map(|family| family.family());
             for side in Side::ALL {
                 done.push(&[side.as_str()], metrics.completed(side) as f64);
+                under_way.push(&[side.as_str()], metrics.under_way(side) as f64);
                 for failure in HandshakeFailure::ALL {
                     let count = metrics.failed(side, failure);
                     if count > 0 {
@@ -196,8 +217,28 @@ impl HandshakeMetrics {
                     }
                 }
             }
-            vec![done, failed]
+            vec![done, failed, under_way]
         })
+    }
+}
+
+/// One handshake that has begun.
+#[derive(Debug)]
+pub struct UnderWay {
+    metrics: HandshakeMetrics,
+    worker: usize,
+    side: Side,
+}
+
+impl UnderWay {
+    fn count(&self) -> &AtomicU64 {
+        &self.metrics.0[self.worker].under_way[self.side as usize]
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.count().fetch_sub(1, Relaxed);
     }
 }
 
@@ -236,7 +277,11 @@ mod tests {
         assert_eq!((metrics.completed(Side::Client), metrics.completed(Side::Server)), (6, 0));
         let families = metrics.collector().collect();
         let failed = families[1].get_metric();
-        assert_eq!((families.len(), failed.len()), (2, 1));
+        assert_eq!((families.len(), failed.len()), (3, 1));
         assert_eq!(failed[0].get_label()[1].value(), "tls_expired");
+        let (one, _other) = (metrics.begin(4, Side::Server), metrics.begin(0, Side::Server));
+        assert_eq!((metrics.under_way(Side::Server), metrics.under_way(Side::Client)), (2, 0));
+        drop(one);
+        assert_eq!(metrics.under_way(Side::Server), 1);
     }
 }

@@ -161,7 +161,9 @@ impl CertificateStore {
         &self.0.metrics
     }
 
-    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+    /// What its certificates are judged by.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.0.clock
     }
 

@@ -6,13 +6,16 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConnection, CommonState, ProtocolVersion, ServerConnection};
 
+use crate::bundle::TrustBundles;
 use crate::certificate::Leaf;
 use crate::failure::{HandshakeFailure, Refusal};
 use crate::spiffe::SpiffeId;
+use crate::verify::{PeerRole, Standing, review_peer};
 
 mod config;
 mod verifier;
@@ -43,6 +46,10 @@ impl Alpn {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     id: SpiffeId,
+    not_after: Duration,
+    /// As it was presented, to be looked at again.
+    chain: Box<[CertificateDer<'static>]>,
+    role: PeerRole,
 }
 
 impl Peer {
@@ -52,17 +59,29 @@ impl Peer {
         &self.id
     }
 
+    /// The last moment of its certificate, as time since 1970.
+    #[must_use]
+    pub fn not_after(&self) -> Duration {
+        self.not_after
+    }
+
+    /// Whether it would be let in again. What was asked of it besides, to be one of those expected, holds for ever.
+    #[must_use]
+    pub fn review(&self, bundles: &TrustBundles, now: Duration) -> Standing {
+        review_peer(&self.chain, self.role, bundles, now)
+    }
+
     /// The client at the other end of a completed handshake made with a config of [`ServerConfigs`] for `alpn`.
     pub fn of_client(connection: &ServerConnection, alpn: Alpn) -> Result<Self, Refusal> {
-        Self::of(connection, alpn)
+        Self::of(connection, alpn, PeerRole::Client)
     }
 
     /// The server at the other end of a completed handshake made with a config of [`ClientConfigs`] for `alpn`.
     pub fn of_server(connection: &ClientConnection, alpn: Alpn) -> Result<Self, Refusal> {
-        Self::of(connection, alpn)
+        Self::of(connection, alpn, PeerRole::Server)
     }
 
-    fn of(state: &CommonState, alpn: Alpn) -> Result<Self, Refusal> {
+    fn of(state: &CommonState, alpn: Alpn, role: PeerRole) -> Result<Self, Refusal> {
         if state.is_handshaking() {
             return Err(Refusal::new(HandshakeFailure::Protocol, "the handshake is not complete"));
         }
@@ -75,10 +94,12 @@ impl Peer {
             let detail = format!("application protocol {}", got.as_deref().unwrap_or("missing"));
             return Err(Refusal::new(HandshakeFailure::BadAlpn, detail));
         }
-        let leaf = state.peer_certificates().and_then(|chain| chain.first());
-        let leaf = leaf.ok_or_else(|| Refusal::new(HandshakeFailure::NoCertificate, "no certificate"))?;
-        // The verifier has accepted this very certificate; it is read again for the id only.
-        Ok(Self { id: Leaf::parse(leaf)?.id })
+        let chain = state.peer_certificates().unwrap_or_default();
+        let leaf = chain.first().ok_or_else(|| Refusal::new(HandshakeFailure::NoCertificate, "no certificate"))?;
+        // The verifier has accepted this very certificate; it is read again for the id and its end only.
+        let leaf = Leaf::parse(leaf)?;
+        let not_after = leaf.validity().not_after;
+        Ok(Self { id: leaf.id, not_after, chain: chain.into(), role })
     }
 }
 

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::bundle::{Roots, TrustBundles};
-use crate::certificate::Leaf;
+use crate::certificate::{Leaf, read_ca};
 use crate::failure::{HandshakeFailure, Refusal};
 use crate::provider::SIGNATURE_ALGORITHMS;
 use crate::spiffe::SpiffeId;
@@ -86,6 +86,43 @@ pub fn verify_peer(
         expected.check(&parsed.id)?;
     }
     Ok(parsed.id)
+}
+
+/// Where a peer stands that was verified before, by the roots and the time of now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It would be let in again; nothing about that changes by itself before this moment has passed.
+    Good(Duration),
+    /// Its certificate, or one above it, has ended.
+    Expired,
+    /// No root vouches for it any more, whatever its certificate says about time.
+    Withdrawn(Refusal),
+}
+
+/// Looks again at a peer that was verified before: its chain, the leaf first.
+#[must_use]
+pub fn review_peer(chain: &[CertificateDer<'_>], role: PeerRole, bundles: &TrustBundles, now: Duration) -> Standing {
+    let Some((leaf, intermediates)) = chain.split_first() else {
+        return Standing::Withdrawn(Refusal::new(HandshakeFailure::NoCertificate, "no certificate"));
+    };
+    let parsed = match Leaf::parse(leaf) {
+        Ok(parsed) => parsed,
+        Err(refusal) => return Standing::Withdrawn(refusal),
+    };
+    let validity = parsed.validity();
+    // Roots are asked as if the leaf were valid: that it ended must not hide that they went. A clock that was set back is no news either.
+    let at = now.max(validity.not_before).min(validity.not_after);
+    match verify_peer(leaf, intermediates, role, bundles, None, at) {
+        Err(refusal) if refusal.failure == HandshakeFailure::Expired => Standing::Expired,
+        Err(refusal) => Standing::Withdrawn(refusal),
+        Ok(_) if now > validity.not_after => Standing::Expired,
+        Ok(_) => {
+            let above = intermediates.iter().filter_map(|certificate| read_ca(certificate).ok());
+            let roots = bundles.roots(parsed.id.trust_domain()).map(|roots| roots.ends()).unwrap_or_default();
+            let ends = above.chain(roots.iter().copied()).filter(|end| *end >= now);
+            Standing::Good(ends.fold(validity.not_after, Duration::min))
+        }
+    }
 }
 
 /// The moment to judge at: a leaf that begins within [`CLOCK_SKEW_MAX`] is judged at its beginning, so that everything else about it and

@@ -92,7 +92,8 @@ fn start(worker: &Rc<Worker>, pod: &Rc<Pod>, port: Port, stream: TcpStream, peer
             tokio::task::spawn_local(ConnectionTask::new(conn, run));
         }
         Port::Hbone => {
-            let run = mesh::accept::run(conn.clone(), stream, Alpn::Hbone);
+            let until = tokio::time::Instant::now() + worker.config.mesh_handshake_timeout;
+            let run = mesh::accept::run(conn.clone(), stream, Alpn::Hbone, until);
             tokio::task::spawn_local(ConnectionTask::new(conn, run));
         }
     }

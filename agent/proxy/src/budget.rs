@@ -34,6 +34,8 @@ pub(crate) struct PodBudget {
     refused: AtomicU64,
     requests_refused: AtomicU64,
     cpu_nanos: Box<[CpuCell]>,
+    /// Turns of handshakes with peers of the mesh.
+    pub(crate) handshakes: Semaphore,
 }
 
 /// One pod's use at a moment.
@@ -68,6 +70,7 @@ impl PodBudget {
             refused: AtomicU64::new(0),
             requests_refused: AtomicU64::new(0),
             cpu_nanos: (0..workers).map(|_| CpuCell::default()).collect(),
+            handshakes: Semaphore::new(HANDSHAKES_MAX),
         }
     }
 
@@ -155,8 +158,6 @@ pub(crate) struct Pod {
     addresses: Vec<IpAddr>,
     /// What it proves to be, where the agent has identities.
     pub(crate) identity: Option<Arc<Lease>>,
-    /// Turns of handshakes with peers of the mesh.
-    pub(crate) handshakes: Semaphore,
     /// What the snapshot last said: a pod whose object is gone works until its last process exits (FEATURES J7).
     workload: RefCell<Option<Arc<Workload>>>,
     /// The policies that select it, likewise.
@@ -166,15 +167,7 @@ pub(crate) struct Pod {
 impl Pod {
     pub(crate) fn new(budget: Arc<PodBudget>, addresses: Vec<IpAddr>, identity: Option<Arc<Lease>>) -> Self {
         let serial = NEXT_SERIAL.fetch_add(1, Relaxed);
-        Self {
-            budget,
-            serial,
-            addresses,
-            identity,
-            handshakes: Semaphore::new(HANDSHAKES_MAX),
-            workload: RefCell::new(None),
-            policies: RefCell::new(None),
-        }
+        Self { budget, serial, addresses, identity, workload: RefCell::new(None), policies: RefCell::new(None) }
     }
 
     /// Who it proves to be; empty where the agent has no identities.

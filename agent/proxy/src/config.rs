@@ -35,9 +35,13 @@ pub struct Config {
     pub upstream_silence_max: Duration,
     /// How long it may take to answer that, in whole seconds; beyond: its streams fail with `upstream_lost`.
     pub upstream_ping_timeout: Duration,
+    /// How long a peer of the mesh may take to prove who it is, from its connection, or where it may be somebody else from its ClientHello.
+    pub mesh_handshake_timeout: Duration,
     /// How long a connection of the mesh takes new streams, in whole seconds, before another takes its place; half of it at least, so that not all
-    /// do at once. Its peer then proves anew who it is.
+    /// do at once. Its peer then proves anew who it is. One that was accepted is told to leave behind it, a quarter later at most.
     pub mesh_connection_age_max: Duration,
+    /// How long what is open goes on, in whole seconds, whose peer no root vouches for any more; it gets no company.
+    pub mesh_withdrawn_grace: Duration,
     /// Permits dialling loopback addresses. False in an agent (DESIGN §9); tests on one machine have nothing else.
     pub dial_loopback: bool,
 }
@@ -58,7 +62,9 @@ impl Default for Config {
             pool_idle_timeout: Duration::from_secs(60),
             upstream_silence_max: Duration::from_secs(15),
             upstream_ping_timeout: Duration::from_secs(15),
+            mesh_handshake_timeout: Duration::from_secs(10),
             mesh_connection_age_max: Duration::from_secs(3600),
+            mesh_withdrawn_grace: Duration::from_secs(3600),
             dial_loopback: false,
         }
     }

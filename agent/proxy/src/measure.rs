@@ -12,7 +12,7 @@ use heddle_model::{ClientAddr, Family, OriginalDst, PodUid, Service, Snapshot, W
 use heddle_telemetry::{
     AccessLog, Direction, HttpMetrics, PolicyMetrics, ProxyMetrics, Reason, TcpMetrics, UpstreamMetrics,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::affinity::AffinityTable;
 use crate::budget::{Pod, PodBudget};
@@ -53,6 +53,7 @@ pub(crate) fn worker(http: HttpMetrics) -> Rc<Worker> {
         stopped,
         sockets: Arc::new(NoSockets),
         identity: None,
+        handshakes: Arc::new(Semaphore::new(0)),
         telemetry: Telemetry {
             tcp: TcpMetrics::new(1, 1000),
             http,

@@ -23,11 +23,12 @@ use heddle_http::detect::{
 };
 use heddle_identity::Alpn;
 use heddle_model::routing::Table;
-use heddle_model::{Candidates, Service, ServicePort, Snapshot, Transport, Workload};
+use heddle_model::{Candidates, MtlsMode, Service, ServicePort, Snapshot, Transport, Workload};
 use heddle_telemetry::{Direction, Reason, Via};
 use tokio::io::{Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::authz::{self, Admission, Permit};
 use crate::copy::{self, Side, not_ready};
@@ -46,6 +47,9 @@ use crate::task::Ended;
 const UNTOLD_GRACE: Duration = Duration::from_millis(100);
 /// How long a client of the mesh may take to say its first word before it is taken for one whose server speaks first.
 const SPEAK_FIRST_GRACE: Duration = Duration::from_millis(10);
+/// How long after it was accepted a stranger is told nothing by a server that speaks first. It may be a pod this node has not heard of yet, whose
+/// greeting was lost once on its way: that comes 200 ms later, and what it was told in plain text before would break its connection.
+const STRANGER_HOLD: Duration = Duration::from_millis(250);
 /// How long the rest of a ClientHello is waited for, and how often it is looked at as it grows.
 const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
 const HELLO_LOOKS_MAX: u32 = 16;
@@ -133,7 +137,7 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downst
         }
         Declared::Http | Declared::Http1 | Declared::Http2 => match spoken(conn, downstream, may_be_peer).await {
             Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
-            Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+            Spoken::Ours(downstream, is_unwatched) => inbound::greeted(conn.clone(), downstream, is_unwatched).await,
             // What is no HTTP is told so.
             Spoken::Http1(downstream) | Spoken::Other(downstream) => http::run_h1(conn, route, downstream, None).await,
             Spoken::Lost(ended) => ended,
@@ -143,10 +147,10 @@ pub(crate) async fn run(conn: &Rc<Conn>, route: impl Into<Rc<Route>>, mut downst
             // On a port that is said to be TLS there is nobody to answer.
             let grace = if declared == Declared::Tls { Duration::ZERO } else { UNTOLD_GRACE };
             let Heard { dialled, spoken, is_unwatched, is_peer } =
-                Box::pin(listen(conn, &route, &downstream, grace)).await;
+                Box::pin(listen(conn, &route, &downstream, grace, may_be_peer)).await;
             if is_peer && may_be_peer {
                 drop(dialled);
-                return inbound::serve(conn.clone(), downstream, is_unwatched).await;
+                return inbound::greeted(conn.clone(), downstream, is_unwatched).await;
             }
             if is_unwatched {
                 match watched_anew(downstream) {
@@ -193,7 +197,7 @@ async fn requests_only(conn: &Rc<Conn>, route: Rc<Route>, downstream: TcpStream,
     match spoken(conn, downstream, may_be_peer).await {
         Spoken::Http1(downstream) => http::run_h1(conn, route, downstream, None).await,
         Spoken::Http2(downstream) => http::run_h2(conn, route, downstream, None).await,
-        Spoken::Ours(downstream, is_unwatched) => inbound::serve(conn.clone(), downstream, is_unwatched).await,
+        Spoken::Ours(downstream, is_unwatched) => inbound::greeted(conn.clone(), downstream, is_unwatched).await,
         // Both sides tell of it; nobody is dialled for what is refused whoever is chosen.
         Spoken::Other(downstream) if conn.direction == Direction::Outbound => {
             let reason = Choice::new(conn, &route, HttpVersion::Http1, None, &[])
@@ -233,7 +237,7 @@ async fn spoken(conn: &Rc<Conn>, mut downstream: TcpStream, may_be_peer: bool) -
         Ok(Protocol::Http1) => Spoken::Http1(downstream),
         Ok(Protocol::Http2) => Spoken::Http2(downstream),
         Ok(Protocol::Tls) if may_be_peer => {
-            let heard = match Box::pin(greeting::listen(conn, &downstream, HELLO_WAIT_MAX)).await {
+            let heard = match Box::pin(greeting::listen(conn, &downstream, Instant::now() + HELLO_WAIT_MAX)).await {
                 Ok(heard) => heard,
                 Err(error) => return Spoken::Lost(Ended::refused(Side::Downstream.broke(&error), downstream)),
             };
@@ -328,9 +332,17 @@ struct Heard {
 }
 
 /// Dials, and waits until one of the two sides spoke. Where the dial fails first, the client has `grace` to begin a request that
-/// can be answered.
-async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grace: Duration) -> Heard {
+/// can be answered. Whoever `may_be_peer` and is not known is not told anything before it had the time to say so.
+async fn listen(
+    conn: &Rc<Conn>,
+    route: &Rc<Route>,
+    downstream: &TcpStream,
+    grace: Duration,
+    may_be_peer: bool,
+) -> Heard {
     let may_be_requests = !grace.is_zero();
+    let is_stranger = may_be_peer && conn.source.is_none() && conn.mode(&conn.worker.snapshot()) != MtlsMode::Disabled;
+    let mut held = None;
     let is_of_mesh = is_of_mesh(conn, route);
     let hurry = Notify::new();
     let mut dialling = pin!(async {
@@ -375,6 +387,10 @@ async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grac
                 }
             }
             (Some(Ok(_)), None) => match poll_speaks_first(cx, conn, &mut dialled) {
+                Poll::Ready(Ok(())) if is_stranger => {
+                    let hold = || Box::pin(tokio::time::sleep(STRANGER_HOLD.saturating_sub(conn.age())));
+                    ready!(held.get_or_insert_with(hold).as_mut().poll(cx));
+                }
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(reason)) => return Poll::Ready((Some(Err(reason)), None)),
                 // Nobody has said a word, and nobody will be waited for.
@@ -402,7 +418,8 @@ async fn listen(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &TcpStream, grac
     let (mut is_unwatched, mut is_peer) = (false, false);
     if spoken == Protocol::Tls {
         let upstream = match &dialled {
-            Some(Ok(Connected::Socket(upstream))) => Some(&upstream.stream),
+            // A peer's greeting comes before anything that its application's server says.
+            Some(Ok(Connected::Socket(upstream))) if !may_be_peer => Some(&upstream.stream),
             _ => None,
         };
         let is_worth = matches!(dialled, Some(Ok(_))) || conn.direction == Direction::Inbound;

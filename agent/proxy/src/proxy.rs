@@ -13,12 +13,13 @@ use heddle_telemetry::collect::{FamilyDesc, FnCollector};
 use heddle_telemetry::{
     AccessLog, HttpMetrics, PolicyMetrics, ProxyMetrics, Registry as MetricRegistry, TcpMetrics, UpstreamMetrics,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::affinity::AffinityTable;
 use crate::budget::{PodBudget, PodUsage};
 use crate::config::{COMMANDS_MAX, Config};
 use crate::drain::DrainReport;
+use crate::mesh::HANDSHAKES_OF_AGENT_MAX;
 use crate::registry::Registry;
 use crate::sockets::{PodListeners, ShardListeners, SocketSource};
 use crate::upstreams::{PortUsage, Upstreams};
@@ -155,6 +156,7 @@ impl Proxy {
         let (death, died) = watch::channel(None);
         let (stop, stopped) = watch::channel(());
         let (mut senders, mut threads) = (Vec::new(), Vec::new());
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_OF_AGENT_MAX));
         for index in 0..config.workers {
             let (sender, commands) = mpsc::channel(COMMANDS_MAX);
             let seed = Seed {
@@ -164,6 +166,7 @@ impl Proxy {
                 stopped: stopped.clone(),
                 sockets: sockets.clone(),
                 identity: identity.clone(),
+                handshakes: handshakes.clone(),
                 telemetry: telemetry.clone(),
                 affinity: affinity.clone(),
                 upstreams: upstreams.clone(),

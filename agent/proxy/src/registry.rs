@@ -132,6 +132,7 @@ pub(crate) struct Conn {
     pub(crate) carries_bytes: Cell<bool>,
     /// It carries the streams of a peer, each of which is judged by itself.
     pub(crate) is_peers: Cell<bool>,
+    is_retired: Cell<bool>,
     /// The rules of the called port, as of which policies.
     pub(crate) rules: RefCell<Option<AsOf<Rc<Rules>>>>,
     /// What NetworkPolicies say of it, likewise.
@@ -205,6 +206,7 @@ impl Conn {
             is_plaintext: Cell::new(false),
             carries_bytes: Cell::new(false),
             is_peers: Cell::new(false),
+            is_retired: Cell::new(false),
             rules: RefCell::default(),
             network: RefCell::default(),
             decided: RefCell::default(),
@@ -366,6 +368,23 @@ impl Conn {
     /// Its bytes are handed over to `called`, which ends with it.
     pub(crate) fn hands_over_to(&self, called: &Rc<Self>) {
         *self.called.borrow_mut() = Some(called.clone());
+    }
+
+    /// Its peer is to make another one: it takes what is on its way, and ends behind its last stream.
+    pub(crate) fn retire(&self) {
+        if !self.is_retired.replace(true) {
+            self.wake();
+        }
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.is_retired.get()
+    }
+
+    /// How long ago it was accepted.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Has the connection's task look around.

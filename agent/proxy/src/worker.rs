@@ -19,7 +19,7 @@ use heddle_telemetry::proxy::ProxyShard;
 use heddle_telemetry::{HttpHandle, Reason, TcpHandle};
 use socket2::SockRef;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, LocalSet};
 use tokio::time::MissedTickBehavior;
 
@@ -40,6 +40,7 @@ use crate::http::pool_h2::PoolH2;
 use crate::http::spare::{Spare, SpareBytes};
 use crate::http::{Heads, HttpKey, wire};
 use crate::labels::{LabelCache, LabelKey};
+use crate::mesh::REVIEWS_PER_TICK_MAX;
 use crate::mesh::accept::Accepted;
 use crate::mesh::tls::Tls;
 use crate::proxy::{Identity, Telemetry};
@@ -157,6 +158,8 @@ pub(crate) struct Seed {
     pub(crate) stopped: watch::Receiver<()>,
     pub(crate) sockets: Arc<dyn SocketSource>,
     pub(crate) identity: Option<Identity>,
+    /// Turns of handshakes with peers of the mesh.
+    pub(crate) handshakes: Arc<Semaphore>,
     pub(crate) telemetry: Telemetry,
     pub(crate) affinity: Arc<AffinityTable>,
     pub(crate) upstreams: Arc<Upstreams>,
@@ -310,7 +313,7 @@ impl Worker {
         let snapshot = seed.snapshots.borrow_and_update().clone();
         Self {
             index: seed.index,
-            tls: seed.identity.map(|identity| Tls::new(identity, seed.index)),
+            tls: seed.identity.map(|identity| Tls::new(identity, seed.index, seed.handshakes.clone())),
             accepted: RefCell::default(),
             rules: RuleCache::default(),
             judges: Judges::default(),
@@ -395,11 +398,14 @@ impl Worker {
         self.own_pools.borrow_mut().retain(|pool| pool.upgrade().map(sweep).is_some());
     }
 
-    /// Lets true clients of peers go that ask nothing any more.
+    /// Lets true clients of peers go that ask nothing any more, and peers that are not what they were.
     fn sweep_accepted(&self) {
         self.accepted.borrow_mut().retain(|accepted| accepted.strong_count() > 0);
         let all: Vec<_> = self.accepted.borrow().iter().filter_map(Weak::upgrade).collect();
         all.iter().for_each(|accepted| accepted.sweep(self.tick()));
+        let Some(tls) = &self.tls else { return };
+        let (now, mut reviews) = (tls.now(), REVIEWS_PER_TICK_MAX);
+        all.iter().for_each(|accepted| accepted.look_again(tls, now, &mut reviews));
     }
 
     /// A pool of a single client, swept as long as it lives.

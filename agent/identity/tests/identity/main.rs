@@ -8,5 +8,6 @@ mod export;
 mod fetch;
 mod key_memory;
 mod pki;
+mod review;
 mod rotation_load;
 mod wire;

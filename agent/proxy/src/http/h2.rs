@@ -125,7 +125,7 @@ async fn drive<F: Future<Output = ()>>(
             // It was told, and goes on as if nothing was said.
             return Poll::Ready(Some(Ok(())));
         }
-        if (conn.worker.draining.get() || conn.is_out_of_time()) && !is_leaving {
+        if (conn.worker.draining.get() || conn.is_retired() || conn.is_out_of_time()) && !is_leaving {
             is_leaving = true;
             conn.clear_deadline();
             connection.graceful_shutdown();

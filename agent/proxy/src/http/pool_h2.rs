@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::SendStream;
 use h2::client::{Builder, ResponseFuture, SendRequest};
-use heddle_identity::{ExpectedIds, HandshakeFailure};
+use heddle_identity::HandshakeFailure;
 use heddle_model::Snapshot;
 use heddle_telemetry::Reason;
 use http::Request;
@@ -31,6 +31,7 @@ use super::{
 use crate::dial::{self, Failure, Hop};
 use crate::hash::FastMap;
 use crate::mesh;
+use crate::mesh::way::Called;
 use crate::registry::Conn;
 
 /// Connections to one endpoint per pod; beyond it streams wait for a place on them.
@@ -195,11 +196,11 @@ struct Entry {
     dial: Option<Rc<Dial>>,
 }
 
-/// Of which pod (its attachment), to which address, and who has to be there if it is one of the mesh.
-type Key = (u64, SocketAddr, Option<ExpectedIds>);
+/// Of which pod (its attachment), to which address, and which pod has to be there, as who, if it is one of the mesh.
+type Key = (u64, SocketAddr, Option<Called>);
 
 fn key(conn: &Conn, hop: &Hop) -> Key {
-    (conn.pod.serial, hop.way.address(hop.addr), hop.way.tls().map(|(_, expected)| expected.clone()))
+    (conn.pod.serial, hop.way.address(hop.addr), hop.way.called().cloned())
 }
 
 /// Connections by pod and endpoint.

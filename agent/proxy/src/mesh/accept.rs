@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{Either, select};
@@ -24,9 +25,11 @@ use heddle_telemetry::{Direction, Reason, Via};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use socket2::SockRef;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{GOODBYE, IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, headers, tunnel};
+use super::tls::Tls;
+use super::trust::{Lapse, Trust};
+use super::{GOODBYE, IDLE_CLIENT_TICKS, IDLE_CLIENTS_MAX, LEAVING_TICKS, headers, tunnel};
 use crate::authz::{self, Admission};
 use crate::config::AGENT_PORTS;
 use crate::copy::Side;
@@ -41,10 +44,10 @@ use crate::registry::Conn;
 use crate::route::{Choice, Route};
 use crate::task::Ended;
 
-/// Serves one connection of a peer to its end.
-pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> Ended {
+/// Serves one connection of a peer to its end; it has until then to prove who it is.
+pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn, until: Instant) -> Ended {
     let Some(tls) = &conn.worker.tls else { return Ended::refused(Reason::TlsNoOwnCertificate, downstream) };
-    let (wire, peer) = match Box::pin(tls.accept(&conn.pod, downstream, alpn)).await {
+    let (wire, trust) = match Box::pin(tls.accept(&conn, downstream, alpn, until)).await {
         Ok(accepted) => accepted,
         Err(failed) => {
             if let Some(socket) = failed.socket {
@@ -59,12 +62,17 @@ pub(crate) async fn run(conn: Rc<Conn>, downstream: TcpStream, alpn: Alpn) -> En
     };
     conn.carries_http();
     conn.is_peers.set(true);
-    conn.set_via(via, peer.id().as_str(), conn.pod.principal());
-    let source = source(&conn, peer.id());
+    conn.set_via(via, trust.id().as_str(), conn.pod.principal());
+    let source = source(&conn, trust.id());
+    let age_max = conn.worker.config.mesh_connection_age_max.as_secs();
     let accepted = Rc::new(Accepted {
         conn: conn.clone(),
         via,
-        id: peer.id().clone(),
+        trust,
+        standing: Cell::new(Standing::Trusted),
+        leaves_since: Cell::new(None),
+        // Later than a peer of our own make, which goes by itself.
+        retires: conn.worker.tick() + fastrand::u64(age_max..=age_max + age_max / 4),
         source,
         clients: RefCell::default(),
         turns: Rc::default(),
@@ -114,11 +122,26 @@ type Stream = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) struct Accepted {
     conn: Rc<Conn>,
     via: Via,
-    id: SpiffeId,
+    trust: Trust,
+    standing: Cell<Standing>,
+    /// Tick of the word that it is time to leave.
+    leaves_since: Cell<Option<u64>>,
+    /// Tick behind which it is told to leave.
+    retires: u64,
     source: Option<Arc<Workload>>,
     /// True clients with connections of their own to the application.
     clients: RefCell<FastMap<ClientAddr, Entry>>,
     turns: Rc<Cell<u64>>,
+}
+
+/// What the proof is worth by which a peer was let in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Trusted,
+    /// Its time is up. What is open goes on to its own end: no connection can be proved twice.
+    Expired,
+    /// No root vouches for it, since a tick. What is open has a grace.
+    Withdrawn(u64),
 }
 
 struct Entry {
@@ -133,8 +156,12 @@ impl Accepted {
         this: &Rc<Self>,
         flow: &Rc<Flow>,
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        mut respond: SendResponse<Bytes>,
     ) -> Option<Stream> {
+        if !this.takes_streams() {
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+            return None;
+        }
         let peer = this.conn.client.get();
         let is_connect = request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none();
         if this.via == Via::Hbone {
@@ -266,7 +293,7 @@ impl Accepted {
             source,
             Some(carrier),
         );
-        conn.set_via(self.via, self.id.as_str(), self.conn.pod.principal());
+        conn.set_via(self.via, self.trust.id().as_str(), self.conn.pod.principal());
         let route = Rc::new(Route::of(&conn, original, &worker.snapshot()));
         conn.set_target(route.target());
         if let Err(reason) = conn.take_budget() {
@@ -274,6 +301,51 @@ impl Accepted {
             return Err(reason);
         }
         Ok((conn, route))
+    }
+
+    /// Whether another stream may begin: behind the word that it is time to leave only those that were on their way.
+    fn takes_streams(&self) -> bool {
+        if let Some(tls) = &self.conn.worker.tls
+            && self.trust.is_due(tls.generation(), Duration::ZERO)
+        {
+            self.review(tls, tls.now());
+        }
+        self.leaves_since.get().is_none_or(|since| self.conn.worker.tick() < since + LEAVING_TICKS)
+    }
+
+    fn review(&self, tls: &Tls, now: Duration) {
+        let Err(lapse) = tls.review(&self.trust, now) else { return };
+        match (lapse, self.standing.get()) {
+            (_, Standing::Withdrawn(_)) => {}
+            (Lapse::Expired, _) => self.standing.set(Standing::Expired),
+            (Lapse::Withdrawn, _) => self.standing.set(Standing::Withdrawn(self.conn.worker.tick())),
+        }
+        self.leave();
+    }
+
+    /// Tells the peer that it has to make another connection.
+    fn leave(&self) {
+        if self.leaves_since.get().is_none() {
+            self.leaves_since.set(Some(self.conn.worker.tick()));
+            self.conn.retire();
+        }
+    }
+
+    /// A second passed: who is too old, or not trusted any more, is told to leave. So many may be verified anew.
+    pub(crate) fn look_again(&self, tls: &Tls, now: Duration, reviews: &mut usize) {
+        let tick = self.conn.worker.tick();
+        if self.trust.is_due(tls.generation(), now) && *reviews > 0 {
+            *reviews -= 1;
+            self.review(tls, now);
+        }
+        if tick > self.retires {
+            self.leave();
+        }
+        if let Standing::Withdrawn(since) = self.standing.get()
+            && tick > since + self.conn.worker.config.mesh_withdrawn_grace.as_secs()
+        {
+            self.conn.cut(Reason::TlsUnknownRoot);
+        }
     }
 
     /// A second passed: clients that ask nothing let go of their connections.
@@ -312,7 +384,8 @@ struct EndsWith(Rc<Conn>);
 
 impl Drop for EndsWith {
     fn drop(&mut self) {
-        self.0.end(Reason::DownstreamReset);
+        let carrier = self.0.carrier().and_then(|carrier| carrier.ended());
+        self.0.end(carrier.unwrap_or(Reason::DownstreamReset));
     }
 }
 

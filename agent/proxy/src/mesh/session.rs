@@ -27,6 +27,8 @@ pub(crate) struct Session {
     tls: Connection,
     /// Read off the socket and not yet decrypted.
     inbox: Inbox,
+    /// What came broke TLS: told behind what came before.
+    failure: Option<rustls::Error>,
     /// The peer was told that nothing more comes.
     is_closing: bool,
 }
@@ -43,7 +45,7 @@ impl From<TlsStream<TcpStream>> for Session {
                 (socket, Connection::Server(tls))
             }
         };
-        Self { socket, tls, inbox: Inbox::default(), is_closing: false }
+        Self { socket, tls, inbox: Inbox::default(), failure: None, is_closing: false }
     }
 }
 
@@ -63,6 +65,9 @@ impl Session {
             if self.take(buf)? {
                 return Poll::Ready(Ok(()));
             }
+            if let Some(failure) = &self.failure {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, failure.clone())));
+            }
             if self.inbox.is_empty() {
                 match ready!(self.inbox.poll_fill(cx, conn, &self.socket))? {
                     Filled::Bytes(_) => {}
@@ -70,10 +75,11 @@ impl Session {
                     Filled::NoRoom => return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into())),
                 }
             }
-            self.decrypt(buf.remaining().min(DECRYPTED_BYTES_MAX)).inspect_err(|_| {
-                // Says why. The peer may be gone: the error is what counts.
+            self.decrypt(buf.remaining().min(DECRYPTED_BYTES_MAX))?;
+            if self.failure.is_some() {
+                // Says why. The peer may be gone: the failure is what counts.
                 let _ = self.poll_sent(cx);
-            })?;
+            }
         }
     }
 
@@ -98,15 +104,21 @@ impl Session {
         Ok(buf.filled().len() > before)
     }
 
-    /// Decrypts what was read, until there are about `wanted` bytes.
+    /// Decrypts what was read, until there are about `wanted` bytes, or it fails.
     fn decrypt(&mut self, wanted: usize) -> io::Result<()> {
         while !self.inbox.is_empty() {
             let bytes = self.inbox.bytes();
             let mut next = &bytes[..whole_record(bytes).unwrap_or(bytes.len())];
             let count = self.tls.read_tls(&mut next)?;
             self.inbox.consume(count);
-            let state =
-                self.tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let state = match self.tls.process_new_packets() {
+                Ok(state) => state,
+                Err(failure) => {
+                    self.failure = Some(failure);
+                    self.inbox.discard();
+                    break;
+                }
+            };
             // Nothing is taken behind a peer's goodbye.
             if state.plaintext_bytes_to_read() >= wanted || count == 0 {
                 break;

@@ -3,21 +3,26 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use heddle_identity::metrics::Side;
 use heddle_identity::tls::no_server_name;
 use heddle_identity::{
     Alpn, ClientConfigs, ExpectedIds, HandshakeFailure, Lease, Peer, ServerConfigs, SpiffeId, TrustDomain,
 };
-use heddle_model::Workload;
+use heddle_model::{PodUid, Workload};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use super::{CONNECT_HANDSHAKE_TIMEOUT, HANDSHAKE_TIMEOUT};
+use super::trust::{Lapse, Trust};
+use super::way::Called;
+use super::{CONNECT_HANDSHAKE_TIMEOUT, greeting};
 use crate::budget::Pod;
 use crate::hash::FastMap;
 use crate::proxy::Identity;
+use crate::registry::Conn;
 
 /// Ids kept before the cache starts anew.
 const IDS_MAX: usize = 4096;
@@ -25,13 +30,19 @@ const IDS_MAX: usize = 4096;
 /// By namespace and service account; of one trust domain.
 type Ids = FastMap<(Arc<str>, Arc<str>), ExpectedIds>;
 
+/// By pod, of one trust domain, with the namespace and service account it was made for.
+type AllCalled = FastMap<PodUid, (Arc<str>, Arc<str>, Called)>;
+
 /// TLS as a worker uses it.
 pub(crate) struct Tls {
     identity: Identity,
     worker: usize,
+    /// Handshakes with peers, of all pods and workers.
+    turns: Arc<Semaphore>,
     clients: RefCell<ClientConfigs>,
     servers: RefCell<ServerConfigs>,
     ids: RefCell<(Arc<str>, Ids)>,
+    called: RefCell<(Arc<str>, AllCalled)>,
 }
 
 /// A handshake that failed, and the socket it left behind.
@@ -47,10 +58,10 @@ impl From<HandshakeFailure> for Failed {
 }
 
 impl Tls {
-    pub(crate) fn new(identity: Identity, worker: usize) -> Self {
+    pub(crate) fn new(identity: Identity, worker: usize, turns: Arc<Semaphore>) -> Self {
         let clients = RefCell::new(ClientConfigs::new(&identity.store));
         let servers = RefCell::new(ServerConfigs::new(&identity.store));
-        Self { identity, worker, clients, servers, ids: RefCell::default() }
+        Self { identity, worker, turns, clients, servers, ids: RefCell::default(), called: RefCell::default() }
     }
 
     /// Who a workload has to be; nobody if its names make no identity.
@@ -66,6 +77,23 @@ impl Tls {
         };
         let make = || ExpectedIds::new(id());
         ids.1.entry(key).or_insert_with(make).clone()
+    }
+
+    /// A workload as it is called.
+    pub(crate) fn called(&self, workload: &Workload, trust_domain: &Arc<str>) -> Called {
+        let mut all = self.called.borrow_mut();
+        if all.0 != *trust_domain || all.1.len() >= IDS_MAX {
+            *all = (trust_domain.clone(), AllCalled::default());
+        }
+        if let Some((namespace, account, called)) = all.1.get(&workload.uid)
+            && (namespace, account) == (&workload.namespace, &workload.service_account)
+        {
+            return called.clone();
+        }
+        let called = Called::new(&workload.uid, self.ids_of(workload, trust_domain));
+        let of = (workload.namespace.clone(), workload.service_account.clone(), called.clone());
+        all.1.insert(workload.uid.clone(), of);
+        called
     }
 
     /// Waits until the pod can prove who it is: before that there is nothing to connect for.
@@ -87,6 +115,7 @@ impl Tls {
     ) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
         let handshake = async {
             let lease = self.ready(pod).await?;
+            let _under_way = self.identity.handshakes.begin(self.worker, Side::Client);
             let config = self.clients.borrow_mut().get(lease, expected, alpn)?;
             let connecting = TlsConnector::from(config).connect(no_server_name(), stream);
             let stream = connecting.await.map_err(|error| HandshakeFailure::of_io(&error))?;
@@ -98,32 +127,56 @@ impl Tls {
         result
     }
 
-    /// Has a client prove who it is.
+    /// Has a client prove who it is, until then.
     pub(crate) async fn accept(
         &self,
-        pod: &Pod,
+        conn: &Conn,
         stream: TcpStream,
         alpn: Alpn,
-    ) -> Result<(TlsStream<TcpStream>, Peer), Failed> {
+        until: Instant,
+    ) -> Result<(TlsStream<TcpStream>, Trust), Failed> {
+        let pod = &conn.pod;
         let handshake = async {
-            // Never closed.
-            let _turn = pod.handshakes.acquire().await;
+            // Whoever says nothing, or half a word, holds its own place and nobody's turn. What came by an application's port was heard.
+            let stream = match alpn {
+                Alpn::Heddle => stream,
+                Alpn::Hbone => Box::pin(greeting::whole(conn, stream)).await?,
+            };
             let lease = self.ready(pod).await?;
+            // Never closed. The pod's first: others do not wait behind its queue.
+            let _turns = (pod.budget.handshakes.acquire().await, self.turns.acquire().await);
+            let _under_way = self.identity.handshakes.begin(self.worker, Side::Server);
+            let generation = self.generation();
             let config = self.servers.borrow_mut().get(lease, alpn)?;
             let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
             let stream = accepting
                 .await
                 .map_err(|(error, socket)| Failed { failure: HandshakeFailure::of_io(&error), socket: Some(socket) })?;
             let peer = Peer::of_client(stream.get_ref().1, alpn).map_err(|refusal| refusal.failure)?;
-            Ok((TlsStream::Server(stream), peer))
+            Ok((TlsStream::Server(stream), Trust::new(peer, generation, self.now())))
         };
         let late = || Err(Failed::from(HandshakeFailure::Timeout));
-        let result = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| late());
+        let result = timeout_at(until, handshake).await.unwrap_or_else(|_| late());
         match &result {
             Ok(_) => self.identity.handshakes.record(self.worker, Side::Server, Ok(())),
             Err(failed) => self.identity.handshakes.record(self.worker, Side::Server, Err(failed.failure)),
         }
         result
+    }
+
+    /// Of the trust bundles of now.
+    pub(crate) fn generation(&self) -> u64 {
+        self.identity.store.bundles().generation()
+    }
+
+    /// As certificates count it, since 1970.
+    pub(crate) fn now(&self) -> Duration {
+        self.identity.store.clock().now().unix
+    }
+
+    /// Verifies a connected peer anew.
+    pub(crate) fn review(&self, trust: &Trust, now: Duration) -> Result<(), Lapse> {
+        trust.review(&self.identity.store.bundles().current(), now)
     }
 
     /// The pod's certificate, waited for where it is on its way.

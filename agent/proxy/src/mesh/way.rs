@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use heddle_identity::{Alpn, ExpectedIds};
-use heddle_model::{MeshConfig, SameNode, Transport, Workload};
+use heddle_model::{MeshConfig, PodUid, SameNode, Transport, Workload};
 use heddle_telemetry::{Direction, Via};
 
 use crate::budget::Pod;
@@ -12,6 +12,16 @@ use crate::registry::Conn;
 
 /// The port of HBONE.
 const HBONE_PORT: u16 = 15008;
+
+/// A pod of the mesh that is called: which, and who must be there. Its address may have been another's, and will be.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Called(Rc<(PodUid, ExpectedIds)>);
+
+impl Called {
+    pub(crate) fn new(pod: &PodUid, expected: ExpectedIds) -> Self {
+        Self(Rc::new((pod.clone(), expected)))
+    }
+}
 
 /// By what an address is reached.
 #[derive(Clone)]
@@ -21,9 +31,9 @@ pub(crate) enum Way {
     /// The application in another pod of this node, from that pod's network namespace.
     Handover(Rc<Pod>),
     /// TLS with ALPN `heddle/h2`, on the port itself.
-    Heddle(ExpectedIds),
+    Heddle(Called),
     /// HBONE.
-    Hbone(ExpectedIds),
+    Hbone(Called),
 }
 
 /// By what an agent with identities reaches a port of another pod, which `is_here` if this agent serves both.
@@ -52,12 +62,12 @@ impl Way {
         let snapshot = conn.worker.snapshot();
         let pods = conn.worker.pods.borrow();
         let here = pods.get(&workload.uid).filter(|_| conn.pod.identity.is_some());
-        let expected = || tls.ids_of(workload, &snapshot.mesh.trust_domain);
+        let called = || tls.called(workload, &snapshot.mesh.trust_domain);
         match (via(workload, addr.port(), &snapshot.mesh, here.is_some()), here) {
             (Via::Plain, _) => Self::Direct,
             (Via::Handover, Some(pod)) => Self::Handover(pod.clone()),
-            (Via::Heddle | Via::Handover, _) => Self::Heddle(expected()),
-            (Via::Hbone, _) => Self::Hbone(expected()),
+            (Via::Heddle | Via::Handover, _) => Self::Heddle(called()),
+            (Via::Hbone, _) => Self::Hbone(called()),
         }
     }
 
@@ -65,8 +75,16 @@ impl Way {
     pub(crate) fn tls(&self) -> Option<(Alpn, &ExpectedIds)> {
         match self {
             Self::Direct | Self::Handover(_) => None,
-            Self::Heddle(expected) => Some((Alpn::Heddle, expected)),
-            Self::Hbone(expected) => Some((Alpn::Hbone, expected)),
+            Self::Heddle(called) => Some((Alpn::Heddle, &called.0.1)),
+            Self::Hbone(called) => Some((Alpn::Hbone, &called.0.1)),
+        }
+    }
+
+    /// The pod that TLS is spoken with.
+    pub(crate) fn called(&self) -> Option<&Called> {
+        match self {
+            Self::Direct | Self::Handover(_) => None,
+            Self::Heddle(called) | Self::Hbone(called) => Some(called),
         }
     }
 

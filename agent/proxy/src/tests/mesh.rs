@@ -2,7 +2,7 @@
 //! address over once the peer is connected, as in the tests of the inbound side.
 
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -40,7 +40,9 @@ pub(super) const SERVICE: &str = "127.0.3.1";
 pub(super) struct Ca {
     params: CertificateParams,
     key: KeyPair,
-    root: CertificateDer<'static>,
+    pub root: CertificateDer<'static>,
+    /// Seconds for which what it signs is good.
+    pub lifetime: AtomicU64,
     /// A root that those who ask shall trust besides.
     other: Option<CertificateDer<'static>>,
 }
@@ -53,7 +55,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap().der().clone();
-        Arc::new(Self { params, key, root, other: None })
+        Arc::new(Self { params, key, root, lifetime: AtomicU64::new(3600), other: None })
     }
 
     /// One whose holders trust `other` too, and are not trusted by its.
@@ -71,7 +73,7 @@ impl CertificateIssuer for Ca {
         csr.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let now = std::time::SystemTime::now();
         csr.params.not_before = (now - Duration::from_secs(60)).into();
-        csr.params.not_after = (now + Duration::from_secs(3600)).into();
+        csr.params.not_after = (now + Duration::from_secs(self.lifetime.load(SeqCst))).into();
         let leaf = csr.signed_by(&Issuer::from_params(&self.params, &self.key)).unwrap().der().clone();
         let roots = std::iter::once(&self.root).chain(&self.other).cloned().collect();
         let issued = IssuedCertificate { chain: vec![leaf], roots };
@@ -88,7 +90,7 @@ pub(super) struct Node {
     pub mesh: Mesh,
     pub store: CertificateStore,
     pub handshakes: HandshakeMetrics,
-    issuing: tokio::task::JoinHandle<()>,
+    pub issuing: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for Node {
@@ -157,14 +159,14 @@ impl Node {
         self.mesh.apply(Delta { workloads, ..Delta::default() });
     }
 
-    fn settings(&self, change: impl Fn(&mut MeshConfig)) {
+    pub fn settings(&self, change: impl Fn(&mut MeshConfig)) {
         let mut mesh = MeshConfig::default();
         change(&mut mesh);
         self.mesh.apply(Delta { mesh: Some(mesh), ..Delta::default() });
     }
 
     /// The application begins to listen: the peer is connected, its listener is not needed any more.
-    async fn application(&self, addr: SocketAddr) -> TcpListener {
+    pub async fn application(&self, addr: SocketAddr) -> TcpListener {
         until("a connection of the mesh", || self.handshakes.completed(Side::Server) > 0).await;
         self.mesh.proxy.detach(&PodUid::new("server")).await;
         loop {
