@@ -218,7 +218,8 @@ async fn serve(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>, mut st
                 worker.sweep(&snapshot);
                 worker.views.tick(&worker, &snapshot);
                 worker.table.enforce_strict(&snapshot);
-                worker.pool_h2.sweep(worker.tick.get(), worker.config.pool_idle_timeout.as_secs(), &snapshot);
+                let idle = worker.config.pool_idle_timeout.as_secs();
+                worker.pool_h2.sweep(worker.tick.get(), idle, &snapshot, worker.tls.as_ref());
                 worker.links.tick(&worker.config);
                 worker.sweep_accepted();
                 continue;

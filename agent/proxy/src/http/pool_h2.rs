@@ -31,6 +31,8 @@ use super::{
 use crate::dial::{self, Failure, Hop};
 use crate::hash::FastMap;
 use crate::mesh;
+use crate::mesh::tls::Tls;
+use crate::mesh::trust::Trust;
 use crate::mesh::way::Called;
 use crate::registry::Conn;
 
@@ -49,6 +51,8 @@ const IDLE_CHARGED_TICKS_MAX: u64 = 5;
 
 /// One connection, until the pool and all its streams let go of it.
 pub(crate) struct Shared {
+    /// In its server, if that proved who it is.
+    trust: Option<Trust>,
     sender: RefCell<SendRequest<Bytes>>,
     link: Rc<Link>,
     flow: Rc<Flow>,
@@ -260,7 +264,7 @@ impl PoolH2 {
     async fn connect(&self, conn: &Rc<Conn>, hop: &Hop) -> Result<Rc<Shared>, Failure> {
         let (Some((alpn, expected)), Some(tls)) = (hop.way.tls(), &conn.worker.tls) else {
             let stream = dial::unwatched(conn, hop).await?;
-            return self.greet(conn, key(conn, hop), stream.into()).await;
+            return self.greet(conn, key(conn, hop), stream.into(), None).await;
         };
         let failed = |failure: HandshakeFailure| {
             conn.worker.metrics().count_dial_failure(failure.reason());
@@ -269,8 +273,8 @@ impl PoolH2 {
         // A server that is connected to and hears nothing would take this for a client that lets it speak first.
         tls.prepare(&conn.pod).await.map_err(failed)?;
         let stream = dial::unwatched(conn, hop).await?;
-        let stream = tls.connect(&conn.pod, stream, alpn, expected).await.map_err(failed)?;
-        self.greet(conn, key(conn, hop), Wire::Tls(Box::new(stream.into()))).await
+        let (stream, trust) = tls.connect(&conn.pod, stream, alpn, expected).await.map_err(failed)?;
+        self.greet(conn, key(conn, hop), Wire::Tls(Box::new(stream.into())), Some(trust)).await
     }
 
     fn turn(&self, conn: &Rc<Conn>, hop: &Hop) -> Turn {
@@ -290,10 +294,10 @@ impl PoolH2 {
 
     /// Speaks HTTP/2 on a new connection and offers it.
     pub(crate) async fn add(&self, conn: &Rc<Conn>, addr: SocketAddr, stream: TcpStream) -> Result<(), Failure> {
-        self.greet(conn, (conn.pod.serial, addr, None), stream.into()).await.map(|_| ())
+        self.greet(conn, (conn.pod.serial, addr, None), stream.into(), None).await.map(|_| ())
     }
 
-    async fn greet(&self, conn: &Rc<Conn>, key: Key, wire: Wire) -> Result<Rc<Shared>, Failure> {
+    async fn greet(&self, conn: &Rc<Conn>, key: Key, wire: Wire, trust: Option<Trust>) -> Result<Rc<Shared>, Failure> {
         let verdict = Rc::new(Verdict::default());
         let is_of_mesh = key.2.is_some();
         let io = Io::to_server(wire, conn, verdict.clone());
@@ -323,8 +327,18 @@ impl PoolH2 {
         let age_max = conn.worker.config.mesh_connection_age_max.as_secs();
         let age = fastrand::u64(age_max / 2..=age_max);
         let retires = if is_of_mesh { conn.worker.tick() + age } else { u64::MAX };
-        let shared =
-            Rc::new(Shared { sender, link, flow, opened, given_up, idle_since, retires, streams_max, given_up_max });
+        let shared = Rc::new(Shared {
+            trust,
+            sender,
+            link,
+            flow,
+            opened,
+            given_up,
+            idle_since,
+            retires,
+            streams_max,
+            given_up_max,
+        });
         let mut pool = self.0.borrow_mut();
         let addr = key.1;
         let entry = pool.entry(key).or_default();
@@ -349,8 +363,16 @@ impl PoolH2 {
     }
 
     /// Lets go of connections that are over, had no stream for `idle` ticks, have none and their pod is gone, or lead to an
-    /// address that is no longer what it was. Streams under way end in peace.
-    pub(crate) fn sweep(&self, tick: u64, idle: u64, snapshot: &Snapshot) {
+    /// address that is no longer what it was, or to a server that would not be taken for what it is again. Streams under way end in peace.
+    pub(crate) fn sweep(&self, tick: u64, idle: u64, snapshot: &Snapshot, tls: Option<&Tls>) {
+        let (now, mut reviews) = (tls.map_or(Duration::ZERO, Tls::now), mesh::REVIEWS_PER_TICK_MAX);
+        let mut is_trusted = |trust: &Trust| match tls {
+            Some(tls) if trust.is_due(tls.generation(), now) && reviews > 0 => {
+                reviews -= 1;
+                tls.review(trust, now).is_ok()
+            }
+            _ => true,
+        };
         self.prune(|key, Entry { all, standing, .. }| {
             if !standing.holds(snapshot, key.1) {
                 all.clear();
@@ -359,7 +381,7 @@ impl PoolH2 {
                 // A window that was given for speed costs budget until the connection is gone.
                 let idle = if s.flow.is_charged() { idle.min(IDLE_CHARGED_TICKS_MAX) } else { idle };
                 let is_idle = s.streams() == 0 && (s.idle_since.get() + idle < tick || !s.link.is_wanted());
-                !s.link.is_over() && !is_idle
+                !s.link.is_over() && !is_idle && s.trust.as_ref().is_none_or(&mut is_trusted)
             });
         });
     }
@@ -379,7 +401,7 @@ impl PoolH2 {
     }
 
     /// An entry stays as long as there is something in it: a dial under way too, for those who wait for it.
-    fn prune(&self, prune: impl Fn(&Key, &mut Entry)) {
+    fn prune(&self, mut prune: impl FnMut(&Key, &mut Entry)) {
         self.0.borrow_mut().retain(|key, entry| {
             prune(key, entry);
             !entry.all.is_empty() || entry.dial.is_some()

@@ -112,15 +112,16 @@ impl Tls {
         stream: TcpStream,
         alpn: Alpn,
         expected: &ExpectedIds,
-    ) -> Result<TlsStream<TcpStream>, HandshakeFailure> {
+    ) -> Result<(TlsStream<TcpStream>, Trust), HandshakeFailure> {
         let handshake = async {
             let lease = self.ready(pod).await?;
             let _under_way = self.identity.handshakes.begin(self.worker, Side::Client);
+            let generation = self.generation();
             let config = self.clients.borrow_mut().get(lease, expected, alpn)?;
             let connecting = TlsConnector::from(config).connect(no_server_name(), stream);
             let stream = connecting.await.map_err(|error| HandshakeFailure::of_io(&error))?;
-            Peer::of_server(stream.get_ref().1, alpn).map_err(|refusal| refusal.failure)?;
-            Ok(TlsStream::Client(stream))
+            let peer = Peer::of_server(stream.get_ref().1, alpn).map_err(|refusal| refusal.failure)?;
+            Ok((TlsStream::Client(stream), Trust::new(peer, generation, self.now())))
         };
         let result = timeout(CONNECT_HANDSHAKE_TIMEOUT, handshake).await.unwrap_or(Err(HandshakeFailure::Timeout));
         self.count(Side::Client, &result);

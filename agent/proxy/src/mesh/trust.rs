@@ -1,5 +1,5 @@
-//! Whether the peer of an accepted connection would be let in again: its certificate ends, and roots are withdrawn, while its connection
-//! stays. TLS 1.3 has no second proof on the same connection, so where it lapsed the peer is told to make another.
+//! Whether the peer of a connection would be taken for what it is again: its certificate ends, and roots are withdrawn, while its connection
+//! stays. TLS 1.3 has no second proof on the same connection, so where it lapsed another connection takes its place.
 
 use std::cell::Cell;
 use std::time::Duration;

@@ -3,9 +3,10 @@
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
 
-use heddle_identity::HandshakeFailure;
 use heddle_identity::metrics::Side;
+use heddle_identity::{HandshakeFailure, Roots};
 use heddle_model::traffic::{CircuitLimits, Limits, ServiceTraffic};
 use heddle_model::{Delta, Endpoint, Workload};
 use http::Request;
@@ -103,6 +104,24 @@ async fn two_identities_never_share_a_connection() {
     let head = super::mesh::read_until(&mut client, b"\r\n\r\n").await;
     assert!(head.contains("x-heddle-reason: tls_wrong_identity"), "{head}");
     assert!(nodes.here.handshakes.failed(Side::Client, HandshakeFailure::WrongIdentity) > 0);
+    assert_eq!((nodes.requests(), nodes.here.handshakes.completed(Side::Client)), (1, 1), "the first goes on");
+}
+
+#[tokio::test]
+async fn a_server_whose_root_is_withdrawn_is_proved_anew_and_not_asked() {
+    let mut nodes = Nodes::new().await;
+    assert_eq!(nodes.ask(nodes.vip).await, 1);
+    let trust = |roots: &[&Arc<Ca>]| {
+        let roots = Roots::new(roots.iter().map(|ca| ca.root.clone()).collect()).unwrap();
+        nodes.here.store.bundles().set(&"cluster.local".parse().unwrap(), Some(Arc::new(roots)));
+    };
+    trust(&[&Ca::new()]);
+    // Looked at every second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let mut client = connect(nodes.vip).await;
+    client.write_all(REQUEST).await.unwrap();
+    let head = super::mesh::read_until(&mut client, b"\r\n\r\n").await;
+    assert!(head.contains("x-heddle-reason: tls_unknown_root"), "{head}");
     assert_eq!((nodes.requests(), nodes.here.handshakes.completed(Side::Client)), (1, 1), "the first goes on");
 }
 
