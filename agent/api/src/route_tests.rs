@@ -7,7 +7,7 @@ use heddle_model::routing::{
     Backend, BackendProblem, BackendRef, CallMatch, Cors, Filters, HeaderEdit, HeaderMatch, Match, Mirror, ParentRef,
     ParentTarget, PathMatch, PathRewrite, QueryMatch, Redirect, Rewrite, ValueMatch,
 };
-use heddle_model::traffic::{Conditions, RequestTraffic, RetryPolicy, Share, StatusSet, Timeouts};
+use heddle_model::traffic::{Conditions, RequestTraffic, Retries, RetryPolicy, Share, StatusSet, Timeouts};
 
 use super::*;
 use crate::object::{Object, read};
@@ -236,7 +236,9 @@ fn a_limit_of_zero_is_said_to_be_none() {
     assert_eq!(of(""), Timeouts::default());
     let silent = rule(http(""));
     assert_eq!(silent.traffic, RequestTraffic::default());
-    assert_eq!(rule(http("retry: {}")).traffic.retry.as_deref(), Some(&RetryPolicy::default()));
+    let told = rule(http("retry: {}")).traffic.retry.as_deref().cloned().unwrap();
+    assert_eq!(RetryPolicy { said: None, ..told.clone() }, RetryPolicy::default());
+    assert_eq!(told.said.as_deref(), Some(&Retries::default()), "silence leaves the word to a TrafficPolicy");
 }
 
 /// None is a number too, and more than the agent does is as many as it does.

@@ -5,7 +5,7 @@ use heddle_model::policy::Pattern;
 use heddle_model::routing::{HeaderMatch, ValueMatch};
 use heddle_model::traffic::{
     Abort, Algorithm, Backoff, Balance, BudgetLimits, CircuitLimits, Conditions, Faults, GrpcCodes, Limits,
-    OutlierSettings, RetryPolicy, Share, StatusSet, SuccessRate, Timeouts,
+    OutlierSettings, Retries, RetryPolicy, Share, StatusSet, SuccessRate, Timeouts,
 };
 
 use super::*;
@@ -37,7 +37,9 @@ fn settings(fields: &str) -> ServiceTraffic {
 }
 
 fn retries(fields: &str) -> RetryPolicy {
-    RetryPolicy::clone(settings(&format!("retries: {{{fields}}}")).request.retry.as_ref().unwrap())
+    let policy = RetryPolicy::clone(settings(&format!("retries: {{{fields}}}")).request.retry.as_ref().unwrap());
+    assert!(policy.said.is_some(), "what is not said gives way to others");
+    RetryPolicy { said: None, ..policy }
 }
 
 const fn ms(millis: u64) -> Duration {
@@ -84,6 +86,19 @@ fn every_field_is_read() {
         per_try_timeout: Some(ms(500)),
         backoff: Backoff { least: ms(5), base: ms(10), max: ms(1000) },
         wait_max: ms(3000),
+        said: Some(Arc::new(Retries {
+            retries_max: Some(4),
+            per_try_timeout: Some(ms(500)),
+            least: Some(ms(5)),
+            base: Some(ms(10)),
+            max: Some(ms(1000)),
+            failures: Some(Conditions { connect_failure: true, reset_before_response: true, ..Conditions::default() }),
+            statuses: Some(StatusSet::from_iter([429, 503])),
+            grpc_codes: Some(codes),
+            headers: Some(Box::new(["x-retry".into()])),
+            non_idempotent: None,
+            wait_max: Some(ms(3000)),
+        })),
     };
     let faults = Faults {
         matches: Box::new([
@@ -167,6 +182,38 @@ fn retries_table() {
     assert_eq!(retries("backoff: {base: 1ms}").backoff, Backoff { base: ms(1), ..default.backoff });
     assert_eq!(retries("backoff: {min: 2s}").backoff, Backoff { least: ms(2000), ..default.backoff });
     assert_eq!(retries("waitMax: 0s").wait_max, Duration::ZERO);
+}
+
+/// What a policy for a route does not say is as the Service's says, field by field.
+#[test]
+fn retries_of_a_route_leave_the_rest_to_the_service() {
+    let of = |fields: &str| settings(&format!("retries: {{{fields}}}")).request;
+    let merged = |route: &str, service: &str| RetryPolicy::clone(of(route).or(&of(service)).retry.as_ref().unwrap());
+    let service =
+        "attempts: 4, statuses: [429], grpcCodes: [ABORTED], perTryTimeout: 1s, backoff: {base: 5ms, max: 6ms}";
+    for (route, fields) in [
+        ("", ""),
+        ("attempts: 0", "attempts: 0"),
+        ("statuses: []", "statuses: []"),
+        ("retryOn: [], retryNonIdempotent: true", "retryOn: [], retryNonIdempotent: true"),
+        ("backoff: {min: 1s}", "backoff: {base: 5ms, max: 6ms, min: 1s}"),
+        ("grpcCodes: [UNAVAILABLE], headers: [a], waitMax: 0s", "grpcCodes: [UNAVAILABLE], headers: [a], waitMax: 0s"),
+    ] {
+        let names: Vec<&str> = fields.split(", ").filter_map(|field| field.split(':').next()).collect();
+        let mut rest = service.to_owned();
+        for (name, text) in [
+            ("attempts", "attempts: 4, "),
+            ("statuses", "statuses: [429], "),
+            ("grpcCodes", "grpcCodes: [ABORTED], "),
+            ("backoff", ", backoff: {base: 5ms, max: 6ms}"),
+        ] {
+            if names.contains(&name) {
+                rest = rest.replace(text, "");
+            }
+        }
+        let whole = if fields.is_empty() { rest } else { format!("{rest}, {fields}") };
+        assert_eq!(Some(merged(route, service)), of(&whole).retry.as_deref().cloned(), "{route}");
+    }
 }
 
 #[test]
@@ -480,7 +527,8 @@ fn the_examples_in_the_documentation_are_accepted() {
     // The last writes all defaults out.
     let Some(Object::TrafficPolicy(last)) = policies.last() else { panic!("{policies:?}") };
     let mut last = ServiceTraffic::clone(last.settings.as_ref().unwrap());
-    assert_eq!(last.request.retry.take().as_deref(), Some(&RetryPolicy::default()));
+    let retry = last.request.retry.take().as_deref().cloned().map(|retry| RetryPolicy { said: None, ..retry });
+    assert_eq!(retry, Some(RetryPolicy::default()));
     assert_eq!(last.outlier.take(), Some(OutlierSettings::default()));
     assert_eq!(last, ServiceTraffic { origin: last.origin.clone(), ..ServiceTraffic::default() });
 }

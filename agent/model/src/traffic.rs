@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use breaker::{CircuitLimits, Limits};
 pub use outlier::{OutlierSettings, SuccessRate};
-pub use retry::{Backoff, BudgetLimits, Conditions, GrpcCodes, RetryPolicy, StatusSet};
+pub use retry::{Backoff, BudgetLimits, Conditions, GrpcCodes, Retries, RetryPolicy, StatusSet};
 
 use crate::balance::{SlowStart, Weight};
 
@@ -158,8 +158,12 @@ impl RequestTraffic {
     #[must_use]
     pub fn or(&self, other: &Self) -> Self {
         let (mine, theirs) = (self.timeouts, other.timeouts);
+        let retry = match (&self.retry, &other.retry) {
+            (Some(mine), Some(theirs)) => Some(mine.or(theirs)),
+            (mine, theirs) => mine.as_ref().or(theirs.as_ref()).cloned(),
+        };
         Self {
-            retry: self.retry.clone().or_else(|| other.retry.clone()),
+            retry,
             timeouts: Timeouts {
                 request: mine.request.or(theirs.request),
                 backend_request: mine.backend_request.or(theirs.backend_request),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use heddle_model::routing::{Filters, Match, PathMatch, Rule, RuleId};
-use heddle_model::traffic::{Backoff, RequestTraffic, RetryPolicy, Timeouts};
+use heddle_model::traffic::{Backoff, RequestTraffic, Retries, RetryPolicy, Timeouts};
 
 use super::{Reader, backends, filters, matches};
 use crate::duration::{self, NEVER};
@@ -101,11 +101,11 @@ fn timeouts(place: &Place<'_>, problems: &mut Problems) -> Timeouts {
     Timeouts { request, backend_request, ..Timeouts::default() }
 }
 
-/// `retry` of GEP-1731. What it does not say is as in a TrafficPolicy's `retries`.
+/// `retry` of GEP-1731. What it does not say is as TrafficPolicies say, or their default.
 fn retry(place: &Place<'_>, problems: &mut Problems) -> Option<Arc<RetryPolicy>> {
     let place = place.get("retry")?;
     place.is_mapping_of(&["codes", "attempts", "backoff"], problems);
-    let mut policy = RetryPolicy::default();
+    let mut said = Retries::default();
     let mut codes = Vec::new();
     for item in place.items("codes", 200, problems) {
         match item.value::<i64>(problems) {
@@ -115,14 +115,14 @@ fn retry(place: &Place<'_>, problems: &mut Problems) -> Option<Arc<RetryPolicy>>
         }
     }
     if !codes.is_empty() {
-        policy.idempotent.statuses = codes.into_iter().collect();
+        said.statuses = Some(codes.into_iter().collect());
     }
-    policy.retries_max = attempts(&place, problems).unwrap_or(policy.retries_max);
+    said.retries_max = attempts(&place, problems);
     if let Some(base) = time(&place, "backoff", problems) {
         let max = Backoff::default().max.max(base.saturating_mul(10));
-        policy.backoff = Backoff { least: base, base, max };
+        (said.least, said.base, said.max) = (Some(base), Some(base), Some(max));
     }
-    Some(Arc::new(policy))
+    Some(Arc::new(said.policy()))
 }
 
 /// `attempts`: 0 is none. The API knows no maximum, so that more than ours is no mistake of the author's: it is as many as there may be, and told.

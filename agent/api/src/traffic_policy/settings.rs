@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use heddle_model::balance::SlowStart;
 use heddle_model::traffic::{
-    Algorithm, Backoff, Balance, BudgetLimits, CircuitLimits, Conditions, GrpcCodes, Limits, RetryPolicy, StatusSet,
-    Timeouts,
+    Algorithm, Backoff, Balance, BudgetLimits, CircuitLimits, Conditions, GrpcCodes, Limits, Retries, RetryPolicy,
+    StatusSet, Timeouts,
 };
 
 use super::faults::GRPC_CODES;
@@ -195,53 +195,40 @@ fn statuses(set: StatusSet) -> Vec<u16> {
 
 impl RetriesFields {
     pub(super) fn convert(&self, path: &str, problems: &mut Problems) -> RetryPolicy {
-        let default = RetryPolicy::default();
-        let idempotent = self.conditions(path, default.idempotent.statuses, problems);
-        // POST is not idempotent, but a code of a call is asked for by name.
-        let grpc_codes = self.grpc_codes(&format!("{path}.grpcCodes"), problems);
-        let other = if self.retry_non_idempotent == Some(true) {
-            Conditions { grpc_codes, ..idempotent.clone() }
-        } else {
-            let (connect_failure, refused_stream) = (idempotent.connect_failure, idempotent.refused_stream);
-            Conditions { connect_failure, refused_stream, grpc_codes, ..Conditions::default() }
-        };
-        RetryPolicy {
-            idempotent,
-            other,
-            retries_max: number(path, "attempts", self.attempts, 0..=ATTEMPTS_MAX, problems)
-                .unwrap_or(default.retries_max),
-            per_try_timeout: some_time(path, "perTryTimeout", &self.per_try_timeout, problems),
-            backoff: self
-                .backoff
-                .as_ref()
-                .map_or(default.backoff, |fields| fields.convert(&format!("{path}.backoff"), problems)),
-            wait_max: time(path, "waitMax", &self.wait_max, problems).unwrap_or(default.wait_max),
+        let (mut least, mut base, mut max) = (None, None, None);
+        if let Some(fields) = &self.backoff {
+            (least, base, max) = fields.convert(&format!("{path}.backoff"), problems);
         }
+        let said = Retries {
+            retries_max: number(path, "attempts", self.attempts, 0..=ATTEMPTS_MAX, problems),
+            per_try_timeout: some_time(path, "perTryTimeout", &self.per_try_timeout, problems),
+            least,
+            base,
+            max,
+            failures: self.failures(&format!("{path}.retryOn"), problems),
+            statuses: self.statuses(&format!("{path}.statuses"), problems),
+            grpc_codes: self.grpc_codes(&format!("{path}.grpcCodes"), problems),
+            headers: self.headers(&format!("{path}.headers"), problems),
+            non_idempotent: self.retry_non_idempotent,
+            wait_max: time(path, "waitMax", &self.wait_max, problems),
+        };
+        said.policy()
     }
 
-    fn conditions(&self, path: &str, statuses: StatusSet, problems: &mut Problems) -> Conditions {
-        let all = FAILURES.map(|(_, failure)| failure);
-        let failures = self.retry_on.as_ref().map_or_else(
-            || all.to_vec(),
-            |words| {
-                let path = format!("{path}.retryOn");
-                bounded(&path, words.len(), FAILURES.len(), problems);
-                let one = |(index, word): (usize, &String)| {
-                    meta::one_of(problems, &format!("{path}[{index}]"), word, &FAILURES)
-                };
-                words.iter().take(FAILURES.len()).enumerate().filter_map(one).collect()
-            },
-        );
+    fn failures(&self, path: &str, problems: &mut Problems) -> Option<Conditions> {
+        let words = self.retry_on.as_ref()?;
+        bounded(path, words.len(), FAILURES.len(), problems);
+        let one =
+            |(index, word): (usize, &String)| meta::one_of(problems, &format!("{path}[{index}]"), word, &FAILURES);
+        let failures: Vec<Failure> = words.iter().take(FAILURES.len()).enumerate().filter_map(one).collect();
         let is_on = |failure| failures.contains(&failure);
-        Conditions {
+        Some(Conditions {
             connect_failure: is_on(Failure::Connect),
             refused_stream: is_on(Failure::Refused),
             reset_before_response: is_on(Failure::Reset),
             per_try_timeout: is_on(Failure::PerTryTimeout),
-            statuses: self.statuses(&format!("{path}.statuses"), problems).unwrap_or(statuses),
-            grpc_codes: GrpcCodes::NONE,
-            headers: self.headers(&format!("{path}.headers"), problems),
-        }
+            ..Conditions::default()
+        })
     }
 
     fn statuses(&self, path: &str, problems: &mut Problems) -> Option<StatusSet> {
@@ -257,17 +244,17 @@ impl RetriesFields {
         Some(set)
     }
 
-    fn grpc_codes(&self, path: &str, problems: &mut Problems) -> GrpcCodes {
-        let list = self.grpc_codes.as_deref().unwrap_or_default();
+    fn grpc_codes(&self, path: &str, problems: &mut Problems) -> Option<GrpcCodes> {
+        let list = self.grpc_codes.as_deref()?;
         bounded(path, list.len(), GRPC_CODES.len(), problems);
         let numbered = list.iter().take(GRPC_CODES.len()).enumerate();
-        numbered
-            .filter_map(|(index, word)| meta::one_of(problems, &format!("{path}[{index}]"), word, &GRPC_CODES))
-            .collect()
+        let codes =
+            numbered.filter_map(|(index, word)| meta::one_of(problems, &format!("{path}[{index}]"), word, &GRPC_CODES));
+        Some(codes.collect())
     }
 
-    fn headers(&self, path: &str, problems: &mut Problems) -> Box<[Box<str>]> {
-        let list = self.headers.as_deref().unwrap_or_default();
+    fn headers(&self, path: &str, problems: &mut Problems) -> Option<Box<[Box<str>]>> {
+        let list = self.headers.as_deref()?;
         bounded(path, list.len(), HEADERS_MAX, problems);
         let mut names: Vec<Box<str>> = Vec::new();
         for (index, text) in list.iter().take(HEADERS_MAX).enumerate() {
@@ -279,20 +266,21 @@ impl RetriesFields {
                 names.push(name.into());
             }
         }
-        names.into()
+        Some(names.into())
     }
 }
 
 impl BackoffFields {
-    fn convert(&self, path: &str, problems: &mut Problems) -> Backoff {
-        let default = Backoff::default();
-        let base = some_time(path, "base", &self.base, problems).unwrap_or(default.base);
-        // Of a greater base the default maximum would make a smaller one.
-        let max = some_time(path, "max", &self.max, problems).unwrap_or(default.max.max(base));
-        if max < base {
-            problems.error(format!("{path}.max"), format!("{} is less than `base`, {}", written(max), written(base)));
+    /// `min`, `base` and `max`.
+    fn convert(&self, path: &str, problems: &mut Problems) -> (Option<Duration>, Option<Duration>, Option<Duration>) {
+        let base = some_time(path, "base", &self.base, problems);
+        let max = some_time(path, "max", &self.max, problems);
+        let least_max = base.unwrap_or(Backoff::default().base);
+        if let Some(max) = max.filter(|max| *max < least_max) {
+            let message = format!("{} is less than `base`, {}", written(max), written(least_max));
+            problems.error(format!("{path}.max"), message);
         }
-        Backoff { least: time(path, "min", &self.min, problems).unwrap_or(default.least), base, max }
+        (time(path, "min", &self.min, problems), base, max)
     }
 }
 

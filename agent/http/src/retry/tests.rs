@@ -288,6 +288,7 @@ fn policy() -> impl Strategy<Value = Policy> {
             per_try_timeout: None,
             backoff: Backoff { base: millis(base), max: millis(max), ..Backoff::default() },
             wait_max: millis(wait_max),
+            said: None,
         },
     )
 }

@@ -1,7 +1,8 @@
 //! What is answered to requests from scripts of other origins: the Gateway API's `HTTPCORSFilter`, the Fetch standard's CORS protocol.
 //!
 //! A preflight is answered by the proxy (204), with [`Cors::preflight`]; every other request goes its way, and its response gets
-//! [`Cors::response`]. An origin that is not allowed gets neither header, and its browser keeps the response from the script.
+//! [`Cors::response`] in place of [`Cors::FIELDS`], which the route alone has a say in, whatever its Service sends (GEP-1767: the route is the
+//! final authority). An origin that is not allowed gets none of them, and its browser keeps the response from the script.
 
 use super::Cors;
 
@@ -18,6 +19,16 @@ pub enum AllowOrigin {
 pub type Fields = Vec<(&'static str, String)>;
 
 impl Cors {
+    /// Fields of a response that a Service has no say in where a route has the filter: they are taken off before [`Cors::response`] is added.
+    pub const FIELDS: [&'static str; 6] = [
+        "access-control-allow-origin",
+        "access-control-allow-credentials",
+        "access-control-expose-headers",
+        "access-control-allow-methods",
+        "access-control-allow-headers",
+        "access-control-max-age",
+    ];
+
     /// Whether this is a preflight: `OPTIONS` with both fields. Any other `OPTIONS` is the Service's.
     #[must_use]
     pub fn is_preflight(method: &str, origin: Option<&str>, request_method: Option<&str>) -> bool {

@@ -104,6 +104,11 @@ fn preflights_and_responses_say_what_is_configured() {
     assert_eq!(cors.preflight("https://b.test", Some("PUT"), None), only_vary);
     assert_eq!(cors.response(Some("https://b.test")), only_vary);
     assert_eq!(cors.response(None), only_vary);
+    let all =
+        cors.preflight("https://a.test", Some("PUT"), None).into_iter().chain(cors.response(Some("https://a.test")));
+    for (name, _) in all.filter(|(name, _)| *name != "vary") {
+        assert!(Cors::FIELDS.contains(&name), "{name}: what a Service sends would stand beside it");
+    }
     assert!(Cors::is_preflight("OPTIONS", Some("https://a.test"), Some("PUT")));
     assert!(!Cors::is_preflight("OPTIONS", None, Some("PUT")));
     assert!(!Cors::is_preflight("OPTIONS", Some("https://a.test"), None));

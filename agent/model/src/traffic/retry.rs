@@ -1,5 +1,6 @@
 //! Retries: what the operator wants retried, how often and how soon, and the budget of all retries to a Service.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How the requests of one route or Service are retried.
@@ -19,6 +20,35 @@ pub struct RetryPolicy {
     /// The longest wait that a server may ask for (`Retry-After`, `grpc-retry-pushback-ms`): who asks for more is not retried, because
     /// the client waits meanwhile. Default 10 s.
     pub wait_max: Duration,
+    /// What of it was said by somebody; the rest is default, and gives way to who speaks with less right. `None`: all of it.
+    pub said: Option<Arc<Retries>>,
+}
+
+/// What one object says of retries, field by field.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retries {
+    /// [`RetryPolicy::retries_max`].
+    pub retries_max: Option<u32>,
+    /// [`RetryPolicy::per_try_timeout`].
+    pub per_try_timeout: Option<Duration>,
+    /// [`Backoff::least`].
+    pub least: Option<Duration>,
+    /// [`Backoff::base`].
+    pub base: Option<Duration>,
+    /// [`Backoff::max`]; where it would be less than the base it is that.
+    pub max: Option<Duration>,
+    /// Failures of the way: of [`Conditions`] only these are read.
+    pub failures: Option<Conditions>,
+    /// Statuses after which an idempotent request is retried.
+    pub statuses: Option<StatusSet>,
+    /// Codes after which a gRPC call is retried.
+    pub grpc_codes: Option<GrpcCodes>,
+    /// Fields of a response that ask for a retry.
+    pub headers: Option<Box<[Box<str>]>>,
+    /// Whether requests with any method are retried like idempotent ones.
+    pub non_idempotent: Option<bool>,
+    /// [`RetryPolicy::wait_max`].
+    pub wait_max: Option<Duration>,
 }
 
 /// Failures after which a request is retried.
@@ -59,7 +89,80 @@ pub struct StatusSet([u64; 4]);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GrpcCodes(u32);
 
+impl Retries {
+    /// What it comes to, with the defaults for the rest.
+    #[must_use]
+    pub fn policy(self) -> RetryPolicy {
+        let policy = self.over(&RetryPolicy::default());
+        RetryPolicy { said: Some(Arc::new(self)), ..policy }
+    }
+
+    /// This where it says something, the other where it does not.
+    fn or(&self, other: &Self) -> Self {
+        Self {
+            retries_max: self.retries_max.or(other.retries_max),
+            per_try_timeout: self.per_try_timeout.or(other.per_try_timeout),
+            least: self.least.or(other.least),
+            base: self.base.or(other.base),
+            max: self.max.or(other.max),
+            failures: self.failures.as_ref().or(other.failures.as_ref()).cloned(),
+            statuses: self.statuses.or(other.statuses),
+            grpc_codes: self.grpc_codes.or(other.grpc_codes),
+            headers: self.headers.as_ref().or(other.headers.as_ref()).cloned(),
+            non_idempotent: self.non_idempotent.or(other.non_idempotent),
+            wait_max: self.wait_max.or(other.wait_max),
+        }
+    }
+
+    fn over(&self, policy: &RetryPolicy) -> RetryPolicy {
+        let of = &policy.idempotent;
+        let failures = self.failures.as_ref().unwrap_or(of);
+        let idempotent = Conditions {
+            connect_failure: failures.connect_failure,
+            refused_stream: failures.refused_stream,
+            reset_before_response: failures.reset_before_response,
+            per_try_timeout: failures.per_try_timeout,
+            statuses: self.statuses.unwrap_or(of.statuses),
+            grpc_codes: GrpcCodes::NONE,
+            headers: self.headers.clone().unwrap_or_else(|| of.headers.clone()),
+        };
+        // POST is not idempotent, but a code of a call is asked for by name.
+        let grpc_codes = self.grpc_codes.unwrap_or(policy.other.grpc_codes);
+        let other = if self.non_idempotent == Some(true) {
+            Conditions { grpc_codes, ..idempotent.clone() }
+        } else {
+            let (connect_failure, refused_stream) = (idempotent.connect_failure, idempotent.refused_stream);
+            Conditions { connect_failure, refused_stream, grpc_codes, ..Conditions::default() }
+        };
+        let base = self.base.unwrap_or(policy.backoff.base);
+        RetryPolicy {
+            idempotent,
+            other,
+            retries_max: self.retries_max.unwrap_or(policy.retries_max),
+            per_try_timeout: self.per_try_timeout.or(policy.per_try_timeout),
+            backoff: Backoff {
+                least: self.least.unwrap_or(policy.backoff.least),
+                base,
+                // Of a greater base a maximum that somebody else said would make a smaller one.
+                max: self.max.unwrap_or(policy.backoff.max).max(base),
+            },
+            wait_max: self.wait_max.unwrap_or(policy.wait_max),
+            said: None,
+        }
+    }
+}
+
 impl RetryPolicy {
+    /// This where it says something, the other where it does not.
+    #[must_use]
+    pub fn or(self: &Arc<Self>, other: &Arc<Self>) -> Arc<Self> {
+        match (&self.said, &other.said) {
+            (None, _) => Arc::clone(self),
+            (Some(mine), Some(theirs)) => Arc::new(mine.or(theirs).policy()),
+            (Some(mine), None) => Arc::new(mine.over(other)),
+        }
+    }
+
     /// What holds where no policy speaks of retries: only what proves that the server did nothing with the request.
     #[must_use]
     pub fn untold() -> Self {
@@ -88,6 +191,7 @@ impl Default for RetryPolicy {
             per_try_timeout: None,
             backoff: Backoff::default(),
             wait_max: Duration::from_secs(10),
+            said: None,
         }
     }
 }
@@ -222,5 +326,63 @@ pub struct BudgetLimits {
 impl Default for BudgetLimits {
     fn default() -> Self {
         Self { percent: 20, floor_per_second: 1, saved_max: 100 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(millis: u64) -> Option<Duration> {
+        Some(Duration::from_millis(millis))
+    }
+
+    /// What a route says, what its Service says, and what holds.
+    #[test]
+    fn what_one_does_not_say_is_as_the_other_says() {
+        let default = RetryPolicy::default();
+        let route = Retries { retries_max: Some(5), base: ms(100), ..Retries::default() };
+        let codes = GrpcCodes::UNAVAILABLE;
+        let service = Retries {
+            retries_max: Some(1),
+            per_try_timeout: ms(500),
+            max: ms(50),
+            statuses: Some(StatusSet::from_iter([429])),
+            grpc_codes: Some(codes),
+            headers: Some(["x-retry".into()].into()),
+            wait_max: ms(7),
+            ..Retries::default()
+        };
+        let (mine, theirs) = (Arc::new(route.policy()), Arc::new(service.policy()));
+        let merged = mine.or(&theirs);
+        assert_eq!(
+            (merged.retries_max, merged.per_try_timeout, merged.wait_max),
+            (5, ms(500), Duration::from_millis(7))
+        );
+        assert_eq!(
+            merged.backoff,
+            Backoff { least: Duration::ZERO, base: Duration::from_millis(100), max: Duration::from_millis(100) }
+        );
+        assert_eq!(merged.idempotent.statuses, StatusSet::from_iter([429]));
+        assert_eq!((&*merged.idempotent.headers, merged.other.grpc_codes), (&["x-retry".into()][..], codes));
+        assert_eq!(theirs.or(&mine).retries_max, 1);
+        // Who says nothing is nobody.
+        let silent = Arc::new(Retries::default().policy());
+        assert_eq!((silent.or(&theirs), theirs.or(&silent)), (Arc::clone(&theirs), Arc::clone(&theirs)));
+        assert_eq!(RetryPolicy { said: None, ..RetryPolicy::clone(&silent) }, default);
+        // A word of one side changes what follows from a word of the other.
+        let any = Arc::new(Retries { non_idempotent: Some(true), ..Retries::default() }.policy());
+        let both = any.or(&theirs);
+        assert_eq!(both.other, Conditions { grpc_codes: codes, ..both.idempotent.clone() });
+        assert_eq!(both.idempotent.statuses, StatusSet::from_iter([429]));
+        let none = Arc::new(Retries { failures: Some(Conditions::default()), ..Retries::default() }.policy());
+        assert!(!none.or(&theirs).other.connect_failure && none.or(&theirs).idempotent.statuses.contains(429));
+        // Three of them: the first that speaks counts.
+        assert_eq!(mine.or(&silent).or(&theirs), merged);
+        assert_eq!(any.or(&mine).or(&theirs), any.or(&mine.or(&theirs)));
+        // One of which all is said gives way in nothing.
+        let whole = Arc::new(RetryPolicy { retries_max: 9, ..default });
+        assert_eq!(whole.or(&theirs), whole);
+        assert_eq!(any.or(&whole).retries_max, 9);
     }
 }
