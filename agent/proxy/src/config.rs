@@ -37,6 +37,8 @@ pub struct Config {
     pub upstream_ping_timeout: Duration,
     /// How long a peer of the mesh may take to prove who it is, from its connection, or where it may be somebody else from its ClientHello.
     pub mesh_handshake_timeout: Duration,
+    /// Of that, from when it has one of the turns: a crowd that begins and does not go on gives way to others.
+    pub mesh_handshake_turn_timeout: Duration,
     /// How long a connection of the mesh takes new streams, in whole seconds, before another takes its place; half of it at least, so that not all
     /// do at once. Its peer then proves anew who it is. One that was accepted is told to leave behind it, a quarter later at most.
     pub mesh_connection_age_max: Duration,
@@ -63,6 +65,7 @@ impl Default for Config {
             upstream_silence_max: Duration::from_secs(15),
             upstream_ping_timeout: Duration::from_secs(15),
             mesh_handshake_timeout: Duration::from_secs(10),
+            mesh_handshake_turn_timeout: Duration::from_secs(3),
             mesh_connection_age_max: Duration::from_secs(3600),
             mesh_withdrawn_grace: Duration::from_secs(3600),
             dial_loopback: false,

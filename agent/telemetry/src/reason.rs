@@ -135,9 +135,9 @@ reasons! {
     GrpcDeadline = "grpc_deadline", "DT";
     /// No rule of the routes of this Service matches the request (404).
     RouteNotFound = "route_not_found", "NR";
-    /// The rule that the request matches was rejected (500); `heddle routes` says why.
+    /// The rule that the request matches was rejected (500, gRPC UNAVAILABLE); `heddle routes` says why.
     RouteInvalid = "route_invalid", "NR";
-    /// The request fell to a backend that does not exist or may not be referred to (500); `heddle routes` says which.
+    /// The request fell to a backend that does not exist or may not be referred to (500, gRPC UNAVAILABLE); `heddle routes` says which.
     BackendInvalid = "backend_invalid", "NR";
     /// A route sent the client elsewhere (301, 302, 303, 307 or 308).
     Redirected = "redirected", "-";

@@ -368,6 +368,9 @@ impl Plan {
     /// Makes a final response's head what the client gets.
     pub(crate) fn edit_response(&self, head: &mut impl ResponseFields) {
         let Some(carried) = self.carried.as_deref() else { return };
+        if carried.rule.as_ref().is_some_and(|(rule, _)| rule.filters.cors.is_some()) {
+            Cors::FIELDS.iter().for_each(|name| head.remove(name));
+        }
         for (name, value) in &carried.fields {
             // They were checked when the route was read. What an answer depends on besides is for its server to say.
             let _ = if *name == "vary" { head.add(name, value.as_bytes()) } else { head.set(name, value.as_bytes()) };

@@ -150,8 +150,10 @@ impl Tls {
             let generation = self.generation();
             let config = self.servers.borrow_mut().get(lease, alpn)?;
             let accepting = TlsAcceptor::from(config).accept(stream).into_fallible();
-            let stream = accepting
+            let accepted = timeout(conn.worker.config.mesh_handshake_turn_timeout, accepting);
+            let stream = accepted
                 .await
+                .map_err(|_| HandshakeFailure::Timeout)?
                 .map_err(|(error, socket)| Failed { failure: HandshakeFailure::of_io(&error), socket: Some(socket) })?;
             let peer = Peer::of_client(stream.get_ref().1, alpn).map_err(|refusal| refusal.failure)?;
             Ok((TlsStream::Server(stream), Trust::new(peer, generation, self.now())))

@@ -194,7 +194,7 @@ async fn ejections_do_not_count_in_panic() {
         let mut traffic = ejecting(Duration::from_secs(30));
         let outlier = traffic.outlier.as_mut().unwrap();
         (outlier.ejected_percent_max, outlier.panic_percent) = (100, panic_percent);
-        let settings = outlier.clone();
+        let settings = *outlier;
         mesh.traffic("web", traffic);
         let mut caller = Caller::new(vip).await;
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -30,7 +30,9 @@ struct Called {
 
 impl Called {
     async fn new(timeout: Duration) -> Self {
-        let node = Node::with(&Ca::new(), Config { mesh_handshake_timeout: timeout, ..Config::default() });
+        let config =
+            Config { mesh_handshake_timeout: timeout, mesh_handshake_turn_timeout: timeout, ..Config::default() };
+        let node = Node::with(&Ca::new(), config);
         // Nobody gets as far as the application, which would be the listener itself.
         node.mesh.sockets.closed.store(true, SeqCst);
         let [inbound, hbone] = [(); 2].map(|()| StdListener::bind((CALLED.as_str(), 0)).unwrap());

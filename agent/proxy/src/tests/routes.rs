@@ -198,7 +198,11 @@ async fn filters_change_heads_both_ways() {
 #[tokio::test]
 async fn redirects_and_preflights_are_answered_here() {
     let mesh = Mesh::new(1);
-    let origin = Origin::named("origin").await;
+    // Of who may read what, the route has the say.
+    let origin = Origin::start(|_| {
+        "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 6\r\n\r\norigin".to_owned()
+    })
+    .await;
     let vip = scene(&mesh, &[], &[("v1", &[origin.addr])]).await;
     let redirect = Redirect {
         scheme: Some("https".into()),
