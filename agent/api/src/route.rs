@@ -212,5 +212,9 @@ impl Reader<'_> {
 mod tests;
 
 #[cfg(test)]
+#[path = "route_mistakes_tests.rs"]
+mod mistakes_tests;
+
+#[cfg(test)]
 #[path = "route_kinds_tests.rs"]
 mod kinds_tests;

@@ -3,7 +3,8 @@
 use heddle_model::policy::Pattern;
 use heddle_model::routing::{CallMatch, HeaderMatch, Match, PathMatch, ReferenceGrant, ValueMatch};
 
-use super::tests::{PARENT, arc, assert_unreadable, grpc, route, rule, service};
+use super::mistakes_tests::assert_unreadable;
+use super::tests::{PARENT, arc, grpc, route, rule, service};
 use super::*;
 use crate::object::{Object, read};
 

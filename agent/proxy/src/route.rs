@@ -360,8 +360,8 @@ impl Choice {
         }
     }
 
-    /// The endpoint takes no more, which is `reason`: another one, if there is one.
-    pub(crate) fn is_full(&mut self, conn: &Conn, reason: Reason) -> Result<(), Reason> {
+    /// The endpoint takes nothing, for this `reason`: the next one that was not tried, if there is one.
+    pub(crate) fn pass_by(&mut self, conn: &Conn, reason: Reason) -> Result<(), Reason> {
         let (Some(picking), Kind::Service { candidates, .. }) = (&mut self.picking, &self.route.kind) else {
             return Err(reason);
         };
@@ -408,7 +408,7 @@ pub(crate) async fn connect(conn: &Rc<Conn>, route: &Rc<Route>, downstream: &Tcp
         match choice.connection(conn) {
             Ok(place) => endpoint.connection = place,
             Err((reason, true)) => {
-                choice.is_full(conn, reason)?;
+                choice.pass_by(conn, reason)?;
                 continue;
             }
             Err((reason, false)) => return Err(reason),

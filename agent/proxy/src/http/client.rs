@@ -285,7 +285,7 @@ impl Client {
             }
             // Only bytes go by HBONE: where nobody else is there, a connection of requests has to begin anew.
             if choice.hop().way.via() == Via::Hbone {
-                choice.is_full(&self.conn, Reason::UpstreamUnreachable)?;
+                choice.pass_by(&self.conn, Reason::UpstreamUnreachable)?;
                 continue;
             }
             let permit = self.permit(&choice.hop().way, choice.hop().addr, &view, record)?;
@@ -318,7 +318,7 @@ impl Client {
                 choice.limit(record.plan.per_try());
                 Ok(true)
             }
-            Err((reason, true)) => choice.is_full(&self.conn, reason).map(|()| false),
+            Err((reason, true)) => choice.pass_by(&self.conn, reason).map(|()| false),
             Err((reason, false)) => Err(reason),
         }
     }

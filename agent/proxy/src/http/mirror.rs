@@ -55,8 +55,10 @@ impl Place {
     /// If all three are free.
     fn take(worker: &Rc<Worker>, route: &Route) -> Option<Self> {
         let Kind::Service { view, .. } = &route.kind else { return None };
-        let is_free = worker.mirrors.0.get() < IN_FLIGHT_MAX && view.shadows.get() < IN_FLIGHT_PER_PORT_MAX;
-        let request = view.port.breaker.take(Resource::Requests, &view.traffic.circuit.service).filter(|_| is_free)?;
+        if worker.mirrors.0.get() >= IN_FLIGHT_MAX || view.shadows.get() >= IN_FLIGHT_PER_PORT_MAX {
+            return None;
+        }
+        let request = view.port.breaker.take(Resource::Requests, &view.traffic.circuit.service)?;
         worker.mirrors.0.update(|count| count + 1);
         view.shadows.update(|count| count + 1);
         Some(Self { worker: worker.clone(), view: view.clone(), _request: request })

@@ -5,20 +5,20 @@
 
 mod clock;
 mod edit;
+mod outcome;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use heddle_http::breaker::{Permit, Resource};
+use heddle_http::breaker::Permit;
 use heddle_http::detect::HttpVersion;
 use heddle_http::outlier;
-use heddle_http::retry::{self, ActiveRequest, Attempt as Tried, Decision, Lookup, Token};
+use heddle_http::retry::{self, ActiveRequest, Lookup, Token};
 use heddle_http::{Reject, answer};
-use heddle_model::Timestamp;
 use heddle_model::routing::{Cors, RouteKey, Rule};
 use heddle_model::traffic::{Abort, Faults, RetryPolicy};
 use heddle_telemetry::{Direction, Event, Reason};
@@ -584,72 +584,6 @@ pub(crate) struct Response<'a> {
     pub(crate) begun: bool,
 }
 
-impl Carried {
-    /// The endpoint failed.
-    fn failed(&mut self, conn: &Conn, addr: SocketAddr) {
-        if let Some(mut attempt) = self.attempt.take() {
-            attempt.result(&conn.worker, outlier::Outcome::Local);
-        }
-        self.tried.push(addr);
-    }
-
-    /// The endpoint responded.
-    fn told(&mut self, conn: &Conn, response: &Response<'_>) {
-        let Some(attempt) = &mut self.attempt else { return };
-        attempt.answered(&conn.worker);
-        if self.grpc {
-            let trailers = response.trailers.or(response.ended.then_some(response.head));
-            // Otherwise it is known when the call ends.
-            match retry::grpc_code(response.status, response.head, trailers) {
-                Some(code) => attempt.result(&conn.worker, outlier::Outcome::grpc(code)),
-                // A call may last for hours: an endpoint that is to prove itself has answered.
-                None if attempt.is_probe() => attempt.result(&conn.worker, outlier::Outcome::status(response.status)),
-                None => {}
-            }
-            return;
-        }
-        let retry_after = if response.status == 503 {
-            response.head.lookup("retry-after").and_then(|value| retry::retry_after(value, wall_clock()))
-        } else {
-            None
-        };
-        attempt.result(&conn.worker, outlier::Outcome::Response { status: response.status, retry_after });
-    }
-
-    /// Asks whether another attempt follows; how long to wait first.
-    fn decide(&mut self, conn: &Conn, outcome: &retry::Outcome<'_>, replayable: bool, begun: bool) -> Option<Duration> {
-        let tried = Tried {
-            idempotent: self.idempotent,
-            grpc: self.grpc,
-            number: self.number,
-            replayable,
-            response_begun: begun,
-            left: self.clock.left(),
-        };
-        // The former retry is over: its place may be the next one's.
-        self.token = None;
-        let (budget, limits) = (&self.upstream.port.budget, &self.upstream.traffic.budget);
-        let (breaker, circuit) = (&self.upstream.port.breaker, &self.upstream.traffic.circuit.service);
-        let withdraw = || {
-            let place = breaker.take(Resource::Retries, circuit)?;
-            Some((budget.withdraw(limits, conn.worker.upstreams.now())?, place))
-        };
-        let decision = retry::decide(&self.policy, &tried, outcome, wall_clock(), fastrand::u64(..), withdraw);
-        let word = decision.stop().map_or("retried", retry::Stop::as_str);
-        if decision.stop() != Some(retry::Stop::NotRetriable) {
-            let service = &self.upstream.service;
-            conn.worker.telemetry.upstream.count(Event::Retry, &service.namespace, &service.name, word);
-        }
-        match decision {
-            Decision::Stop(_) => None,
-            Decision::Retry { after, token, .. } => {
-                self.token = Some(token);
-                Some(after)
-            }
-        }
-    }
-}
-
 /// Makes a request's head what a rule says that it is to be for one of its backends.
 pub(crate) fn edit_request(rule: &Rule, prefix: usize, backend: usize, head: &mut impl Head) -> Result<(), Reject> {
     // CONNECT has no path, and where it leads is its host; `*` is no path either.
@@ -681,12 +615,6 @@ pub(crate) fn abort_codes(abort: Abort) -> (u16, u8) {
 pub(crate) fn rule_name(rule: &Rule) -> String {
     let RouteKey { kind, namespace, name } = &rule.id.route;
     format!("{}/{namespace}/{name}/{}", kind.as_str(), rule.id.index)
-}
-
-/// For dates that servers name.
-fn wall_clock() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// The first value of a field, where it is text.

@@ -205,8 +205,10 @@ impl State {
     fn poll_write(&mut self, cx: &mut Context<'_>, conn: &Conn, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.check()?;
         let size: usize = bufs.iter().map(|buf| buf.len()).sum();
-        let is_direct =
-            size >= if matches!(self.wire, Wire::Plain(_)) { DIRECT_BYTES_MIN } else { DIRECT_BYTES_MIN_TLS };
+        let is_direct = match self.wire {
+            Wire::Plain(_) => size >= DIRECT_BYTES_MIN,
+            Wire::Tls(_) => size >= DIRECT_BYTES_MIN_TLS,
+        };
         loop {
             if !(is_direct && self.outbox.is_empty()) {
                 let count = self.outbox.put(conn, bufs);

@@ -63,7 +63,8 @@ impl Clock {
         (self.attempt, self.backend) = (ends(self.per_try), ends(self.timeouts.backend_request));
         self.awaits_head = true;
         if self.timeouts.idle.is_some() {
-            (self.moved.1, self.looked) = (Instant::now(), Instant::now());
+            self.looked = Instant::now();
+            self.moved.1 = self.looked;
         }
     }
 
