@@ -106,35 +106,48 @@ fn read_spec(
         route.hostnames = parents::hostnames(spec, hostnames_max, problems);
     }
     let rules_max = if matches!(route.key.kind, RouteKind::Http | RouteKind::Grpc) { RULES_MAX } else { 1 };
+    let before = problems.errors.len();
     let places = spec.items("rules", rules_max, problems);
+    let is_unreadable = problems.errors.len() > before;
     let total: usize = places.iter().map(|place| place.count("matches")).sum();
     if total > MATCHES_MAX {
         problems.error("spec.rules", format!("{total} matches together: at most {MATCHES_MAX}"));
     }
-    if spec.get("rules").is_none() || rules_max == 1 && places.is_empty() {
-        read_absent_rules(route, problems);
+    if places.is_empty() {
+        let is_given = spec.get("rules").is_some() && !is_unreadable && duplicates.is_empty();
+        if route.key.kind == RouteKind::Http && is_given {
+            problems.error("spec.rules", "is empty: at least one, or leave it out");
+        }
+        read_absent_rules(route, is_unreadable, problems);
         return;
     }
     let reader = Reader { namespace: &namespace, regexes: 0, duplicates, of_backends: Problems::default() };
     route.rules = read_rules(route, &places, reader, of_rules, problems);
 }
 
-fn read_absent_rules(route: &mut Route, problems: &mut Problems) {
+/// There is none, or what there is cannot be read: then nobody knows what it was about, and it is about everything.
+fn read_absent_rules(route: &mut Route, is_unreadable: bool, problems: &mut Problems) {
+    let every = |route: &Route| -> Box<[Arc<Rule>]> {
+        let id = RuleId { route: route.key.clone(), index: 0, name: None };
+        Box::new([Arc::new(Rule {
+            id,
+            matches: Box::default(),
+            filters: heddle_model::routing::Filters::default(),
+            backends: Box::default(),
+            traffic: heddle_model::traffic::RequestTraffic::default(),
+            invalid: None,
+        })])
+    };
     match route.key.kind {
-        // The default of the field: every path, and no backend.
+        // Also the default of the field: every path, and no backend.
         RouteKind::Http => {
-            let id = RuleId { route: route.key.clone(), index: 0, name: None };
-            route.rules = Box::new([Arc::new(Rule {
-                id,
-                matches: Box::default(),
-                filters: heddle_model::routing::Filters::default(),
-                backends: Box::default(),
-                traffic: heddle_model::traffic::RequestTraffic::default(),
-                invalid: None,
-            })]);
-            problems.warn("spec.rules", "is missing: every request is answered 500");
+            route.rules = every(route);
+            if problems.errors.is_empty() {
+                problems.warn("spec.rules", "is missing: every request is answered 500");
+            }
         }
-        RouteKind::Grpc => problems.warn("spec.rules", "is missing: the route matches nothing"),
+        RouteKind::Grpc if is_unreadable => route.rules = every(route),
+        RouteKind::Grpc => problems.warn("spec.rules", "is missing: the route has no effect"),
         RouteKind::Tls | RouteKind::Tcp => problems.error("spec.rules", "is missing: exactly one"),
     }
 }

@@ -127,6 +127,26 @@ fn routes_of_bytes_table() {
             "{text}: {invalid:?}"
         );
     }
+    // A route whose names cannot be read is not about all.
+    let long = "a".repeat(300);
+    for (names, kept) in [
+        ("[db_1.example]", vec!["db_1.example"]),
+        ("[1.2.3.4, a.b]", vec!["1.2.3.4", "a.b"]),
+        ("[[a]]", vec!["?"]),
+        ("a.b", vec!["?"]),
+        ("[]", vec![]),
+        (&format!("[{long}]"), vec!["…"]),
+    ] {
+        let (tls, invalid, _) = route("TLSRoute", &format!("{PARENT}, hostnames: {names}, rules: [{{{backends}}}]"));
+        assert_eq!(invalid.is_empty(), names == "[]", "{names}: {invalid:?}");
+        assert_eq!(tls.rules[0].invalid.is_some(), names != "[]", "{names}");
+        let is_kept = |(name, kept): (&std::sync::Arc<str>, &&str)| name.ends_with(kept);
+        assert!(
+            tls.hostnames.len() == kept.len() && tls.hostnames.iter().zip(&kept).all(is_kept),
+            "{:?}",
+            tls.hostnames
+        );
+    }
     for version in ["v1alpha2", "v1alpha3", "v1"] {
         for kind in ["TLSRoute", "TCPRoute"] {
             let text = format!(

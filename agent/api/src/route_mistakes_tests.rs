@@ -247,6 +247,29 @@ fn a_match_that_cannot_be_read_matches_nothing_table() {
     }
 }
 
+/// Where the list of rules cannot be read nobody knows what they were about: everything is answered 500, and nothing goes where it was not to go.
+#[test]
+fn rules_that_are_no_list_are_about_everything_table() {
+    for (kind, rules, message) in [
+        ("HTTPRoute", "{}", "must be a list"),
+        ("HTTPRoute", "5", "must be a list"),
+        ("HTTPRoute", "[]", "is empty: at least one"),
+        ("GRPCRoute", "a", "must be a list"),
+    ] {
+        let (route, invalid, warned) = route(kind, &format!("{PARENT}, rules: {rules}"));
+        assert!(invalid.len() == 1 && invalid[0].starts_with("spec.rules: "), "{rules}: {invalid:?}");
+        assert!(invalid[0].contains(message) && warned.is_empty(), "{rules}: {invalid:?} {warned:?}");
+        let [rule] = &route.rules[..] else { panic!("{route:?}") };
+        assert_eq!((rule.matches.len(), rule.invalid.as_deref()), (0, Some(&*invalid[0])), "{rules}");
+    }
+    // That there is none may be said aloud in a GRPCRoute.
+    for spec in [PARENT.to_owned(), format!("{PARENT}, rules: []")] {
+        let (route, invalid, warned) = route("GRPCRoute", &spec);
+        assert!(route.rules.is_empty() && invalid.is_empty(), "{spec}: {invalid:?}");
+        assert!(warned.iter().any(|warning| warning.contains("has no effect")), "{spec}: {warned:?}");
+    }
+}
+
 /// Nothing matches the first rule, which is invalid for the one thing that is told; the second is good.
 pub(super) fn assert_unreadable(route: &Route, invalid: &[String]) {
     let [bad, good] = &route.rules[..] else { panic!("{route:?}") };
@@ -493,7 +516,7 @@ fn a_field_that_is_there_twice_harms_what_it_is_in_table() {
         ("value: /a\n", "value: /a\n        value: /\n", &[true, false]),
         ("  - matches:\n", "  - matches: []\n    matches:\n", &[true, false]),
         ("  hostnames: []\n", "  hostnames: []\n  hostnames: [a]\n", &[true, true]),
-        ("  rules:\n", "  rules: []\n  rules:\n", &[]),
+        ("  rules:\n", "  rules: []\n  rules:\n", &[true]),
     ];
     let good = format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: web, namespace: shop}}\nspec:\n  {PARENT}\n  \

@@ -308,8 +308,6 @@ pub enum BackendProblem {
     InvalidKind(Arc<str>),
     /// `RefNotPermitted`: in another namespace, where no ReferenceGrant allows it.
     RefNotPermitted(ServiceKey),
-    /// `BackendNotFound`: no such Service, or it has no such port.
-    BackendNotFound(ServiceKey, u16),
     /// `UnsupportedValue`: a field says what this agent cannot do.
     UnsupportedValue(Arc<str>),
 }

@@ -104,31 +104,41 @@ pub enum Abort {
     Grpc(u8),
 }
 
-/// A part of all requests, in millionths.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Share(u32);
+/// A part of all requests: so many of so many, in lowest terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    numerator: u32,
+    denominator: u32,
+}
 
 impl Share {
     /// All.
-    pub const ALL: Self = Self(1_000_000);
+    pub const ALL: Self = Self { numerator: 1, denominator: 1 };
 
     /// `numerator` of `denominator`, at most all; a denominator of 0 is none.
     #[must_use]
     pub fn of(numerator: u32, denominator: u32) -> Self {
-        let millionths = u64::from(numerator) * 1_000_000 / u64::from(denominator).max(1);
-        Self(u32::try_from(millionths).map_or(1_000_000, |part| part.min(1_000_000)) * u32::from(denominator > 0))
+        if denominator == 0 {
+            return Self { numerator: 0, denominator: 1 };
+        }
+        let numerator = numerator.min(denominator);
+        let (mut divisor, mut rest) = (denominator, numerator);
+        while rest > 0 {
+            (divisor, rest) = (rest, divisor % rest);
+        }
+        Self { numerator: numerator / divisor, denominator: denominator / divisor }
     }
 
     /// Whether a request is among them; `random` is 64 uniformly random bits.
     #[must_use]
     pub fn draws(self, random: u64) -> bool {
-        ((u128::from(random) * 1_000_000) >> 64) < u128::from(self.0)
+        ((u128::from(random) * u128::from(self.denominator)) >> 64) < u128::from(self.numerator)
     }
 
-    /// In millionths.
+    /// So many of so many.
     #[must_use]
-    pub const fn millionths(self) -> u32 {
-        self.0
+    pub const fn parts(self) -> (u32, u32) {
+        (self.numerator, self.denominator)
     }
 }
 
@@ -172,5 +182,30 @@ impl RequestTraffic {
             },
             faults: self.faults.clone().or_else(|| other.faults.clone()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_as_fine_as_it_is_said() {
+        for (numerator, denominator, parts) in [
+            (0, 100, (0, 1)),
+            (5, 100, (1, 20)),
+            (100, 100, (1, 1)),
+            (101, 100, (1, 1)),
+            (1, 0, (0, 1)),
+            (1, 10_000_000, (1, 10_000_000)),
+            (2, u32::MAX, (2, u32::MAX)),
+        ] {
+            let share = Share::of(numerator, denominator);
+            assert_eq!(share.parts(), parts, "{numerator} of {denominator}");
+            // Of all random numbers the first so many: the least is drawn unless nobody is, the greatest only if all are.
+            assert_eq!((share.draws(0), share.draws(u64::MAX)), (parts.0 > 0, parts.0 == parts.1));
+        }
+        let tenth = (0..1000).filter(|part| Share::of(1, 10).draws(u64::MAX / 1000 * part)).count();
+        assert!((100..=101).contains(&tenth), "{tenth}");
     }
 }

@@ -13,6 +13,8 @@ use crate::problem::Problems;
 
 /// Most entries of `spec.parentRefs`.
 const PARENTS_MAX: usize = 32;
+/// In place of host names that cannot be read at all.
+const UNREADABLE: &str = "?";
 
 /// Those that can be read; what is wrong with the others is told.
 pub(super) fn convert(namespace: &str, spec: &Place<'_>, problems: &mut Problems) -> Box<[ParentRef]> {
@@ -69,9 +71,11 @@ fn parent(namespace: &str, place: &Place<'_>, problems: &mut Problems) -> Option
     Some(ParentRef { target, section: section.map(Arc::from), port })
 }
 
-/// `spec.hostnames`, in lower case, at most `max`.
+/// `spec.hostnames`, in lower case, at most `max`. What is no name stands there like one, so that a route whose names cannot be read is not
+/// about all.
 pub(super) fn hostnames(spec: &Place<'_>, max: usize, problems: &mut Problems) -> Box<[Arc<str>]> {
-    let mut names = Vec::new();
+    let before = problems.errors.len();
+    let mut names: Vec<Arc<str>> = Vec::new();
     for place in spec.items("hostnames", max, problems) {
         let Some(text) = place.value::<String>(problems) else { continue };
         let lower = text.to_ascii_lowercase();
@@ -80,7 +84,11 @@ pub(super) fn hostnames(spec: &Place<'_>, max: usize, problems: &mut Problems) -
         } else {
             let message = format!("`{}` is no host name, nor `*.` and one", shortened(&text));
             problems.error(place.path(), message);
+            names.push(shortened(&lower).into());
         }
+    }
+    if names.is_empty() && problems.errors.len() > before {
+        names.push(UNREADABLE.into());
     }
     names.into()
 }

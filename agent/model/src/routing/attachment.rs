@@ -19,6 +19,8 @@ pub(super) struct Settled<'a> {
     pub(super) winners: Vec<&'a Route>,
     /// Those that do not, each with the one it lost to.
     pub(super) losers: BTreeMap<RouteKey, RouteKey>,
+    /// Names that winners lost to older ones: of TLSRoutes.
+    pub(super) lost_names: BTreeMap<RouteKey, Vec<Arc<str>>>,
 }
 
 /// Why a parentRef attaches to nothing.
@@ -78,9 +80,13 @@ pub(super) fn settle<'a>(
     all.into_iter().filter_map(|(of, routes)| Some((of, of_port(&routes)?))).collect()
 }
 
-/// A route about connections has one rule: with none it says nothing, and with more nothing says which.
+/// A route about connections has one rule: with none it says nothing, and with more nothing says which. One about requests that has none says
+/// nothing either, and takes the port from no other kind.
 pub(super) fn is_usable(route: &Route) -> bool {
-    route.key.kind.is_http() || route.rules.len() == 1
+    match route.key.kind {
+        RouteKind::Http | RouteKind::Grpc => !route.rules.is_empty(),
+        RouteKind::Tls | RouteKind::Tcp => route.rules.len() == 1,
+    }
 }
 
 /// On one port routes of one kind count, GRPCRoute before HTTPRoute before TLSRoute before TCPRoute (GEP-1294). HTTPRoutes and GRPCRoutes are
@@ -94,7 +100,7 @@ fn of_port<'a>(routes: &[&'a Route]) -> Option<Settled<'a>> {
     };
     let first = *routes.iter().min_by_key(|route| rank(route.key.kind))?;
     let kind = first.key.kind;
-    let mut settled = Settled { kind, winners: Vec::new(), losers: BTreeMap::new() };
+    let mut settled = Settled { kind, winners: Vec::new(), losers: BTreeMap::new(), lost_names: BTreeMap::new() };
     let mut names: HashSet<Option<&str>> = HashSet::new();
     for route in routes {
         let is_winner = route.key.kind == kind
@@ -102,8 +108,16 @@ fn of_port<'a>(routes: &[&'a Route]) -> Option<Settled<'a>> {
                 RouteKind::Http | RouteKind::Grpc => true,
                 RouteKind::Tcp => settled.winners.is_empty(),
                 RouteKind::Tls if route.hostnames.is_empty() => names.insert(None),
-                // Every name, so that a younger route does not get it.
-                RouteKind::Tls => route.hostnames.iter().filter(|name| names.insert(Some(name))).count() > 0,
+                RouteKind::Tls => {
+                    // Every name, so that a younger route does not get it.
+                    let lost = route.hostnames.iter().filter(|name| !names.insert(Some(name)));
+                    let lost: Vec<_> = lost.cloned().collect();
+                    let has_some = lost.len() < route.hostnames.len();
+                    if has_some && !lost.is_empty() {
+                        settled.lost_names.insert(route.key.clone(), lost);
+                    }
+                    has_some
+                }
             };
         if is_winner {
             settled.winners.push(route);

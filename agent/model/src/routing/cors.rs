@@ -67,10 +67,10 @@ impl Cors {
         };
         let mut fields = self.allow(allow, origin);
         // With credentials `*` would be the name of a field.
-        let is_any = self.expose_headers.iter().any(|name| &**name == "*");
-        let is_nothing = self.expose_headers.is_empty() || is_any && self.allow_credentials;
-        if !is_nothing {
-            fields.push(("access-control-expose-headers", self.expose_headers.join(",")));
+        let exposed = self.expose_headers.iter().filter(|name| !self.allow_credentials || ***name != *"*");
+        let exposed: Vec<&str> = exposed.map(|name| &**name).collect();
+        if !exposed.is_empty() {
+            fields.push(("access-control-expose-headers", exposed.join(",")));
         }
         fields
     }

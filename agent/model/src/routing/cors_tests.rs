@@ -73,6 +73,9 @@ fn a_wildcard_is_never_said_beside_credentials() {
     assert!(!fields.iter().any(|(name, _)| name.ends_with("-methods") || name.ends_with("-headers")), "{fields:?}");
     let fields = any(true).response(Some("https://a.test"));
     assert!(!fields.iter().any(|(name, _)| *name == "access-control-expose-headers"), "{fields:?}");
+    let and_one = Cors { expose_headers: ["*".into(), "x-a".into()].into(), ..any(true) };
+    let fields = and_one.response(Some("https://a.test"));
+    assert!(fields.contains(&("access-control-expose-headers", "x-a".to_owned())), "{fields:?}");
     let fields = any(false).preflight("https://a.test", Some("PATCH"), Some("x-q"));
     assert!(fields.contains(&("access-control-allow-methods", "*".to_owned())));
     assert!(fields.contains(&("access-control-allow-origin", "*".to_owned())));

@@ -36,15 +36,16 @@ impl Rewrite {
 }
 
 impl Redirect {
-    /// The value of `Location` for a request of this `scheme` to this host. The port is the redirect's own; without one the well-known one of
-    /// its scheme; without that the one the request came to, which is `host`'s. It is left out where the scheme says the same.
+    /// The value of `Location` for a request of this `scheme` to this host, with a port or not, that came to this port. The port is the
+    /// redirect's own; without one the well-known one of its scheme; without that the one the request came to, whatever its host says. It is
+    /// left out where the scheme says the same.
     #[must_use]
-    pub fn location(&self, scheme: &str, host: &str, path_and_query: &str, prefix_bytes: usize) -> String {
-        let (name, request_port) = split_host(host);
+    pub fn location(&self, scheme: &str, host: &str, to: u16, path_and_query: &str, prefix_bytes: usize) -> String {
+        let name = without_port(host);
         let port = match (self.port, &self.scheme) {
             (Some(port), _) => Some(port),
             (None, Some(_)) => None,
-            (None, None) => request_port,
+            (None, None) => Some(to),
         };
         let scheme = self.scheme.as_deref().unwrap_or(scheme);
         let name = self.hostname.as_deref().unwrap_or(name);
@@ -75,15 +76,11 @@ fn well_known(scheme: &str) -> Option<u16> {
     }
 }
 
-/// Name and port of a host; an IPv6 address keeps its brackets.
-fn split_host(host: &str) -> (&str, Option<u16>) {
+/// The name of a host; an IPv6 address keeps its brackets.
+fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => match port.parse() {
-            Ok(port) => (name, Some(port)),
-            Err(_) if port.is_empty() => (name, None),
-            Err(_) => (host, None),
-        },
-        _ => (host, None),
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
     }
 }
 

@@ -57,31 +57,35 @@ fn a_length_that_is_none_of_the_path_breaks_nothing() {
 
 #[test]
 fn redirects_name_a_port_only_where_the_scheme_does_not_say_it() {
-    // Scheme, hostname and port of the redirect; scheme and host of the request; scheme, host and port of the result.
-    type Row = (Option<&'static str>, Option<&'static str>, Option<u16>, &'static str, &'static str, &'static str);
-    const ROWS: [Row; 20] = [
-        (None, None, None, "http", "web", "http://web"),
-        (None, None, None, "http", "web:80", "http://web"),
-        (None, None, None, "http", "web:8080", "http://web:8080"),
-        (None, None, None, "https", "web:443", "https://web"),
-        (None, None, None, "https", "web:80", "https://web:80"),
-        (Some("https"), None, None, "http", "web", "https://web"),
-        (Some("https"), None, None, "http", "web:8080", "https://web"),
-        (Some("http"), None, None, "https", "web:8443", "http://web"),
-        (Some("https"), None, Some(443), "http", "web:80", "https://web"),
-        (Some("http"), None, Some(80), "http", "web:8080", "http://web"),
-        (Some("https"), None, Some(8443), "http", "web", "https://web:8443"),
-        (Some("http"), None, Some(443), "http", "web", "http://web:443"),
-        (None, None, Some(80), "http", "web:8080", "http://web"),
-        (None, None, Some(8081), "http", "web:8080", "http://web:8081"),
-        (None, Some("example.com"), None, "http", "web:8080", "http://example.com:8080"),
-        (None, Some("example.com"), None, "http", "web", "http://example.com"),
-        (Some("https"), Some("example.com"), None, "http", "web:8080", "https://example.com"),
-        (None, None, None, "http", "[fd00::1]:8080", "http://[fd00::1]:8080"),
-        (None, None, None, "http", "[fd00::1]", "http://[fd00::1]"),
-        (Some("https"), None, None, "http", "[fd00::1]:80", "https://[fd00::1]"),
+    // Scheme, hostname and port of the redirect; scheme, host and port of the request; scheme, host and port of the result.
+    type Row = (Option<&'static str>, Option<&'static str>, Option<u16>, &'static str, &'static str, u16, &'static str);
+    const ROWS: [Row; 23] = [
+        (None, None, None, "http", "web", 80, "http://web"),
+        (None, None, None, "http", "web:80", 80, "http://web"),
+        (None, None, None, "http", "web:8080", 8080, "http://web:8080"),
+        (None, None, None, "http", "web", 8080, "http://web:8080"),
+        // What the host says of a port is the client's word.
+        (None, None, None, "http", "web:9999", 80, "http://web"),
+        (None, None, None, "http", "web:", 8080, "http://web:8080"),
+        (None, None, None, "https", "web:443", 443, "https://web"),
+        (None, None, None, "https", "web:80", 80, "https://web:80"),
+        (Some("https"), None, None, "http", "web", 80, "https://web"),
+        (Some("https"), None, None, "http", "web:8080", 8080, "https://web"),
+        (Some("http"), None, None, "https", "web:8443", 8443, "http://web"),
+        (Some("https"), None, Some(443), "http", "web:80", 80, "https://web"),
+        (Some("http"), None, Some(80), "http", "web:8080", 8080, "http://web"),
+        (Some("https"), None, Some(8443), "http", "web", 80, "https://web:8443"),
+        (Some("http"), None, Some(443), "http", "web", 80, "http://web:443"),
+        (None, None, Some(80), "http", "web:8080", 8080, "http://web"),
+        (None, None, Some(8081), "http", "web:8080", 8080, "http://web:8081"),
+        (None, Some("example.com"), None, "http", "web:8080", 8080, "http://example.com:8080"),
+        (None, Some("example.com"), None, "http", "web", 80, "http://example.com"),
+        (Some("https"), Some("example.com"), None, "http", "web:8080", 8080, "https://example.com"),
+        (None, None, None, "http", "[fd00::1]:8080", 8080, "http://[fd00::1]:8080"),
+        (None, None, None, "http", "[fd00::1]", 80, "http://[fd00::1]"),
+        (Some("https"), None, None, "http", "[fd00::1]:80", 80, "https://[fd00::1]"),
     ];
-    for (scheme, hostname, port, of, host, expected) in ROWS {
+    for (scheme, hostname, port, of, host, to, expected) in ROWS {
         let redirect = Redirect {
             scheme: scheme.map(Into::into),
             hostname: hostname.map(Into::into),
@@ -89,8 +93,8 @@ fn redirects_name_a_port_only_where_the_scheme_does_not_say_it() {
             port,
             status: 302,
         };
-        let found = redirect.location(of, host, "/a?b", 0);
-        assert_eq!(found, format!("{expected}/a?b"), "{scheme:?} {hostname:?} {port:?} {of} {host}");
+        let found = redirect.location(of, host, to, "/a?b", 0);
+        assert_eq!(found, format!("{expected}/a?b"), "{scheme:?} {hostname:?} {port:?} {of} {host} {to}");
     }
 }
 
@@ -98,9 +102,9 @@ fn redirects_name_a_port_only_where_the_scheme_does_not_say_it() {
 fn redirects_change_the_path_and_keep_the_query() {
     let to = |path| Redirect { scheme: None, hostname: None, path: Some(path), port: None, status: 301 };
     let prefix = to(PathRewrite::Prefix("/new".into()));
-    assert_eq!(prefix.location("http", "web", "/old/x?y=1", 4), "http://web/new/x?y=1");
+    assert_eq!(prefix.location("http", "web", 80, "/old/x?y=1", 4), "http://web/new/x?y=1");
     let full = to(PathRewrite::Full("/new".into()));
-    assert_eq!(full.location("http", "web", "/old/x?y=1", 4), "http://web/new?y=1");
+    assert_eq!(full.location("http", "web", 80, "/old/x?y=1", 4), "http://web/new?y=1");
     let host = Redirect { scheme: Some("https".into()), hostname: None, path: None, port: None, status: 301 };
-    assert_eq!(host.location("http", "web", "*", 0), "https://web/");
+    assert_eq!(host.location("http", "web", 80, "*", 0), "https://web/");
 }

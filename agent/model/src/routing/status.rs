@@ -2,7 +2,7 @@
 //!
 //! Computed when it is asked for, from the same functions that tables are made with: nothing here can differ from what is in force.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::attachment::{Clients, Settled, Unattached, clients_of, is_usable, ports_of, settle};
@@ -64,6 +64,9 @@ pub enum TrafficOutcome {
     Invalid(Arc<str>),
 }
 
+/// Most host names that one message lists.
+const NAMES_TOLD: usize = 8;
+
 /// Routes of each Service, worked out once for all that are attached to it.
 type Known<'a> = HashMap<&'a ServiceKey, BTreeMap<(Clients, u16), Settled<'a>>>;
 
@@ -84,20 +87,35 @@ impl Snapshot {
 
     fn route_status<'a>(&'a self, route: &'a Route, at: usize, known: &mut Known<'a>) -> RouteStatus {
         let parent = &route.parents[at];
-        let accepted = self.accepted(route, at, known);
-        let programmed = match accepted.status {
-            Some(true) => condition("Programmed", Some(true), "Programmed", "this agent carries it out"),
-            _ => condition("Programmed", Some(false), "Invalid", "the route is not accepted, and has no effect here"),
+        let (accepted, is_in_force) = self.accepted(route, at, known);
+        let is_accepted = accepted.status == Some(true);
+        let programmed = match (is_accepted, is_in_force) {
+            (true, _) => condition("Programmed", Some(true), "Programmed", "this agent carries it out"),
+            (false, true) if route.key.kind.is_http() => condition(
+                "Programmed",
+                Some(false),
+                "Invalid",
+                "no rule can be carried out: what they match is answered 500",
+            ),
+            (false, true) => condition(
+                "Programmed",
+                Some(false),
+                "Invalid",
+                "its rule cannot be carried out: its connections are refused",
+            ),
+            (false, false) => {
+                condition("Programmed", Some(false), "Invalid", "the route is not accepted, and has no effect here")
+            }
         };
-        // Of a route that is not accepted no rule is in force.
-        let partially = if accepted.status == Some(true) { partially_invalid(route) } else { None };
+        let partially = if is_accepted { partially_invalid(route) } else { None };
         let mut conditions = vec![accepted, self.resolved(route), programmed];
         conditions.extend(partially);
         RouteStatus { route: route.key.clone(), generation: route.generation, parent: parent.clone(), conditions }
     }
 
-    fn accepted<'a>(&'a self, route: &'a Route, at: usize, known: &mut Known<'a>) -> Condition {
-        let refused = |reason, message: String| condition("Accepted", Some(false), reason, message);
+    /// `Accepted`, and whether the route's rules are in force: also of one that is not accepted they are where none can be carried out.
+    fn accepted<'a>(&'a self, route: &'a Route, at: usize, known: &mut Known<'a>) -> (Condition, bool) {
+        let refused = |reason, message: String| (condition("Accepted", Some(false), reason, message), false);
         let parent = &route.parents[at];
         let key = match &parent.target {
             ParentTarget::Service(key) => key,
@@ -120,19 +138,13 @@ impl Snapshot {
             }
             Err(Unattached::Rejected) => {
                 let message = format!("{name} was rejected itself: correct it first");
-                return condition("Accepted", None, "Pending", message);
+                return (condition("Accepted", None, "Pending", message), false);
             }
         };
         if !is_usable(route) {
-            let message = format!("rules: {} of them, where this kind of route has one", route.rules.len());
-            return refused("UnsupportedValue", message);
-        }
-        let invalid = route.rules.iter().filter_map(|rule| Some((rule.id.index, rule.invalid.as_ref()?)));
-        let invalid: Vec<_> = invalid.collect();
-        if invalid.len() == route.rules.len() {
-            let message = match invalid.first() {
-                Some((_, why)) => format!("{why}; no rule can be carried out"),
-                None => "rules: there is none".to_owned(),
+            let message = match route.rules.len() {
+                0 => "rules: there is none".to_owned(),
+                count => format!("rules: {count} of them, where this kind of route has one"),
             };
             return refused("UnsupportedValue", message);
         }
@@ -141,6 +153,13 @@ impl Snapshot {
         let clients = clients_of(route, key);
         let lost_to = |port: &u16| settled.get(&(clients.clone(), *port))?.losers.get(&route.key).map(|by| (*port, by));
         let lost: Vec<(u16, &RouteKey)> = ports.iter().filter_map(lost_to).collect();
+        if let (true, Some(why)) = (
+            route.rules.iter().all(|rule| rule.invalid.is_some()),
+            route.rules.first().and_then(|rule| rule.invalid.as_ref()),
+        ) {
+            let message = format!("{why}; no rule can be carried out");
+            return (condition("Accepted", Some(false), "UnsupportedValue", message), lost.len() < ports.len());
+        }
         let losses = || {
             let one = |(port, by): &(u16, &RouteKey)| {
                 format!("{name} port {port} has {} {}/{} before it", by.kind.as_str(), by.namespace, by.name)
@@ -157,7 +176,13 @@ impl Snapshot {
         if !lost.is_empty() {
             message = format!("{message}; not everywhere: {}", losses());
         }
-        condition("Accepted", Some(true), "Accepted", message)
+        let names = ports.iter().filter_map(|port| settled.get(&(clients.clone(), *port))?.lost_names.get(&route.key));
+        let names: BTreeSet<&str> = names.flatten().map(|name| &**name).collect();
+        if !names.is_empty() {
+            let names: Vec<&str> = names.into_iter().take(NAMES_TOLD).collect();
+            message = format!("{message}; but not for {}, which an older route has", names.join(", "));
+        }
+        (condition("Accepted", Some(true), "Accepted", message), true)
     }
 
     fn resolved(&self, route: &Route) -> Condition {
@@ -205,7 +230,6 @@ impl Snapshot {
                 Some(("InvalidKind", format!("{what} is no Service")))
             }
             BackendRef::Invalid(BackendProblem::RefNotPermitted(service)) => Some(not_permitted(service)),
-            BackendRef::Invalid(BackendProblem::BackendNotFound(service, port)) => Some(not_found(service, *port)),
             BackendRef::Invalid(BackendProblem::UnsupportedValue(why)) => Some(("UnsupportedValue", why.to_string())),
         }
     }

@@ -162,6 +162,34 @@ fn conditions_say_what_became_of_a_parent() {
         assert!(found.2.contains(message), "{}", found.2);
         let programmed = of(&statuses, "r", "Programmed").unwrap();
         assert_eq!(programmed.0, Some(status == Some(true)), "{parent:?}");
+        // What it says of requests is what becomes of them.
+        let table = snapshot.route_table(&key("shop", "web"), 80, None);
+        let picked = table.and_then(|table| table.pick(&ask("GET /")).map(|matched| matched.rule.invalid.is_some()));
+        let said = if programmed.2.contains("answered 500") {
+            Some(true)
+        } else {
+            Some(false).filter(|_| status == Some(true))
+        };
+        assert_eq!(
+            picked,
+            said.filter(|_| matches!(&parent.target, ParentTarget::Service(of) if *of == key("shop", "web")))
+        );
+        assert_eq!(programmed.2.contains("no effect"), status != Some(true) && said.is_none(), "{}", programmed.2);
+    }
+}
+
+#[test]
+fn a_route_without_rules_takes_a_port_from_nobody() {
+    let [http, grpc] = [RouteKind::Http, RouteKind::Grpc]
+        .map(|kind| move |name: &str, rules: &[Rule]| route(kind, "shop", name, 1, rules));
+    for empty in [grpc("empty", &[]), http("empty", &[])] {
+        let snapshot = snapshot(&[empty.clone(), http("full", &[rule("/a")])]);
+        let statuses = snapshot.route_statuses();
+        assert_eq!(of(&statuses, "full", "Accepted").unwrap().0, Some(true), "{empty:?}");
+        assert_eq!(of(&statuses, "empty", "Accepted").unwrap().1, "UnsupportedValue");
+        let table = snapshot.route_table(&key("shop", "web"), 80, None).unwrap();
+        assert!(table.kind() == Some(RouteKind::Http) && table.pick(&ask("GET /a")).is_some(), "{empty:?}");
+        assert!(self::snapshot(&[empty]).route_table(&key("shop", "web"), 80, None).is_none());
     }
 }
 
@@ -197,6 +225,10 @@ fn of_kinds_that_exclude_each_other_the_more_specific_counts() {
     let reasons = ["a", "b", "c"].map(|name| of(&statuses, name, "Accepted").unwrap().1);
     assert_eq!(reasons, ["Accepted", "Conflicted", "Accepted"]);
     assert!(of(&statuses, "b", "Accepted").unwrap().2.contains("shop/a"));
+    // What it has not got it is told.
+    let accepted = |name| of(&statuses, name, "Accepted").unwrap().2;
+    assert_eq!(accepted("c"), "for all clients; but not for y.test, which an older route has");
+    assert_eq!(accepted("a"), "for all clients");
     // A route about connections has one rule.
     let two = route(RouteKind::Tcp, "shop", "two", 1, &[rule(""), rule("")]);
     let snapshot = snapshot(&[two]);

@@ -102,6 +102,10 @@ impl routing::Request for View<'_> {
     }
 
     fn header(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        // HTTP/2 says it beside the fields, and of HTTP/1 what stands there has been made one with what the target says.
+        if name == "host" {
+            return each(self.authority.as_bytes());
+        }
         policy::Request::header(self, name, each);
     }
 }

@@ -157,7 +157,7 @@ fn requests(call: &Call<'_>, table: &Table, asked: &Asked, answer: &mut Explanat
     let filters = words::filters(&rule.filters);
     answer.steps.extend(filters.into_iter().map(|filter| Step::new("filter", filter, object.as_str())));
     let mut plan = Plan::default();
-    if let Err(reason) = plan.answer_of(rule, prefix, Some(call.question.to.port()), &view, &mut Vec::new()) {
+    if let Err(reason) = plan.answer_of(rule, prefix, call.question.to.port(), &view) {
         let made = plan.answer.unwrap_or_default();
         let fields: Vec<_> = made.fields.iter().map(|(name, value)| format!("{name}: {value}")).collect();
         let found = format!("by the rule itself: {} {}", made.status, fields.join(", "));

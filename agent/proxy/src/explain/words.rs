@@ -125,16 +125,18 @@ pub fn target(to: &BackendRef) -> String {
         BackendRef::Invalid(BackendProblem::RefNotPermitted((namespace, name))) => {
             format!("{namespace}/{name} (no ReferenceGrant allows it)")
         }
-        BackendRef::Invalid(BackendProblem::BackendNotFound((namespace, name), port)) => {
-            format!("{namespace}/{name}:{port} (does not exist)")
-        }
         BackendRef::Invalid(BackendProblem::UnsupportedValue(why)) => format!("none: {why}"),
     }
 }
 
-/// `12.5%`.
+/// `12.5%`, or `1 of 10000000` where percents do not say it.
 fn share(share: Share) -> String {
-    format!("{}%", f64::from(share.millionths()) / 10_000.0)
+    let (numerator, denominator) = share.parts();
+    let exact = u64::from(numerator) * 1_000_000;
+    if exact % u64::from(denominator) == 0 {
+        return format!("{}%", (exact / u64::from(denominator)) as f64 / 10_000.0);
+    }
+    format!("{numerator} of {denominator}")
 }
 
 /// What holds for requests to a Service, and from which object; `request` is what is in force for those of this rule, or of no rule. Without it
@@ -342,7 +344,14 @@ mod tests {
 
     #[test]
     fn shares_are_told_in_percent() {
-        for (of, text) in [(Share::ALL, "100%"), (Share::of(1, 8), "12.5%"), (Share::of(1, 1_000_000), "0.0001%")] {
+        for (of, text) in [
+            (Share::ALL, "100%"),
+            (Share::of(0, 7), "0%"),
+            (Share::of(1, 8), "12.5%"),
+            (Share::of(1, 1_000_000), "0.0001%"),
+            (Share::of(1, 3), "1 of 3"),
+            (Share::of(2, 20_000_000), "1 of 10000000"),
+        ] {
             assert_eq!(share(of), text);
         }
     }

@@ -537,6 +537,7 @@ impl Server<'_> {
             // They were checked when the route was read; a request's own parts were when it came.
             let _ = head.fields_mut().append(name.as_bytes(), value.as_bytes());
         }
+        record.plan.edit_answer(head);
         forward_response(head, ClientSide { version, keep_alive, head: is_head });
         if reveal {
             // Behind the step that strips what others say in our name. A word of ours has no byte a value may not have.

@@ -100,8 +100,10 @@ pub(crate) struct Plan {
     repeats: u32,
     /// A fault: to be waited for first.
     delay: Option<Duration>,
-    /// The rule that it matches, for the log: also where that answers by itself, or is of no use.
+    /// The rule that it matches, for the log and for what we answer: also where that answers by itself, or is of no use.
     matched: Option<Arc<Rule>>,
+    /// Fields of every response but a preflight's, beside what filters say.
+    cors: Vec<(&'static str, String)>,
     /// Copies to be sent once the request is complete, and what they are copies of.
     shadows: Vec<Shadow>,
     original: Option<Box<Request<()>>>,
@@ -120,8 +122,6 @@ struct Carried {
     policy: Arc<RetryPolicy>,
     /// An object says so; otherwise it is what holds without.
     has_policy: bool,
-    /// Fields of its response, beside what filters say.
-    fields: Vec<(&'static str, String)>,
     idempotent: bool,
     grpc: bool,
     /// The number of the attempt; the first is 1.
@@ -159,16 +159,15 @@ impl Plan {
                 Some((matched.rule.clone(), matched.prefix_bytes))
             }
         };
-        let mut fields = Vec::new();
         let (mut to, mut backend) = (None, 0);
         if let Some((rule, prefix)) = &matched {
-            if conn.worker.telemetry.access.enabled() {
+            if conn.worker.telemetry.access.enabled() || edits_answers(rule) {
                 self.matched = Some(rule.clone());
             }
             if rule.invalid.is_some() {
                 return Err(Reason::RouteInvalid);
             }
-            self.answer_of(rule, *prefix, conn.original.map(heddle_model::OriginalDst::port), view, &mut fields)?;
+            self.answer_of(rule, *prefix, conn.original.map_or(80, heddle_model::OriginalDst::port), view)?;
             let drawn = rule.draw(fastrand::u64(..)).ok_or(Reason::BackendInvalid)?;
             backend = rule.backends.iter().position(|backend| std::ptr::eq(backend, drawn)).unwrap_or_default();
             to = Some(drawn);
@@ -191,12 +190,12 @@ impl Plan {
             Some((rule, _)) => rule.traffic.or(of_service),
             None => of_service.clone(),
         };
-        if let Some(faults) = &traffic.faults {
-            self.inject(conn, &upstream, faults, view)?;
-        }
         let has_policy = traffic.retry.is_some();
         let policy = traffic.retry.unwrap_or_else(|| conn.worker.untold_retries.clone());
         let clock = Clock::new(traffic.timeouts, policy.per_try_timeout, if grpc { grpc_timeout(view) } else { None });
+        if let Some(faults) = &traffic.faults {
+            self.inject(conn, &upstream, faults, view, clock.left())?;
+        }
         let active = upstream.port.budget.request();
         self.carried = Some(Box::new(Carried {
             rule: matched,
@@ -205,7 +204,6 @@ impl Plan {
             upstream,
             policy,
             has_policy,
-            fields,
             idempotent,
             grpc,
             number: 0,
@@ -256,14 +254,7 @@ impl Plan {
     }
 
     /// What a rule's filters answer by themselves: a preflight, a redirect. `port` is the one that was called.
-    pub(crate) fn answer_of(
-        &mut self,
-        rule: &Rule,
-        prefix: usize,
-        port: Option<u16>,
-        view: &View<'_>,
-        fields: &mut Vec<(&'static str, String)>,
-    ) -> Result<(), Reason> {
+    pub(crate) fn answer_of(&mut self, rule: &Rule, prefix: usize, port: u16, view: &View<'_>) -> Result<(), Reason> {
         if let Some(cors) = &rule.filters.cors {
             let field = |name: &str| first_value(view, name);
             let (origin, asked) = (field("origin"), field("access-control-request-method"));
@@ -274,15 +265,10 @@ impl Plan {
                 self.answer = Some(Box::new(Answer { status: 204, grpc_status: None, fields }));
                 return Err(Reason::CorsPreflight);
             }
-            *fields = cors.response(origin);
+            self.cors = cors.response(origin);
         }
         if let Some(redirect) = &rule.filters.redirect {
-            // A host without a port means the one that was called.
-            let host = match (view.authority(), port) {
-                (host, Some(port)) if port != 80 && !has_port(host) => format!("{host}:{port}"),
-                (host, _) => host.to_owned(),
-            };
-            let location = redirect.location("http", &host, view.path_and_query(), prefix);
+            let location = redirect.location("http", view.authority(), port, view.path_and_query(), prefix);
             let fields = vec![("location", location)];
             self.answer = Some(Box::new(Answer { status: redirect.status, grpc_status: None, fields }));
             return Err(Reason::Redirected);
@@ -290,7 +276,15 @@ impl Plan {
         Ok(())
     }
 
-    fn inject(&mut self, conn: &Conn, upstream: &Upstream, faults: &Faults, view: &View<'_>) -> Result<(), Reason> {
+    /// `left` is what the request may take.
+    fn inject(
+        &mut self,
+        conn: &Conn,
+        upstream: &Upstream,
+        faults: &Faults,
+        view: &View<'_>,
+        left: Option<Duration>,
+    ) -> Result<(), Reason> {
         if !faults.matches.iter().all(|condition| condition.is_met(view)) {
             return Ok(());
         }
@@ -302,7 +296,11 @@ impl Plan {
             && share.draws(fastrand::u64(..))
         {
             count("delay");
-            self.delay = Some(delay);
+            self.delay = Some(left.map_or(delay, |left| delay.min(left)));
+            // It does not live to see the other.
+            if left.is_some_and(|left| left <= delay) {
+                return Ok(());
+            }
         }
         if let Some((share, abort)) = faults.abort
             && share.draws(fastrand::u64(..))
@@ -317,8 +315,7 @@ impl Plan {
 
     /// How long to wait before anything else; no longer than the request may take.
     pub(crate) fn delay(&mut self) -> Option<Duration> {
-        let left = self.carried.as_ref().and_then(|carried| carried.clock.left());
-        self.delay.take().map(|delay| left.map_or(delay, |left| delay.min(left)))
+        self.delay.take()
     }
 
     /// Where it goes, if that is not where its connection does.
@@ -367,18 +364,30 @@ impl Plan {
 
     /// Makes a final response's head what the client gets.
     pub(crate) fn edit_response(&self, head: &mut impl ResponseFields) {
-        let Some(carried) = self.carried.as_deref() else { return };
-        if carried.rule.as_ref().is_some_and(|(rule, _)| rule.filters.cors.is_some()) {
+        let Some(Carried { rule: Some((rule, _)), backend, .. }) = self.carried.as_deref() else { return };
+        if rule.filters.cors.is_some() {
             Cors::FIELDS.iter().for_each(|name| head.remove(name));
         }
-        for (name, value) in &carried.fields {
+        self.edit(rule, head);
+        let of_backend = rule.backends.get(*backend).and_then(|backend| backend.filters.response_headers.as_ref());
+        if let Some(edit) = of_backend {
+            let _ = edit::apply(edit, head);
+        }
+    }
+
+    /// Makes the head of an answer of ours what the client gets: of what its rule says all that is not of a backend.
+    pub(crate) fn edit_answer(&self, head: &mut impl ResponseFields) {
+        if let Some(rule) = self.matched.as_ref().filter(|rule| rule.invalid.is_none()) {
+            self.edit(rule, head);
+        }
+    }
+
+    fn edit(&self, rule: &Rule, head: &mut impl ResponseFields) {
+        for (name, value) in &self.cors {
             // They were checked when the route was read. What an answer depends on besides is for its server to say.
             let _ = if *name == "vary" { head.add(name, value.as_bytes()) } else { head.set(name, value.as_bytes()) };
         }
-        let Some((rule, _)) = &carried.rule else { return };
-        let of_backend =
-            rule.backends.get(carried.backend).and_then(|backend| backend.filters.response_headers.as_ref());
-        for edit in rule.filters.response_headers.iter().chain(of_backend) {
+        if let Some(edit) = &rule.filters.response_headers {
             let _ = edit::apply(edit, head);
         }
     }
@@ -603,6 +612,11 @@ pub(crate) fn edit_request(rule: &Rule, prefix: usize, backend: usize, head: &mu
     Ok(())
 }
 
+/// Whether a rule has a say in the heads of what we answer.
+fn edits_answers(rule: &Rule) -> bool {
+    rule.filters.cors.is_some() || rule.filters.response_headers.is_some()
+}
+
 /// HTTP status and gRPC code of an injected answer.
 pub(crate) fn abort_codes(abort: Abort) -> (u16, u8) {
     match abort {
@@ -626,11 +640,6 @@ fn first_value(view: &View<'_>, name: &str) -> Option<String> {
         }
     });
     first?.ok()
-}
-
-/// Whether an authority that was checked before names a port.
-fn has_port(authority: &str) -> bool {
-    authority.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// `grpc-timeout`: what the client gives the call.

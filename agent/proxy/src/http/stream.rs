@@ -302,6 +302,7 @@ fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record,
             response.headers_mut().insert("grpc-status", HeaderValue::from(u16::from(code)));
         }
     }
+    record.plan.edit_answer(response.headers_mut());
     let body = if record.is_head { "" } else { body };
     record.status = response.status().as_u16();
     record.grpc_status = grpc_status;

@@ -223,8 +223,20 @@ async fn redirects_and_preflights_are_answered_here() {
     mesh.route(route(
         "r",
         vec![
-            filtered(rule("/a", &[]), Filters { redirect: Some(redirect), ..Filters::default() }),
-            filtered(rule("/api", &[("v1", 1)]), Filters { cors: Some(cors), ..Filters::default() }),
+            filtered(rule("/a", &[]), Filters { redirect: Some(redirect.clone()), ..Filters::default() }),
+            filtered(
+                rule("/moved", &[]),
+                Filters { redirect: Some(redirect), cors: Some(cors.clone()), ..Filters::default() },
+            ),
+            filtered(rule("/api", &[("v1", 1)]), Filters { cors: Some(cors.clone()), ..Filters::default() }),
+            filtered(
+                rule("/none", &[("gone", 1)]),
+                Filters {
+                    cors: Some(cors),
+                    response_headers: Some(edit(&[("x-set", "1")], &[], &[])),
+                    ..Filters::default()
+                },
+            ),
         ],
     ));
     let mut caller = Caller::new(vip).await;
@@ -249,6 +261,53 @@ async fn redirects_and_preflights_are_answered_here() {
         (response.status().as_u16(), response.headers()["location"].to_str().unwrap()),
         (301, "https://shop.example/b/c")
     );
+    // Whoever may read what a Service says may read also what is said in its place.
+    for (path, status, set) in [("/moved", 301, None), ("/none", 500, Some("1"))] {
+        let got = caller.ask(&format!("GET {path} HTTP/1.1\r\nHost: web\r\nOrigin: https://ui.example\r\n\r\n")).await;
+        assert_eq!(
+            (got.status, got.field("access-control-allow-origin")),
+            (status, Some("https://ui.example")),
+            "{path}"
+        );
+        assert_eq!((got.field("vary"), got.field("x-set")), (Some("origin"), set), "{path}");
+        let got =
+            caller.ask(&format!("GET {path} HTTP/1.1\r\nHost: web\r\nOrigin: https://evil.example\r\n\r\n")).await;
+        assert_eq!((got.status, got.field("access-control-allow-origin")), (status, None), "{path}");
+        let mut request = get(path);
+        request.headers_mut().insert("origin", "https://ui.example".parse().unwrap());
+        let (response, _) = http2.send_request(request, true).unwrap();
+        let response = soon(response).await.unwrap();
+        let field = |name| response.headers().get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(
+            (response.status().as_u16(), field("access-control-allow-origin")),
+            (status, Some("https://ui.example"))
+        );
+        assert_eq!(field("x-set"), set, "{path}");
+    }
+}
+
+/// The host is a field in HTTP/1 and none in HTTP/2: a rule means the same.
+#[tokio::test]
+async fn a_host_is_matched_whichever_way_it_was_sent() {
+    let mesh = Mesh::new(1);
+    let origin = Origin::named("picked").await;
+    let vip = scene(&mesh, &[], &[("v1", &[origin.addr])]).await;
+    let mut picked = rule("/", &[("v1", 1)]);
+    picked.matches[0].headers =
+        [HeaderMatch { name: "host".into(), value: ValueMatch::Exact("a.example".into()) }].into();
+    mesh.route(route("r", vec![picked]));
+    let mut caller = Caller::new(vip).await;
+    let mut http2 = client(vip).await;
+    for (host, status) in [("a.example", 200), ("b.example", 404)] {
+        let got = caller.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(got.status, status, "{host}");
+        let got = caller.ask(&format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(got.status, status, "{host}");
+        let mut request = get("/");
+        *request.uri_mut() = format!("http://{host}/").parse().unwrap();
+        let (response, _) = http2.send_request(request, true).unwrap();
+        assert_eq!(soon(response).await.unwrap().status().as_u16(), status, "{host}");
+    }
 }
 
 #[tokio::test]
@@ -281,6 +340,18 @@ async fn faults_delay_and_abort_what_they_match() {
     let began = std::time::Instant::now();
     assert_eq!(caller.get("/").await.status, 200);
     assert!(began.elapsed() >= Duration::from_millis(200));
+    assert_eq!(origin.requests(), 2);
+    // No longer than the request may take, whatever was to come behind it.
+    let (delay, abort) = (Some((Share::ALL, Duration::from_secs(3600))), Some((Share::ALL, Abort::Http(418))));
+    for abort in [None, abort] {
+        let faults = Some(Arc::new(Faults { matches: Box::default(), delay, abort }));
+        let timeouts =
+            heddle_model::traffic::Timeouts { request: Some(Duration::from_millis(100)), ..Default::default() };
+        let traffic = RequestTraffic { faults, timeouts, ..RequestTraffic::default() };
+        mesh.route(route("r", vec![Rule { traffic, ..rule("/", &[("v1", 1)]) }]));
+        let got = Caller::new(vip).await.get("/").await;
+        assert_eq!((got.status, got.reason()), (504, "route_timeout"), "{abort:?}");
+    }
     assert_eq!(origin.requests(), 2);
 }
 
