@@ -108,48 +108,67 @@ fn read_spec(
     let rules_max = if matches!(route.key.kind, RouteKind::Http | RouteKind::Grpc) { RULES_MAX } else { 1 };
     let before = problems.errors.len();
     let places = spec.items("rules", rules_max, problems);
-    let is_unreadable = problems.errors.len() > before;
+    let is_unreadable = problems.errors.len() > before || spec.is_contested("rules");
     let total: usize = places.iter().map(|place| place.count("matches")).sum();
     if total > MATCHES_MAX {
         problems.error("spec.rules", format!("{total} matches together: at most {MATCHES_MAX}"));
     }
     if places.is_empty() {
-        let is_given = spec.get("rules").is_some() && !is_unreadable && duplicates.is_empty();
-        if route.key.kind == RouteKind::Http && is_given {
-            problems.error("spec.rules", "is empty: at least one, or leave it out");
-        }
-        read_absent_rules(route, is_unreadable, problems);
+        let absence = match spec.get("rules") {
+            _ if is_unreadable => Absence::Unreadable,
+            None => Absence::Missing,
+            Some(_) => Absence::Empty,
+        };
+        read_absent_rules(route, absence, problems);
         return;
     }
     let reader = Reader { namespace: &namespace, regexes: 0, duplicates, of_backends: Problems::default() };
     route.rules = read_rules(route, &places, reader, of_rules, problems);
 }
 
-/// There is none, or what there is cannot be read: then nobody knows what it was about, and it is about everything.
-fn read_absent_rules(route: &mut Route, is_unreadable: bool, problems: &mut Problems) {
-    let every = |route: &Route| -> Box<[Arc<Rule>]> {
-        let id = RuleId { route: route.key.clone(), index: 0, name: None };
-        Box::new([Arc::new(Rule {
-            id,
-            matches: Box::default(),
-            filters: heddle_model::routing::Filters::default(),
-            backends: Box::default(),
-            traffic: heddle_model::traffic::RequestTraffic::default(),
-            invalid: None,
-        })])
-    };
-    match route.key.kind {
-        // Also the default of the field: every path, and no backend.
-        RouteKind::Http => {
-            route.rules = every(route);
-            if problems.errors.is_empty() {
-                problems.warn("spec.rules", "is missing: every request is answered 500");
-            }
+/// Why there are no rules to read.
+#[derive(Clone, Copy)]
+enum Absence {
+    Missing,
+    /// `[]`.
+    Empty,
+    /// No list, or there twice: told already.
+    Unreadable,
+}
+
+fn read_absent_rules(route: &mut Route, absence: Absence, problems: &mut Problems) {
+    match (route.key.kind, absence) {
+        // The default of the field: every path, and no backend.
+        (RouteKind::Http, Absence::Missing) => {
+            route.rules = every_request(route);
+            problems.warn("spec.rules", "is missing: every request is answered 500");
         }
-        RouteKind::Grpc if is_unreadable => route.rules = every(route),
-        RouteKind::Grpc => problems.warn("spec.rules", "is missing: the route has no effect"),
-        RouteKind::Tls | RouteKind::Tcp => problems.error("spec.rules", "is missing: exactly one"),
+        (RouteKind::Http, Absence::Empty) => {
+            route.rules = every_request(route);
+            problems.error("spec.rules", "is empty: at least one, or leave it out");
+        }
+        // Nobody knows what they were about: so they are about everything.
+        (RouteKind::Http | RouteKind::Grpc, Absence::Unreadable) => route.rules = every_request(route),
+        (RouteKind::Grpc, Absence::Missing | Absence::Empty) => {
+            problems.warn("spec.rules", "is missing: the route has no effect");
+        }
+        (RouteKind::Tls | RouteKind::Tcp, Absence::Missing | Absence::Empty) => {
+            problems.error("spec.rules", "is missing: exactly one");
+        }
+        (RouteKind::Tls | RouteKind::Tcp, Absence::Unreadable) => {}
     }
+}
+
+/// One rule, which every request matches and no backend serves.
+fn every_request(route: &Route) -> Box<[Arc<Rule>]> {
+    Box::new([Arc::new(Rule {
+        id: RuleId { route: route.key.clone(), index: 0, name: None },
+        matches: Box::default(),
+        filters: heddle_model::routing::Filters::default(),
+        backends: Box::default(),
+        traffic: heddle_model::traffic::RequestTraffic::default(),
+        invalid: None,
+    })])
 }
 
 fn read_rules(

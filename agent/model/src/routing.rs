@@ -23,6 +23,7 @@ use std::time::Duration;
 pub use backend::BackendFailure;
 pub use cors::{AllowOrigin, Fields};
 pub use matching::Missed;
+pub use rewrite::without_port;
 pub use status::{Condition, RouteStatus, TrafficOutcome, TrafficStatus};
 pub use table::{Considered, Matched, Observer, Table};
 

@@ -109,9 +109,10 @@ fn of_port<'a>(routes: &[&'a Route]) -> Option<Settled<'a>> {
                 RouteKind::Tcp => settled.winners.is_empty(),
                 RouteKind::Tls if route.hostnames.is_empty() => names.insert(None),
                 RouteKind::Tls => {
-                    // Every name, so that a younger route does not get it.
-                    let lost = route.hostnames.iter().filter(|name| !names.insert(Some(name)));
+                    let lost = route.hostnames.iter().filter(|name| names.contains(&Some(&***name)));
                     let lost: Vec<_> = lost.cloned().collect();
+                    // Every name, so that a younger route does not get it.
+                    names.extend(route.hostnames.iter().map(|name| Some(&**name)));
                     let has_some = lost.len() < route.hostnames.len();
                     if has_some && !lost.is_empty() {
                         settled.lost_names.insert(route.key.clone(), lost);

@@ -76,8 +76,9 @@ fn well_known(scheme: &str) -> Option<u16> {
     }
 }
 
-/// The name of a host; an IPv6 address keeps its brackets.
-fn without_port(host: &str) -> &str {
+/// The host of an authority that was checked before; an IPv6 address keeps its brackets, and the colons in them are no port's.
+#[must_use]
+pub fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

@@ -108,3 +108,18 @@ fn redirects_change_the_path_and_keep_the_query() {
     let host = Redirect { scheme: Some("https".into()), hostname: None, path: None, port: None, status: 301 };
     assert_eq!(host.location("http", "web", 80, "*", 0), "https://web/");
 }
+
+#[test]
+fn a_host_is_told_from_its_port() {
+    for (authority, host) in [
+        ("web", "web"),
+        ("web:80", "web"),
+        ("web:", "web"),
+        ("[fd00::1]:80", "[fd00::1]"),
+        ("[fd00::1]", "[fd00::1]"),
+        ("10.0.0.1:8080", "10.0.0.1"),
+        ("", ""),
+    ] {
+        assert_eq!(without_port(authority), host, "{authority}");
+    }
+}

@@ -89,24 +89,13 @@ impl Snapshot {
         let parent = &route.parents[at];
         let (accepted, is_in_force) = self.accepted(route, at, known);
         let is_accepted = accepted.status == Some(true);
-        let programmed = match (is_accepted, is_in_force) {
-            (true, _) => condition("Programmed", Some(true), "Programmed", "this agent carries it out"),
-            (false, true) if route.key.kind.is_http() => condition(
-                "Programmed",
-                Some(false),
-                "Invalid",
-                "no rule can be carried out: what they match is answered 500",
-            ),
-            (false, true) => condition(
-                "Programmed",
-                Some(false),
-                "Invalid",
-                "its rule cannot be carried out: its connections are refused",
-            ),
-            (false, false) => {
-                condition("Programmed", Some(false), "Invalid", "the route is not accepted, and has no effect here")
-            }
+        let (reason, message) = match (is_accepted, is_in_force, route.key.kind.is_http()) {
+            (true, ..) => ("Programmed", "this agent carries it out"),
+            (false, true, true) => ("Invalid", "no rule can be carried out: what they match is answered 500"),
+            (false, true, false) => ("Invalid", "its rule cannot be carried out: its connections are refused"),
+            (false, false, _) => ("Invalid", "the route is not accepted, and has no effect here"),
         };
+        let programmed = condition("Programmed", Some(is_accepted), reason, message);
         let partially = if is_accepted { partially_invalid(route) } else { None };
         let mut conditions = vec![accepted, self.resolved(route), programmed];
         conditions.extend(partially);
@@ -153,10 +142,9 @@ impl Snapshot {
         let clients = clients_of(route, key);
         let lost_to = |port: &u16| settled.get(&(clients.clone(), *port))?.losers.get(&route.key).map(|by| (*port, by));
         let lost: Vec<(u16, &RouteKey)> = ports.iter().filter_map(lost_to).collect();
-        if let (true, Some(why)) = (
-            route.rules.iter().all(|rule| rule.invalid.is_some()),
-            route.rules.first().and_then(|rule| rule.invalid.as_ref()),
-        ) {
+        // `None` as soon as one of them can be carried out.
+        let reasons: Option<Vec<_>> = route.rules.iter().map(|rule| rule.invalid.as_ref()).collect();
+        if let Some([why, ..]) = reasons.as_deref() {
             let message = format!("{why}; no rule can be carried out");
             return (condition("Accepted", Some(false), "UnsupportedValue", message), lost.len() < ports.len());
         }
@@ -179,8 +167,12 @@ impl Snapshot {
         let names = ports.iter().filter_map(|port| settled.get(&(clients.clone(), *port))?.lost_names.get(&route.key));
         let names: BTreeSet<&str> = names.flatten().map(|name| &**name).collect();
         if !names.is_empty() {
+            let more = match names.len().saturating_sub(NAMES_TOLD) {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
             let names: Vec<&str> = names.into_iter().take(NAMES_TOLD).collect();
-            message = format!("{message}; but not for {}, which an older route has", names.join(", "));
+            message = format!("{message}; but not for {}{more}, which an older route has", names.join(", "));
         }
         (condition("Accepted", Some(true), "Accepted", message), true)
     }

@@ -229,6 +229,14 @@ fn of_kinds_that_exclude_each_other_the_more_specific_counts() {
     let accepted = |name| of(&statuses, name, "Accepted").unwrap().2;
     assert_eq!(accepted("c"), "for all clients; but not for y.test, which an older route has");
     assert_eq!(accepted("a"), "for all clients");
+    let twice = snapshot(&[tls("a", 1, &["x.test", "x.test"])]).route_statuses();
+    assert_eq!(of(&twice, "a", "Accepted").unwrap().2, "for all clients", "nobody is older than oneself");
+    let many: Vec<String> = (0..10).map(|n| format!("n{n}.test")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let all = [many.as_slice(), &["own.test"]].concat();
+    let statuses = snapshot(&[tls("a", 1, &many), tls("b", 2, &all)]).route_statuses();
+    let told = of(&statuses, "b", "Accepted").unwrap().2;
+    assert!(told.contains("n7.test (and 2 more), which") && !told.contains("n8.test"), "{told}");
     // A route about connections has one rule.
     let two = route(RouteKind::Tcp, "shop", "two", 1, &[rule(""), rule("")]);
     let snapshot = snapshot(&[two]);

@@ -73,7 +73,7 @@ impl policy::Request for View<'_> {
     }
 
     fn host(&self) -> &str {
-        without_port(self.authority)
+        routing::without_port(self.authority)
     }
 
     fn path(&self) -> &str {
@@ -104,37 +104,11 @@ impl routing::Request for View<'_> {
     fn header(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
         // HTTP/2 says it beside the fields, and of HTTP/1 what stands there has been made one with what the target says.
         if name == "host" {
-            return each(self.authority.as_bytes());
+            if !self.authority.is_empty() {
+                each(self.authority.as_bytes());
+            }
+            return;
         }
         policy::Request::header(self, name, each);
-    }
-}
-
-/// The host of an authority that was checked before.
-fn without_port(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        // The colons of a bare address in brackets are no port's.
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_is_told_from_its_port() {
-        for (authority, host) in [
-            ("web", "web"),
-            ("web:80", "web"),
-            ("web:", "web"),
-            ("[fd00::1]:80", "[fd00::1]"),
-            ("[fd00::1]", "[fd00::1]"),
-            ("10.0.0.1:8080", "10.0.0.1"),
-            ("", ""),
-        ] {
-            assert_eq!(without_port(authority), host, "{authority}");
-        }
     }
 }
