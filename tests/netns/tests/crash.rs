@@ -46,7 +46,7 @@ fn keeper_and_agent_killed_at_once_leave_nothing_behind() -> Result<()> {
         let keeper = node.keeper_pid()?;
         signal(keeper, Signal::SIGKILL)?;
         node.kill_agent()?;
-        let ends = held.wait_ended(5, Duration::from_secs(2))?;
+        let ends = held.wait_ended(5, SOON)?;
         ensure!(ends.iter().all(|end| *end == End::Reset), "round {round}: {ends:?}");
         wait_until("the keeper is gone", SOON, || node.keeper_pid().map_or(true, |pid| pid != keeper))?;
         node.start_agent()?;
@@ -72,7 +72,7 @@ fn an_agent_killed_while_it_drains_takes_only_its_own_with_it() -> Result<()> {
     let new_ones = client.hold(&dial(web.v4(), 8080), 3)?;
     ensure!(old.is_running() && old_ones.ping()? == (3, 0), "positive control: it drains");
     old.kill();
-    let ends = old_ones.wait_ended(3, Duration::from_secs(2))?;
+    let ends = old_ones.wait_ended(3, SOON)?;
     ensure!(ends.iter().all(|end| *end == End::Reset), "{ends:?}");
     assert_eq!(new_ones.ping()?, (3, 0), "the new agent's connections go on");
     carried_by_both(&mesh)
@@ -198,11 +198,11 @@ fn a_flapping_label_settles_where_it_stopped() -> Result<()> {
         }
         client.join_mesh()?;
         if flaps % 2 == 0 {
-            node.wait_enrolled(client, Duration::from_secs(1))?;
+            node.wait_enrolled(client, SOON)?;
         }
         flaps += 1;
     }
-    node.wait_enrolled(client, Duration::from_secs(1))?;
+    node.wait_enrolled(client, SOON)?;
     let outcome = load.finish()?;
     // A connection that was waiting in a listener of the former enrolment is reset; none hangs, none is misled.
     let sum = &outcome.summary;

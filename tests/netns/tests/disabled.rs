@@ -26,7 +26,7 @@ fn wait_transport(mesh: &Mesh, port: u16, transport: &str) -> Result<()> {
         let before = a.access_log().len();
         let went = client.connect(&dial(web.v4(), port)).is_ok_and(|o| o.assert_succeeded().is_ok());
         let is_so = |r: &Value| r["transport"] == transport && r.to_string().contains(&destination);
-        went && wait_until("its record", SOON / 10, || a.access_log().iter().skip(before).any(is_so)).is_ok()
+        went && wait_until("its record", SOON / 20, || a.access_log().iter().skip(before).any(is_so)).is_ok()
     })
     .with_context(|| a.agent_tail())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use heddle_testkit::prelude::*;
-use heddle_tests_netns::both_families;
+use heddle_tests_netns::{SOON, both_families};
 
 /// The longest a connection may wait.
 const WAIT_MAX: Duration = Duration::from_secs(1);
@@ -90,7 +90,7 @@ fn open_connections_of_a_killed_agent_end_with_a_reset() -> Result<()> {
     }
     mesh.node("a").kill_agent()?;
     for one in &held {
-        let ends = one.wait_ended(10, Duration::from_secs(2))?;
+        let ends = one.wait_ended(10, SOON)?;
         assert!(ends.iter().all(|e| *e == End::Reset), "clients: {ends:?}");
     }
     for server in [web, far] {
@@ -109,7 +109,7 @@ fn connections_made_while_no_agent_runs_wait_for_the_next() -> Result<()> {
     let waiting: Vec<_> =
         both_families(near).into_iter().map(|ip| client.start_client(&dial(ip, 8080))).collect::<Result<_>>()?;
     // They are connected, to the keeper's listener, before there is anyone to accept them.
-    wait_until("connections wait", Duration::from_secs(2), || {
+    wait_until("connections wait", SOON, || {
         heddle_tests_netns::captured_outbound(client).is_ok_and(|n| n == waiting.len())
     })?;
     assert!(near.server(0).accepted()?.is_empty(), "nobody carries them yet");

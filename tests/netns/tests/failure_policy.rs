@@ -185,7 +185,7 @@ fn open_never_opens_a_strict_port() -> Result<()> {
     let spec = "selector: {matchLabels: {app: most}}, mode: Strict, ports: [{port: 9090, mode: Permissive}]";
     mesh.source().write_text("most.yaml", &modes("most", spec))?;
     // While an agent lives: what counts is what the kernel knows when it dies.
-    wait_until("the kernel knows both ports with a mode of their own", Duration::from_secs(1), || {
+    wait_until("the kernel knows both ports with a mode of their own", heddle_tests_netns::SOON, || {
         node.map_entries().is_ok_and(|maps| maps.get("HEDDLE_MODES") == Some(&2))
     })?;
     node.kill_agent()?;

@@ -194,8 +194,8 @@ fn times_are_kept_and_a_full_circuit_is_answered_at_once() -> Result<()> {
             wait_logged(node, reason, |r| {
                 r["reason"] == reason && r["status"] == 504 && r["path"] == "/hang" && r["destination_pod"] == pod
             })?;
-            let got = ask(client, cluster(&mesh, service), "/", &[])?;
-            ensure!(got.origin() == service, "{reason}: others go on: {got:?}");
+            wait_got(&mesh, client, cluster(&mesh, service), "/", &[], |got| got.origin() == service)
+                .with_context(|| format!("{reason}: others go on"))?;
         }
         let before = origin.requests()?;
         let breaker = json!({"circuitBreaker": {"service": {"requests": 2}}});

@@ -49,7 +49,7 @@ fn carries(mesh: &Mesh, transport: &str) -> Result<()> {
         let before = node.access_log().len();
         let went = client.connect(&dial(web.v4(), 8081)).is_ok_and(|o| o.assert_succeeded().is_ok());
         let logged = || node.access_log().iter().skip(before).any(|r| r["transport"] == transport);
-        went && wait_until("its record", SOON / 10, logged).is_ok()
+        went && wait_until("its record", SOON / 20, logged).is_ok()
     })
     .with_context(|| node.agent_tail())?;
     for (ip, own) in both_families(web).into_iter().zip(both_families(client)) {
@@ -99,7 +99,7 @@ fn hand_over_leaves_the_veth_empty_and_the_wire_does_not() -> Result<()> {
             let before = mesh.node("a").access_log().len();
             let went = client.connect(&dial(web.v4(), 8081)).is_ok_and(|o| o.assert_succeeded().is_ok());
             let logged = || mesh.node("a").access_log().iter().skip(before).any(|r| r["transport"] == transport);
-            went && wait_until("its record", SOON / 10, logged).is_ok()
+            went && wait_until("its record", SOON / 20, logged).is_ok()
         })?;
         let veth = web.capture("eth0")?;
         carries(&mesh, transport).with_context(|| format!("sameNode {way}"))?;

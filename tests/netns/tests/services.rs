@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use heddle_testkit::prelude::*;
-use heddle_tests_netns::{Carried, SOON, assert_carried, both_families, wait_reason};
+use heddle_tests_netns::{Carried, SOON, assert_carried, both_families, wait_logged, wait_reason};
 use serde_json::json;
 
 fn cluster(mesh: &Mesh, service: &str) -> [std::net::IpAddr; 2] {
@@ -50,18 +50,12 @@ fn a_cluster_address_leads_to_the_target_port() -> Result<()> {
     }
     assert_carried(client, web, &dial(mesh.service("web").cluster_v4(), 80).v4_mapped(), 8080, Carried::BothSides)?;
     wait_reason(mesh.node("a"), "no_such_service_port")?;
-    let log = mesh.node("a").access_log();
-    ensure!(
-        log.iter()
-            .any(|r| r["destination_service"] == "web.shop.svc.cluster.local:80" && r["destination_pod"] == "web"),
-        "{log:#?}"
-    );
+    wait_logged(mesh.node("a"), "the Service and its pod", |r| {
+        r["destination_service"] == "web.shop.svc.cluster.local:80" && r["destination_pod"] == "web"
+    })?;
     // The called side names the Service too, from its endpoints.
-    wait_until("node b logs the Service", Duration::from_secs(2), || {
-        mesh.node("b")
-            .access_log()
-            .iter()
-            .any(|r| r["reporter"] == "destination" && r["destination_service"] == "web.shop.svc.cluster.local:80")
+    wait_logged(mesh.node("b"), "the Service", |r| {
+        r["reporter"] == "destination" && r["destination_service"] == "web.shop.svc.cluster.local:80"
     })?;
     let services = mesh.node("a").json(&["services"])?;
     ensure!(services.to_string().contains("web"), "{services}");
@@ -203,8 +197,7 @@ fn a_failed_connect_tries_another_endpoint() -> Result<()> {
     for ip in cluster(&mesh, "web") {
         client.connect(&dial(ip, 80).many(4, 10))?.assert_succeeded()?;
     }
-    let log = mesh.node("a").access_log();
-    ensure!(log.iter().any(|r| r["attempts"].as_u64() > Some(1)), "positive control: some took two attempts: {log:#?}");
+    wait_logged(mesh.node("a"), "positive control: one that took two attempts", |r| r["attempts"].as_u64() > Some(1))?;
     Ok(())
 }
 
@@ -349,7 +342,7 @@ fn objects_that_appear_and_go_are_seen_at_once() -> Result<()> {
         .backed_by("web")
         .start()?;
     let (client, plan) = (mesh.pod("client"), mesh.service("web").clone());
-    let call = dial(plan.cluster_v4(), 80).within(Duration::from_millis(500));
+    let call = dial(plan.cluster_v4(), 80);
     client.connect(&call)?.assert_succeeded()?;
     // Another port, by one rename, under load: a connection finds the former state or the new one, nothing between.
     let load = client.start_client(&call.clone().rate(50, Duration::from_secs(2)))?;
@@ -368,5 +361,6 @@ fn objects_that_appear_and_go_are_seen_at_once() -> Result<()> {
     load.finish()?.assert_succeeded()?;
     mesh.source().remove("service-shop-web.yaml")?;
     // An address nobody has is external: nothing answers there.
+    let call = call.within(Duration::from_millis(500));
     wait_until("the Service is gone", SOON, || client.connect(&call).is_ok_and(|o| o.assert_succeeded().is_err()))
 }

@@ -100,7 +100,7 @@ fn nothing_unauthenticated_reaches_a_strict_application_by_any_path() -> Result<
             // Silent, then with more than one word at once.
             refused(&what, &dial(ip, 8080).bytes(100_000))?;
             for port in [OUTBOUND_PORT, INBOUND_PORT, HBONE_PORT] {
-                refused(&format!("{what}, port {port}"), &dial(ip, port).within(SOON / 5))?;
+                refused(&format!("{what}, port {port}"), &dial(ip, port).within(SOON / 10))?;
             }
             // HBONE, and what pretends to be ours on the application's port.
             let authority = SocketAddr::new(ip, 8080).to_string();
@@ -177,7 +177,7 @@ fn modes_hold_for_what_they_name() -> Result<()> {
     // HTTP is refused as bytes are, and says nothing about what is behind.
     let _server = serve_script(web, "http1_server.py", &["h11"], 8090)?;
     let get = dial(web.v4(), 8090).send("GET /echo HTTP/1.1\r\nhost: web\r\n\r\n").without_echo().wait_end();
-    ensure!(stranger.connect(&get.clone().within(SOON / 5))?.one()?.text.contains(" 200 "), "positive control");
+    ensure!(stranger.connect(&get.clone().within(SOON / 2))?.one()?.text.contains(" 200 "), "positive control");
     mesh_tls(&mesh, "web", &json!({"mode": "Strict"}))?;
     wait_plaintext(&mesh, 8080, false)?;
     let refused = stranger.connect(&get)?;

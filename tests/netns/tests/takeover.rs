@@ -175,7 +175,7 @@ fn the_drain_has_a_deadline() -> Result<()> {
     let took = start.elapsed();
     assert_eq!(status.code(), Some(0));
     ensure!(took > Duration::from_secs(3) && took < Duration::from_secs(9), "the drain took {took:?}");
-    let ends = held.wait_ended(3, Duration::from_secs(1))?;
+    let ends = held.wait_ended(3, SOON)?;
     assert!(ends.iter().all(|e| *e == End::Reset), "cut connections are resets: {ends:?}");
     Ok(())
 }
