@@ -390,6 +390,8 @@ fn roots(node: &Node) -> Result<u64> {
 fn roots_told_in_a_rotation_outlive_the_agent() -> Result<()> {
     let mesh = mesh("roots")?;
     let (a, b) = (mesh.node("a"), mesh.node("b"));
+    wait_certified(a, &["client"])?;
+    wait_certified(b, &["web"])?;
     secured(&mesh)?;
     assert_eq!((roots(a)?, roots(b)?), (1, 1), "positive control");
     mesh.ca().rotate(&["prepare"])?;
