@@ -523,6 +523,7 @@ impl Server<'_> {
         is_head: bool,
         keep: bool,
     ) -> Next {
+        record.plan.given_up(self.conn, reason);
         // Whatever head was about to be written, nobody got it.
         record.status = 0;
         let made = record.plan.answer.take();

@@ -284,6 +284,7 @@ async fn again(
 
 /// Answers for the upstream and records the request.
 fn refuse(client: &Client, mut respond: SendResponse<Bytes>, mut record: Record, reason: Reason) {
+    record.plan.given_up(&client.conn, reason);
     let made = record.plan.answer.take();
     let Some(status) = made.as_ref().map(|made| made.status).or_else(|| answer::status(reason)) else {
         respond.send_reset(h2::Reason::INTERNAL_ERROR);

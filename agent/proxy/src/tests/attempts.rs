@@ -13,8 +13,9 @@ use heddle_model::traffic::{
 use heddle_telemetry::Event;
 
 use super::http1::{accept, declare_http, head, say, until_text};
+use super::http2::{call, client};
 use super::mesh::{Ca, Node, REQUEST, pod, read_until};
-use super::resilience::{count, failing, plenty, retries, timed, traffic};
+use super::resilience::{count, ejecting, failing, plenty, retries, timed, traffic};
 use super::routing::*;
 use super::support::*;
 
@@ -183,6 +184,75 @@ async fn an_attempt_ends_in_time_while_it_shakes_hands() {
         assert!(head.contains(&format!("x-heddle-reason: {reason}")), "{head}");
         assert!(began.elapsed() < Duration::from_secs(2), "{reason}: {:?}", began.elapsed());
     }
+}
+
+/// Who is dead is found out also where no request waits for as long as connecting may take, whoever says so.
+#[tokio::test]
+async fn a_time_that_is_over_while_connecting_counts_against_the_endpoint() {
+    let soon = Some(Duration::from_millis(100));
+    for what in ["request", "backendRequest", "idle", "grpc-timeout", "request, HTTP/2", "request, HTTP/2 both"] {
+        let mesh = Mesh::new(1);
+        let (_full, _waiting, silent) = silent_address().await;
+        let is_http2 = what == "grpc-timeout" || what.ends_with("both");
+        let protocol = if is_http2 { "kubernetes.io/h2c" } else { "http1" };
+        let declare = |service: &mut heddle_model::Service| service.ports[0].app_protocol = Some(protocol.into());
+        let vip = mesh.pod_calling("web", &[silent], declare).await;
+        let timeouts = match what {
+            "grpc-timeout" => Timeouts::default(),
+            "backendRequest" => Timeouts { backend_request: soon, ..Timeouts::default() },
+            "idle" => Timeouts { idle: soon, ..Timeouts::default() },
+            _ => Timeouts { request: soon, ..Timeouts::default() },
+        };
+        mesh.traffic("web", ServiceTraffic { request: timed(timeouts).request, ..ejecting(Duration::from_secs(30)) });
+        for n in 0..5 {
+            // What is an attempt's time is followed by others.
+            let is_early = what != "backendRequest";
+            assert!(!is_early || count(&mesh, Event::Ejection, "consecutive_local") == 0, "{what}: before request {n}");
+            if what.contains("HTTP/2") || what == "grpc-timeout" {
+                let mut client = client(vip).await;
+                let request = if what == "grpc-timeout" {
+                    let mut request = call("Buy");
+                    request.headers_mut().insert("grpc-timeout", "100m".parse().unwrap());
+                    request
+                } else {
+                    super::http2::get("/")
+                };
+                let (response, _) = client.send_request(request, true).unwrap();
+                super::support::soon(response).await.unwrap();
+            } else {
+                assert!(Caller::new(vip).await.get("/").await.status >= 503, "{what}");
+            }
+        }
+        assert_eq!(count(&mesh, Event::Ejection, "consecutive_local"), 1, "{what}");
+    }
+}
+
+/// A client that leaves while its request waits for a connection says nothing about the endpoint.
+#[tokio::test]
+async fn a_client_that_leaves_while_connecting_counts_against_nobody() {
+    let mesh = Mesh::with(crate::Config { connect_timeout: Duration::from_secs(30), ..crate::Config::default() });
+    let (_full, _waiting, silent) = silent_address().await;
+    let vip = scene(&mesh, &[silent], &[]).await;
+    mesh.traffic("web", ejecting(Duration::from_secs(30)));
+    for n in 1..=12 {
+        let began = Instant::now();
+        let is_under_way = || mesh.sockets.taken.load(SeqCst) == n && began.elapsed() > Duration::from_millis(40);
+        if n % 2 == 0 {
+            let mut client = client(vip).await;
+            let (response, _) = client.send_request(super::http2::get("/"), true).unwrap();
+            until("its connection to be under way", is_under_way).await;
+            drop(response);
+            until("it to be given up", || mesh.proxy.pods()[0].requests == 0).await;
+        } else {
+            let mut client = connect(vip).await;
+            say(&mut client, "GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+            until("its connection to be under way", is_under_way).await;
+            reset(client);
+            until("it to be given up", || mesh.proxy.pods()[0].requests == 0).await;
+        }
+    }
+    assert_eq!(mesh.records(12).await.len(), 12);
+    assert_eq!(count(&mesh, Event::Ejection, "consecutive_local"), 0);
 }
 
 fn tried_for(per_try_timeout: Option<Duration>) -> ServiceTraffic {

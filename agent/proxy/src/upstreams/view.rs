@@ -365,6 +365,11 @@ impl Attempt {
         self.addr
     }
 
+    /// For how long it has been waiting for a connection; `None` once it has one.
+    pub(crate) fn connecting(&self) -> Option<Duration> {
+        self.pending.as_ref().map(|_| self.began.elapsed())
+    }
+
     /// It has a connection.
     pub(crate) fn reached(&mut self) {
         self.pending = None;

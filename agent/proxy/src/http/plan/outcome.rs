@@ -7,10 +7,33 @@ use heddle_http::breaker::Resource;
 use heddle_http::outlier;
 use heddle_http::retry::{self, Attempt as Tried, Decision};
 use heddle_model::Timestamp;
-use heddle_telemetry::Event;
+use heddle_telemetry::{Event, Reason};
 
-use super::{Carried, Response};
+use super::{Carried, Plan, Response};
 use crate::registry::Conn;
+use crate::upstreams::Attempt;
+
+/// A connection that did not come about in less than this says nothing about its endpoint: a request may have begun its last attempt just
+/// before its time was over, and callers give calls as little as they like.
+const CONNECTING_MIN: Duration = Duration::from_millis(20);
+
+impl Plan {
+    /// The request is answered by this agent, for this `reason`: what it holds of an endpoint is given back. A time that is over while a
+    /// connection is awaited counts against the endpoint as one that did not come about, however early its request gives up; a client that
+    /// leaves says nothing.
+    pub(crate) fn given_up(&mut self, conn: &Conn, reason: Reason) {
+        let Some(carried) = self.carried.as_deref_mut() else { return };
+        let is_late = matches!(
+            reason,
+            Reason::RouteTimeout | Reason::GrpcDeadline | Reason::StreamIdleTimeout | Reason::StreamDurationMax
+        );
+        let in_vain = carried.attempt.as_ref().filter(|attempt| attempt.connecting() >= Some(CONNECTING_MIN));
+        match in_vain.map(Attempt::addr).filter(|_| is_late) {
+            Some(addr) => carried.failed(conn, addr),
+            None => carried.attempt = None,
+        }
+    }
+}
 
 impl Carried {
     /// The endpoint failed.
