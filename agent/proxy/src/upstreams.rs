@@ -23,9 +23,19 @@ pub(crate) use view::{Attempt, View, Views};
 /// A port of a Service.
 pub(crate) type PortKey = (ServiceKey, u16);
 
+/// The time that everything here counts in, the same for all workers.
+#[derive(Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
 /// What all workers share.
 pub(crate) struct Upstreams {
-    started: Instant,
+    clock: Clock,
     ports: Mutex<HashMap<PortKey, Weak<Port>>>,
 }
 
@@ -77,18 +87,29 @@ impl Latency {
         // Never refused: the closure has always something to say.
         let _ = self.0.fetch_update(Relaxed, Relaxed, observed);
     }
+
+    /// An answer was waited for in vain for so long. `untold` is what is assumed of an endpoint before its first answer: a wait that is not
+    /// longer says no more of it.
+    fn waited(&self, waited: Duration, now: Duration, untold: impl Fn() -> PeakEwma) {
+        let raised = |word| {
+            let mut ewma = PeakEwma::unpack(word, now).unwrap_or_else(&untold);
+            ewma.waited(waited, now, PeakEwma::DECAY).then(|| ewma.pack())
+        };
+        // Refused where it was not longer: then all stays as it is.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, raised);
+    }
 }
 
 impl Default for Upstreams {
     fn default() -> Self {
-        Self { started: Instant::now(), ports: Mutex::default() }
+        Self { clock: Clock(Instant::now()), ports: Mutex::default() }
     }
 }
 
 impl Upstreams {
-    /// The time that everything here counts in.
+    /// See [`Clock`].
     pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
+        self.clock.now()
     }
 
     fn port(&self, key: &PortKey) -> Arc<Port> {

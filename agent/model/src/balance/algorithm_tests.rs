@@ -49,6 +49,35 @@ fn peaks_are_believed_at_once_and_the_rest_over_time() {
 }
 
 #[test]
+fn what_was_waited_for_in_vain_only_raises() {
+    let mut ewma = PeakEwma::new(millis(30), Duration::ZERO);
+    assert!(!ewma.waited(millis(30), Duration::ZERO, DECAY) && !ewma.waited(millis(5), Duration::ZERO, DECAY));
+    assert_eq!(ewma, PeakEwma::new(millis(30), Duration::ZERO), "nothing was learned");
+    assert!(ewma.waited(millis(200), millis(1), DECAY));
+    assert_eq!(ewma, PeakEwma::new(millis(200), millis(1)));
+    // What has faded is less than what was remembered, and longer than that is news.
+    let later = millis(1) + DECAY;
+    let faded = ewma.latency(later, DECAY);
+    assert!(faded < millis(100) && ewma.waited(millis(100), later, DECAY));
+    assert_eq!(ewma.latency(later, DECAY), millis(100));
+}
+
+proptest! {
+    #[test]
+    fn no_wait_makes_an_endpoint_look_faster(
+        initial in 0_u64..10_000, waited in 0_u64..10_000, at in 0_u64..60_000, later in 0_u64..60_000,
+    ) {
+        let before = PeakEwma::new(millis(initial), Duration::ZERO);
+        let (mut after, at) = (before, millis(at));
+        after.waited(millis(waited), at, DECAY);
+        let then = at + millis(later);
+        // To the nanosecond that is rounded.
+        prop_assert!(after.latency(then, DECAY) + Duration::from_nanos(1) >= before.latency(then, DECAY));
+        prop_assert!(after.latency(at, DECAY) + Duration::from_nanos(1) >= millis(waited));
+    }
+}
+
+#[test]
 fn what_is_packed_comes_back() {
     let now = Duration::from_secs(40 * 86_400);
     for latency in [Duration::ZERO, Duration::from_nanos(3), millis(1), millis(30), Duration::from_secs(3600)] {

@@ -1,8 +1,8 @@
 //! Peak-EWMA: how slow an endpoint has been lately, and the choice of the faster of two.
 //!
 //! The average believes a slow answer at once and a fast one only over time, so an endpoint that begins to stall is left alone with its
-//! first slow answer. Without answers the memory fades, so that it is tried again. A failure that comes fast makes an endpoint look good:
-//! that is for outlier ejection to see, not for this.
+//! first slow answer, or with the first that somebody waited for in vain. Without either the memory fades, so that it is tried again. A
+//! failure that comes fast makes an endpoint look good: that is for outlier ejection to see, not for this.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -42,6 +42,16 @@ impl PeakEwma {
             self.nanos * kept + latency * (1.0 - kept)
         };
         self.at = self.at.max(now);
+    }
+
+    /// An answer was waited for in vain for so long: it would have taken longer. What is remembered is never lowered by that; whether it was
+    /// raised.
+    pub fn waited(&mut self, waited: Duration, now: Duration, decay: Duration) -> bool {
+        let is_longer = waited > self.latency(now, decay);
+        if is_longer {
+            (self.nanos, self.at) = (waited.as_nanos() as f64, self.at.max(now));
+        }
+        is_longer
     }
 
     /// The latency as remembered now.

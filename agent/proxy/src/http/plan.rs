@@ -450,6 +450,13 @@ impl Plan {
         }
     }
 
+    /// All of the request is sent to it.
+    pub(crate) fn sent(&mut self) {
+        if let Some(attempt) = self.carried.as_deref_mut().and_then(|carried| carried.attempt.as_mut()) {
+            attempt.sent();
+        }
+    }
+
     /// The endpoint was not reached: how long to wait before another is tried, or why none is.
     /// `next` says whether there is another.
     pub(crate) fn unreached(
@@ -461,7 +468,9 @@ impl Plan {
     ) -> Result<Duration, Reason> {
         let Some(carried) = self.carried.as_deref_mut() else { return next.map(|()| Duration::ZERO) };
         if failure.is_ours() {
-            carried.attempt = None;
+            if let Some(mut attempt) = carried.attempt.take().filter(|_| failure.reason != Reason::DownstreamReset) {
+                attempt.acquit();
+            }
             return Err(failure.reason);
         }
         carried.clock.end_attempt();

@@ -219,6 +219,7 @@ impl<'a> Relay<'a> {
             match self.request.poll(cx, self.conn, self.down.stream, self.down.inbox, self.up.stream, allowance) {
                 Poll::Ready(Ok(())) => {
                     self.request_told = true;
+                    self.record.plan.sent();
                     self.exchange.request_sent();
                     self.conn.clear_deadline();
                 }

@@ -174,6 +174,9 @@ impl Asking {
                 is_tunnel: false,
             };
             exchange.up.ended = ended;
+            if ended {
+                record.plan.sent();
+            }
             let mut judge = opened.permit.judge();
             let mut revoked = None;
             let outcome = poll_fn(|cx| {
@@ -420,7 +423,7 @@ impl Exchange {
                 }
                 // The server wants no more of it; its answer says why.
                 Poll::Ready(Err(Broke::Sink)) => self.up.ended = true,
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => record.plan.sent(),
                 Poll::Pending => {
                     let is_clients_turn = self.response.is_some() && self.up.pending.is_empty();
                     if let Some(clock) = &mut self.clock

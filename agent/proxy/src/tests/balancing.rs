@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use heddle_model::balance::{self, SlowStart};
-use heddle_model::traffic::{Algorithm, Balance, OutlierSettings, ServiceTraffic, SuccessRate};
+use heddle_model::traffic::{Algorithm, Balance, OutlierSettings, RetryPolicy, ServiceTraffic, SuccessRate};
 use heddle_model::{Delta, Family};
 use heddle_telemetry::Event;
 
 use super::http1::{declare_http, head, say};
-use super::resilience::{count, ejecting, failing};
+use super::resilience::{count, ejecting, failing, retries, traffic};
 use super::routing::*;
 use super::support::*;
 
@@ -76,6 +76,53 @@ async fn latency_moves_requests_away_from_a_slow_endpoint() {
     assert!(of(slow) > Duration::from_millis(25) && of(fast.addr) < of(slow), "{usage:?}");
     assert_eq!(shares[0], 20, "a third in turn");
     assert!(shares[1] <= 5, "{} of 60 by latency", shares[1]);
+}
+
+/// One in three accepts and never answers: who only learned from answers would take it for as good as the others for ever.
+#[tokio::test]
+async fn an_endpoint_that_hangs_is_left_alone() {
+    let mesh = Mesh::new(1);
+    let (hangs, _holding) = silent_origin().await;
+    let origins = [Origin::named("good").await, Origin::named("good").await];
+    let vip = scene(&mesh, &[hangs, origins[0].addr, origins[1].addr], &[]).await;
+    let balance = Balance { algorithm: Algorithm::PeakEwma, slow_start: None };
+    let per_try_timeout = Some(Duration::from_millis(100));
+    let policy = RetryPolicy { per_try_timeout, ..retries() };
+    mesh.traffic("web", ServiceTraffic { balance, ..traffic(policy) });
+    let latency = || {
+        let usage = mesh.proxy.usage(&key("web"), vip.port()).unwrap();
+        usage.endpoints.iter().find(|e| e.addr == hangs).unwrap().latency
+    };
+    let mut caller = Caller::new(vip).await;
+    for _ in 0..100 {
+        assert_eq!(caller.get("/").await.body, "good");
+    }
+    let timed_out = count(&mesh, Event::Retry, "retried");
+    assert!((1..=5).contains(&timed_out), "{timed_out} of 100");
+    assert!(latency() > Some(Duration::from_millis(50)), "{:?}", latency());
+}
+
+/// A client that leaves tells how long it waited, if that is news; one that is still sending tells nothing.
+#[tokio::test]
+async fn who_gives_up_tells_how_long_it_waited() {
+    let mesh = Mesh::new(1);
+    let (hangs, _holding) = silent_origin().await;
+    let vip = scene(&mesh, &[hangs], &[]).await;
+    let balance = Balance { algorithm: Algorithm::PeakEwma, slow_start: None };
+    mesh.traffic("web", ServiceTraffic { balance, ..ServiceTraffic::default() });
+    let latency = || mesh.proxy.usage(&key("web"), vip.port()).and_then(|usage| usage.endpoints[0].latency);
+    for (request, told) in [
+        ("PUT / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nhal", false),
+        ("GET / HTTP/1.1\r\nHost: web\r\n\r\n", true),
+    ] {
+        let began = Instant::now();
+        let mut client = connect(vip).await;
+        say(&mut client, request).await;
+        until("it to have waited", || began.elapsed() > Duration::from_millis(200)).await;
+        reset(client);
+        until("it to be given up", || mesh.proxy.pods()[0].requests == 0).await;
+        assert_eq!(latency().is_some_and(|latency| latency > Duration::from_millis(100)), told, "{:?}", latency());
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use heddle_model::traffic::{Algorithm, OutlierSettings, ServiceTraffic};
 use heddle_model::{Candidates, Endpoint, Family, Service, Snapshot, Workload};
 use heddle_telemetry::{Event, Reason};
 
-use super::{Port, PortKey, Upstream};
+use super::{Clock, Port, PortKey, Upstream};
 use crate::hash::FastMap;
 use crate::worker::Worker;
 
@@ -25,6 +25,7 @@ pub(crate) struct View {
     pub(crate) port_index: usize,
     pub(crate) traffic: Arc<ServiceTraffic>,
     pub(crate) port: Arc<Port>,
+    clock: Clock,
     /// In the order of the port's endpoints.
     upstreams: Box<[Arc<Upstream>]>,
     /// Until when an endpoint may be new enough to have less than its share.
@@ -94,6 +95,7 @@ impl Views {
             port_index,
             traffic: traffic.clone(),
             port: state,
+            clock: shared.clock,
             upstreams,
             warm_at,
             hosts,
@@ -229,6 +231,7 @@ impl View {
             _retry: None,
             probe: None,
             began: Instant::now(),
+            turn: Turn::Nobody,
             is_told: false,
         };
         let Some(upstream) = self.upstream(addr) else { return Ok(attempt) };
@@ -248,6 +251,7 @@ impl View {
         {
             attempt.probe = Some(probe);
         }
+        attempt.turn = Turn::Endpoint(attempt.began);
         Ok(attempt)
     }
 
@@ -356,7 +360,19 @@ pub(crate) struct Attempt {
     _retry: Option<Permit>,
     probe: Option<Probe>,
     began: Instant,
+    turn: Turn,
     is_told: bool,
+}
+
+/// Whose turn it is in an attempt.
+#[derive(Clone, Copy)]
+enum Turn {
+    /// The endpoint's, which was called then, or has had all of the request since.
+    Endpoint(Instant),
+    /// The client's: not all of its request is sent.
+    Client,
+    /// Nobody's: what there is to learn of the endpoint's latency was learned.
+    Nobody,
 }
 
 impl Attempt {
@@ -373,15 +389,32 @@ impl Attempt {
     /// It has a connection.
     pub(crate) fn reached(&mut self) {
         self.pending = None;
+        self.turn = Turn::Client;
+    }
+
+    /// All of the request is sent.
+    pub(crate) fn sent(&mut self) {
+        if matches!(self.turn, Turn::Client) && self.is_measured() {
+            self.turn = Turn::Endpoint(Instant::now());
+        }
     }
 
     /// The endpoint said something: so long it took.
-    pub(crate) fn answered(&self, worker: &Worker) {
-        if self.view.traffic.balance.algorithm == Algorithm::PeakEwma
-            && let Some(upstream) = self.view.upstream(self.addr)
-        {
-            upstream.latency.observe(self.began.elapsed(), worker.upstreams.now());
+    pub(crate) fn answered(&mut self) {
+        self.turn = Turn::Nobody;
+        if let Some(upstream) = self.view.upstream(self.addr).filter(|_| self.is_measured()) {
+            upstream.latency.observe(self.began.elapsed(), self.view.clock.now());
         }
+    }
+
+    /// It ends for what has nothing to do with the endpoint.
+    pub(crate) fn acquit(&mut self) {
+        self.turn = Turn::Nobody;
+    }
+
+    /// Whether it matters how long it takes.
+    fn is_measured(&self) -> bool {
+        self.view.traffic.balance.algorithm == Algorithm::PeakEwma
     }
 
     /// Whether it is the one that decides about an ejected endpoint.
@@ -395,6 +428,17 @@ impl Attempt {
             return;
         }
         self.view.result(worker, self.addr, outcome, self.probe.take());
+    }
+}
+
+impl Drop for Attempt {
+    /// Without an answer, whoever gave up: one that hangs would look ever better if only answers counted.
+    fn drop(&mut self) {
+        let Turn::Endpoint(since) = self.turn else { return };
+        if let Some(upstream) = self.view.upstream(self.addr).filter(|_| self.is_measured()) {
+            let now = self.view.clock.now();
+            upstream.latency.waited(since.elapsed(), now, || self.view.untold_latency(now));
+        }
     }
 }
 

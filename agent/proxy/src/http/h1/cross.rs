@@ -198,6 +198,7 @@ impl<'a> Crossing<'a> {
         let (body, mut exchange) = (asking.facts.body, asking.facts.exchange);
         let request = if body == Body::Empty {
             exchange.request_sent();
+            record.plan.sent();
             ToStream::ended(messages)
         } else {
             ToStream::new(BodyDecoder::new(body, &Limits::DEFAULT), messages)
@@ -262,6 +263,7 @@ impl<'a> Crossing<'a> {
             match polled {
                 Poll::Ready(Ok(())) => {
                     self.exchange.request_sent();
+                    self.record.plan.sent();
                     self.conn.clear_deadline();
                 }
                 Poll::Ready(Err(broke)) => return self.request_broke(&broke),

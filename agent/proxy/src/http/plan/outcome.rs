@@ -47,7 +47,7 @@ impl Carried {
     /// The endpoint responded.
     pub(super) fn told(&mut self, conn: &Conn, response: &Response<'_>) {
         let Some(attempt) = &mut self.attempt else { return };
-        attempt.answered(&conn.worker);
+        attempt.answered();
         if self.grpc {
             let trailers = response.trailers.or(response.ended.then_some(response.head));
             // Otherwise it is known when the call ends.

@@ -263,6 +263,7 @@ impl Crossing<'_> {
             }
             Poll::Ready(Ok(())) => {
                 self.exchange.request_sent();
+                self.record.plan.sent();
                 return Ok(());
             }
             Poll::Ready(Err(broke)) => broke,
