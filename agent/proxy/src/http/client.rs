@@ -148,6 +148,22 @@ impl Client {
         self.chosen(&self.route(), spoken, first, plan)
     }
 
+    /// Whom to send a request to where the endpoint that detection connected to takes no more, for this `reason`.
+    pub(crate) fn choose_beside(
+        &self,
+        full: SocketAddr,
+        reason: Reason,
+        spoken: HttpVersion,
+        plan: &Plan,
+    ) -> Result<Choice, Reason> {
+        let mut choice = self.chosen(&self.route(), spoken, Some(full), plan)?;
+        // It may be no endpoint any more.
+        if choice.hop().addr == full {
+            choice.pass_by(&self.conn, reason)?;
+        }
+        Ok(choice)
+    }
+
     fn chosen(
         &self,
         route: &Rc<Route>,

@@ -425,19 +425,22 @@ impl Server<'_> {
         if let Some(mut dialled) = self.kept.take_if(|kept| !kept.reused) {
             dialled.endpoint.carries_requests();
             let EndpointRef { way, addr, .. } = &dialled.endpoint;
-            let permit = self.client.permit(way, *addr, || View::of_head(request), record);
-            let permit = permit.and_then(|permit| {
-                record.plan.attempt(self.conn, *addr, true).map_err(|(reason, _)| reason)?;
+            let addr = *addr;
+            let permit = self.client.permit(way, addr, || View::of_head(request), record);
+            let begun = permit.map_err(|reason| (reason, false)).and_then(|permit| {
+                record.plan.attempt(self.conn, addr, true)?;
                 record.plan.reached();
                 Ok(permit)
             });
-            return match permit {
-                Ok(permit) => Ok((dialled, permit)),
-                Err(reason) => {
-                    self.put_back(dialled, true);
-                    Err(reason.into())
-                }
+            let (reason, has_others) = match begun {
+                Ok(permit) => return Ok((dialled, permit)),
+                Err(full) => full,
             };
+            self.put_back(dialled, true);
+            if !has_others {
+                return Err(reason.into());
+            }
+            *choice = Some(self.client.choose_beside(addr, reason, HttpVersion::Http1, &record.plan)?);
         }
         let choice = match choice {
             Some(chosen) => chosen,

@@ -387,10 +387,17 @@ async fn a_full_circuit_is_answered_at_once() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_full_leaves_requests_to_others() {
+    for port in ["http", "main"] {
+        a_full_endpoint_leaves_requests_to_others(port).await;
+    }
+}
+
+/// `port`: its name, which may leave open what it speaks.
+async fn a_full_endpoint_leaves_requests_to_others(port: &str) {
     let mesh = Mesh::new(1);
     let (hangs, _holding) = silent_origin().await;
     let good = Origin::named("good").await;
-    let vip = scene(&mesh, &[hangs, good.addr], &[]).await;
+    let vip = mesh.pod_calling("web", &[hangs, good.addr], |service| service.ports[0].name = port.into()).await;
     let endpoint = Limits { requests_max: 1, ..Limits::default() };
     let settings = ServiceTraffic {
         circuit: CircuitLimits { endpoint, ..CircuitLimits::default() },
@@ -407,9 +414,11 @@ async fn an_endpoint_that_is_full_leaves_requests_to_others() {
     }
     until("one answer", || good.requests() == 1).await;
     until("the other to hang", || mesh.proxy.pods()[0].requests == 1).await;
-    let mut caller = Caller::new(vip).await;
     for _ in 0..10 {
-        assert_eq!(caller.get("/").await.body, "good");
+        let mut caller = Caller::new(vip).await;
+        for _ in 0..2 {
+            assert_eq!(caller.get("/").await.body, "good", "a port named {port}");
+        }
     }
 }
 
