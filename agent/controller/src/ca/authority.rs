@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use heddle_identity::spiffe::SpiffeError;
 use heddle_identity::{SpiffeId, TrustDomain, WorkloadKey};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
@@ -28,6 +28,9 @@ pub const LIFETIME_MIN: Duration = Duration::from_secs(60);
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Lifetime of an intermediate, if its root lasts that long.
 pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(2 * 365 * 24 * 3600);
+
+/// The attribute `serialNumber` of a name, which is not the certificate's serial number.
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
 /// Why nothing was signed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -230,19 +233,23 @@ impl Authority {
         self.sign(request, leaf_params(request.id())?, lifetime, now)
     }
 
-    /// An agent's certificate for the authority: the agent's id, and the node's name as common name.
+    /// An agent's certificate for the authority: the agent's id, the node's name as common name, and as the subject's serial number (RFC
+    /// 5280 §4.1.2.4, what tells apart who has the same name) the mark of the token it is got by.
     ///
     /// # Errors
-    /// As [`Self::sign_workload`].
+    /// As [`Self::sign_workload`], or a mark that is no PrintableString.
     pub fn sign_node(
         &self,
         request: &SigningRequest,
         node: &str,
+        token_mark: &str,
         lifetime: Option<Duration>,
         now: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, SignError> {
         let mut params = leaf_params(&self.agent_id)?;
         params.distinguished_name.push(DnType::CommonName, node);
+        let mark = token_mark.try_into().map_err(|_| SignError::Name(token_mark.to_owned()))?;
+        params.distinguished_name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), DnValue::PrintableString(mark));
         self.sign(request, params, lifetime, now)
     }
 

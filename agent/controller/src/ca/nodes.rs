@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::authority::{BACKDATED, SignError, hex, random};
+use super::authority::{SignError, hex, random};
 use super::json;
 
 const VERSION: u32 = 1;
@@ -48,7 +48,7 @@ pub struct Nodes {
 pub struct Node {
     name: String,
     token_sha256: String,
-    /// Seconds since 1970. A certificate of the node made before counts no more.
+    /// Seconds since 1970; for people.
     created: u64,
 }
 
@@ -63,6 +63,13 @@ impl Node {
     #[must_use]
     pub const fn created(&self) -> Duration {
         Duration::from_secs(self.created)
+    }
+
+    /// What the node's certificates bear while this token is its newest: 64 hexadecimal digits. It tells neither the token nor the hash
+    /// that is kept of it.
+    #[must_use]
+    pub fn token_mark(&self) -> String {
+        hash(&format!("heddle node certificate\0{}", self.token_sha256))
     }
 }
 
@@ -154,17 +161,17 @@ impl Nodes {
         found
     }
 
-    /// The node of a verified certificate that names it and begins then.
+    /// The node of a verified certificate that names it and bears the mark of the token it was got by, if that is still the node's token.
     #[must_use]
-    pub fn by_certificate(&self, name: &str, not_before: Duration) -> Option<&Node> {
+    pub fn by_certificate(&self, name: &str, token_mark: &str) -> Option<&Node> {
         let at = self.nodes.binary_search_by(|known| known.name.as_str().cmp(name)).ok()?;
         let node = &self.nodes[at];
-        (not_before + BACKDATED >= node.created()).then_some(node)
+        (token_mark == node.token_mark()).then_some(node)
     }
 }
 
-fn hash(token: &str) -> String {
-    hex(digest(&SHA256, token.as_bytes()).as_ref())
+fn hash(text: &str) -> String {
+    hex(digest(&SHA256, text.as_bytes()).as_ref())
 }
 
 fn check_name(name: &str) -> Result<(), NodesError> {
@@ -207,14 +214,27 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_counts_from_the_token_on() {
+    fn a_certificate_counts_as_long_as_the_token_it_was_got_by() {
         let mut nodes = Nodes::default();
+        let token = nodes.issue("a", NOW).unwrap();
+        nodes.issue("b", NOW).unwrap();
+        let mark = |nodes: &Nodes, at: usize| nodes.all()[at].token_mark();
+        let (of_a, of_b) = (mark(&nodes, 0), mark(&nodes, 1));
+        assert!(
+            of_a.len() == 64 && of_a != *token && !nodes.to_text().contains(&of_a),
+            "neither the token nor its hash"
+        );
+        assert!(nodes.by_certificate("a", &of_a).is_some());
+        for (name, mark) in [("a", &*of_b), ("b", &of_a), ("c", &of_a), ("", &of_a), ("a", ""), ("a", &of_a[1..])] {
+            assert!(nodes.by_certificate(name, mark).is_none(), "{name} {mark}");
+        }
+        // However fast one follows the other.
         nodes.issue("a", NOW).unwrap();
-        assert!(nodes.by_certificate("a", NOW - BACKDATED).is_some());
-        assert!(nodes.by_certificate("a", NOW - BACKDATED - Duration::from_secs(1)).is_none());
-        assert!(nodes.by_certificate("b", NOW).is_none());
+        assert!(nodes.by_certificate("a", &of_a).is_none());
+        assert!(nodes.by_certificate("a", &mark(&nodes, 0)).is_some() && nodes.by_certificate("b", &of_b).is_some());
+        let newest = mark(&nodes, 0);
         nodes.revoke("a").unwrap();
-        assert!(nodes.by_certificate("a", NOW).is_none());
+        assert!(nodes.by_certificate("a", &newest).is_none());
     }
 
     #[test]

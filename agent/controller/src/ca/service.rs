@@ -21,11 +21,13 @@ use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Code, Request, Response, Status};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::der_parser::Oid;
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_SERIALNUMBER};
 use x509_parser::prelude::FromDer;
 
 use super::authority::{Authority, SignError};
 use super::directory::pem_of;
-use super::nodes::Nodes;
+use super::nodes::{Node, Nodes};
 use super::placement::{Denial, Placement};
 use super::request::{RequestError, SigningRequest};
 
@@ -64,8 +66,10 @@ impl Shared {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PeerCertificate {
     uri: String,
+    /// The node it names.
     common_name: Option<String>,
-    not_before: Duration,
+    /// [`Node::token_mark`] of the token it was got by.
+    token_mark: Option<String>,
     not_after: Duration,
 }
 
@@ -78,17 +82,18 @@ impl PeerCertificate {
             x509_parser::extensions::GeneralName::URI(uri) => Some((*uri).to_owned()),
             _ => None,
         })?;
-        let mut common_names = certificate.subject().iter_common_name();
-        let common_name = match (common_names.next(), common_names.next()) {
-            (Some(one), None) => one.as_str().ok().map(str::to_owned),
-            _ => None,
+        let only = |attribute: &Oid<'_>| {
+            let mut values = certificate.subject().iter_by_oid(attribute);
+            match (values.next(), values.next()) {
+                (Some(one), None) => one.as_str().ok().map(str::to_owned),
+                _ => None,
+            }
         };
-        let since = |seconds: i64| Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
         Some(Self {
             uri,
-            common_name,
-            not_before: since(certificate.validity().not_before.timestamp()),
-            not_after: since(certificate.validity().not_after.timestamp()),
+            common_name: only(&OID_X509_COMMON_NAME),
+            token_mark: only(&OID_X509_SERIALNUMBER),
+            not_after: Duration::from_secs(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0)),
         })
     }
 }
@@ -141,7 +146,7 @@ struct Calls(Arc<Shared>);
 /// One call, judged by one set of rules from begin to end.
 struct Call {
     rules: Arc<Rules>,
-    node: String,
+    node: Node,
     now: Duration,
 }
 
@@ -152,7 +157,7 @@ impl Calls {
         let node = match bearer(request.metadata())? {
             Some(token) => {
                 let node = rules.nodes.by_token(token);
-                node.ok_or_else(|| Status::unauthenticated("the token is no node's (any more)"))?.name().to_owned()
+                node.ok_or_else(|| Status::unauthenticated("the token is no node's (any more)"))?
             }
             None => {
                 let info = request.extensions().get::<ConnectionInfo>();
@@ -163,6 +168,7 @@ impl Calls {
                 by_certificate(&rules, peer, now)?
             }
         };
+        let node = node.clone();
         Ok(Call { rules, node, now })
     }
 
@@ -173,17 +179,17 @@ impl Calls {
         lifetime_seconds: u64,
     ) -> Result<Vec<CertificateDer<'static>>, Status> {
         let authority = &call.rules.authority;
-        self.0.placement().check(authority.trust_domain(), &call.node, request.id()).map_err(|denial| {
-            tracing::warn!(target: "ca", node = call.node, %denial, "no certificate");
+        self.0.placement().check(authority.trust_domain(), call.node.name(), request.id()).map_err(|denial| {
+            tracing::warn!(target: "ca", node = call.node.name(), %denial, "no certificate");
             denied(&denial)
         })?;
         let chain = authority.sign_workload(request, lifetime(lifetime_seconds), call.now).map_err(failed)?;
-        tracing::info!(target: "ca", node = call.node, id = %request.id(), "workload certificate signed");
+        tracing::info!(target: "ca", node = call.node.name(), id = %request.id(), "workload certificate signed");
         Ok(chain)
     }
 }
 
-fn by_certificate(rules: &Rules, peer: &PeerCertificate, now: Duration) -> Result<String, Status> {
+fn by_certificate<'a>(rules: &'a Rules, peer: &PeerCertificate, now: Duration) -> Result<&'a Node, Status> {
     if peer.uri != rules.authority.agent_id().as_str() {
         return Err(Status::unauthenticated(format!("{} is no agent and has no token", peer.uri)));
     }
@@ -192,9 +198,12 @@ fn by_certificate(rules: &Rules, peer: &PeerCertificate, now: Duration) -> Resul
         return Err(Status::unauthenticated("the node certificate has expired"));
     }
     let name = peer.common_name.as_deref().unwrap_or_default();
-    let node = rules.nodes.by_certificate(name, peer.not_before);
+    let Some(token_mark) = &peer.token_mark else {
+        let why = format!("the certificate of node `{name}` does not say by which token it was got: show the token");
+        return Err(Status::unauthenticated(why));
+    };
     let revoked = || Status::unauthenticated(format!("the certificate of node `{name}` was revoked with its token"));
-    Ok(node.ok_or_else(revoked)?.name().to_owned())
+    rules.nodes.by_certificate(name, token_mark).ok_or_else(revoked)
 }
 
 fn bearer(metadata: &MetadataMap) -> Result<Option<&str>, Status> {
@@ -263,10 +272,11 @@ impl CertificateAuthority for Calls {
             return Err(Status::invalid_argument(why));
         }
         let lifetime = lifetime(message.lifetime_seconds);
-        let chain = authority.sign_node(&wanted, &call.node, lifetime, call.now).map_err(failed)?;
-        tracing::info!(target: "ca", node = call.node, "node certificate signed");
+        let (node, token_mark) = (call.node.name(), call.node.token_mark());
+        let chain = authority.sign_node(&wanted, node, &token_mark, lifetime, call.now).map_err(failed)?;
+        tracing::info!(target: "ca", node, "node certificate signed");
         let (chain, roots) = (ders(&chain), ders(authority.roots()));
-        Ok(Response::new(SignNodeResponse { chain, roots, node: call.node }))
+        Ok(Response::new(SignNodeResponse { chain, roots, node: node.to_owned() }))
     }
 
     async fn get_bundle(&self, _: Request<GetBundleRequest>) -> Result<Response<GetBundleResponse>, Status> {

@@ -1,6 +1,8 @@
 //! What others get.
 
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -9,12 +11,16 @@ use heddle_controller::ca::request::SigningRequest;
 use heddle_controller::ca::{ServerOptions, names};
 use heddle_identity::{HandshakeFailure, WorkloadKey};
 use heddle_proto::ca::v1::SignWorkloadRequest;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, SanType};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::Code;
 
-use crate::client::{Running, call, certified, domain, id, sign, sign_csr, sign_node, unix_now, until};
+use crate::client::{
+    Running, call, certified, domain, id, node_certificate, sign, sign_csr, sign_node, unix_now, until,
+};
 
 #[tokio::test]
 async fn without_credentials_of_a_node_nothing_is_signed() {
@@ -167,13 +173,79 @@ async fn a_replaced_token_ends_the_certificates_got_with_the_old_one() {
     let stolen = running.node_certificate(&running.token_a).await;
     let mut thief = running.client(Some(stolen));
     sign(&mut thief, &id("web"), None).await.expect("the control");
-    let token = running.directory.issue_token("node-a", unix_now() + Duration::from_secs(2)).unwrap();
+    let token = running.directory.issue_token("node-a", unix_now()).unwrap();
     until("the thief is locked out", || {
         let mut thief = thief.clone();
         async move { sign(&mut thief, &id("web"), None).await.is_err() }
     })
     .await;
     sign(&mut running.client(None), &id("web"), Some(&token)).await.expect("the owner goes on");
+}
+
+/// Between the new token and the moment the authority hears of it, the old one is good. What it brings then is not good for longer.
+#[tokio::test]
+async fn a_certificate_got_with_a_token_that_is_replaced_already_ends_with_it() {
+    let running = Running::start().await;
+    // The authority cannot take in what changes, for as long as the test wants.
+    let (roots, key) = (running.roots(), running.directory.path().join("g1/intermediate-key.pem"));
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    let token = running.directory.issue_token("node-a", unix_now() - Duration::from_secs(5)).unwrap();
+    let by_token = node_certificate(&mut running.client_trusting(&roots, None), Some(&running.token_a)).await;
+    let mut thief = running.client_trusting(&roots, Some(by_token));
+    sign(&mut thief, &id("web"), None).await.expect("the control: it is good until the authority knows");
+    // Renewed over itself, it is of the same token.
+    let again = node_certificate(&mut thief, None).await;
+    let mut renewed = running.client_trusting(&roots, Some(again));
+
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
+    until("the new token counts", || {
+        let (mut owner, token) = (running.client(None), token.clone());
+        async move { sign(&mut owner, &id("web"), Some(&token)).await.is_ok() }
+    })
+    .await;
+    for thief in [&mut thief, &mut renewed] {
+        let error = sign(thief, &id("web"), None).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unauthenticated);
+        assert!(error.message().contains("the certificate of node `node-a` was revoked"), "{error:?}");
+        assert!(sign_node(thief, &WorkloadKey::generate().unwrap(), None).await.is_err(), "and brings no other");
+    }
+    let own = running.node_certificate(&token).await;
+    sign(&mut running.client(Some(own)), &id("web"), None).await.expect("the owner goes on, by certificate too");
+}
+
+/// As authorities of before signed them. Its agent shows its token and gets one that says so.
+#[tokio::test]
+async fn a_node_certificate_that_does_not_say_which_token_it_is_of_counts_no_more() {
+    let running = Running::start().await;
+    let of_intermediate = |file: &str| fs::read_to_string(running.directory.path().join("g1").join(file)).unwrap();
+    let chain_end = CertificateDer::from_pem_slice(of_intermediate("intermediate.pem").as_bytes()).unwrap();
+    let signer = KeyPair::from_pem(&of_intermediate("intermediate-key.pem")).unwrap();
+    let signer = Issuer::from_ca_cert_der(&chain_end, signer).unwrap();
+    let signed = |marks: &[&str]| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "node-a");
+        for mark in marks {
+            params.distinguished_name.push(DnType::CustomDnType(vec![2, 5, 4, 5]), *mark);
+        }
+        params.subject_alt_names = vec![SanType::URI(names::agent_id(&domain()).unwrap().as_str().try_into().unwrap())];
+        params.not_after = (std::time::SystemTime::now() + Duration::from_secs(3600)).into();
+        let key = WorkloadKey::generate().unwrap();
+        let leaf = params.signed_by(&key, &signer).unwrap();
+        certified(key, vec![leaf.der().to_vec(), chain_end.to_vec()])
+    };
+    let (mark, of_b) = (running.mark("node-a"), running.mark("node-b"));
+    sign(&mut running.client(Some(signed(&[&mark]))), &id("web"), None).await.expect("the control");
+    for (marks, word) in [
+        (&[][..], "does not say by which token it was got"),
+        (&[""], "was revoked with its token"),
+        (&[&of_b], "was revoked with its token"),
+        (&[&running.token_a], "was revoked with its token"),
+    ] {
+        let error = sign(&mut running.client(Some(signed(marks))), &id("web"), None).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unauthenticated, "{marks:?}");
+        assert!(error.message().contains(word), "{marks:?}: {error:?}");
+    }
 }
 
 #[tokio::test]
@@ -185,7 +257,8 @@ async fn certificates_of_other_roots_and_expired_ones_end_the_handshake() {
         let key = WorkloadKey::generate().unwrap();
         let request = SigningRequest::parse(&key.certificate_request(authority.agent_id()).unwrap()).unwrap();
         let lifetime = Some(Duration::from_secs(3600));
-        let chain = authority.sign_node(&request, "node-a", lifetime, unix_now() - ago).unwrap();
+        let chain =
+            authority.sign_node(&request, "node-a", &running.mark("node-a"), lifetime, unix_now() - ago).unwrap();
         certified(key, chain.iter().map(|der| der.to_vec()).collect())
     };
     let hours = |hours: u64| Duration::from_secs(hours * 3600);

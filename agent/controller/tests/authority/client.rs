@@ -116,7 +116,12 @@ impl Running {
     }
 
     pub fn client(&self, own: Option<Arc<CertifiedKey>>) -> Client {
-        let (address, roots) = (self.address, self.roots());
+        self.client_trusting(&self.roots(), own)
+    }
+
+    /// For when the directory cannot be read.
+    pub fn client_trusting(&self, roots: &Arc<Roots>, own: Option<Arc<CertifiedKey>>) -> Client {
+        let (address, roots) = (self.address, Arc::clone(roots));
         let connector = tower::service_fn(move |_: Uri| {
             let (roots, own) = (Arc::clone(&roots), own.clone());
             async move { connect(address, roots, own).await.map(TokioIo::new) }
@@ -127,9 +132,13 @@ impl Running {
 
     /// A node certificate, got with a token.
     pub async fn node_certificate(&self, token: &str) -> Arc<CertifiedKey> {
-        let key = WorkloadKey::generate().unwrap();
-        let answer = sign_node(&mut self.client(None), &key, Some(token)).await.unwrap();
-        certified(key, answer.chain)
+        node_certificate(&mut self.client(None), Some(token)).await
+    }
+
+    /// What certificates of a node bear now.
+    pub fn mark(&self, node: &str) -> String {
+        let nodes = self.directory.load().unwrap().nodes;
+        nodes.all().iter().find(|known| known.name() == node).unwrap().token_mark()
     }
 
     pub async fn stop(mut self) {
@@ -192,6 +201,13 @@ pub async fn sign_node(
     let csr = key.certificate_request(&names::agent_id(&domain()).unwrap()).unwrap();
     let message = SignNodeRequest { csr, lifetime_seconds: 0 };
     client.sign_node(call(message, token)).await.map(tonic::Response::into_inner)
+}
+
+/// A node certificate, got with a token or by the client's own certificate.
+pub async fn node_certificate(client: &mut Client, token: Option<&str>) -> Arc<CertifiedKey> {
+    let key = WorkloadKey::generate().unwrap();
+    let answer = sign_node(client, &key, token).await.unwrap();
+    certified(key, answer.chain)
 }
 
 /// Waits for a condition, never for a time.

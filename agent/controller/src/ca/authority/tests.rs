@@ -112,9 +112,9 @@ fn nothing_outlives_what_is_above_it() {
 fn a_node_is_named_in_its_certificate_not_by_its_request() {
     let (authority, key) = (authority(), WorkloadKey::generate().unwrap());
     let id = authority.agent_id().clone();
-    let chain = authority.sign_node(&request(&key, id.as_str()), "node-a", None, NOW).unwrap();
+    let chain = authority.sign_node(&request(&key, id.as_str()), "node-a", "7f3a", None, NOW).unwrap();
     let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
-    assert_eq!(leaf.subject().to_string(), "CN=node-a");
+    assert_eq!(leaf.subject().to_string(), "CN=node-a, serialNumber=7f3a");
     assert!(Credential::check(&id, key, chain, authority.roots().to_vec(), None, NOW).is_ok());
 }
 
