@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, TrustAnchor};
 use crate::certificate::read_ca;
 use crate::spiffe::{SpiffeId, TrustDomain};
 
-/// Most roots of one trust domain.
+/// Most roots of one trust domain. Of more, taken together from several certificates in use, those that end last count.
 pub const ROOTS_MAX: usize = 64;
 
 /// Why roots cannot be used.
@@ -90,10 +90,11 @@ impl Roots {
         &self.anchors
     }
 
-    /// The end of the root that `anchor`, one of [`Self::anchors`], was made from.
+    /// Until when chains that lead to `anchor`, one of [`Self::anchors`], hold. A root that was signed anew over its key to last longer
+    /// makes the same anchor as before: the one of them that ends last vouches for what the key has signed.
     pub(crate) fn anchor_not_after(&self, anchor: &TrustAnchor<'_>) -> Option<Duration> {
-        let index = self.anchors.iter().position(|own| own == anchor)?;
-        self.not_after.get(index).copied()
+        let same = self.anchors.iter().zip(&self.not_after).filter(|(own, _)| *own == anchor);
+        same.map(|(_, not_after)| *not_after).max()
     }
 }
 
@@ -240,12 +241,16 @@ impl Sources {
             let union = match &parts[..] {
                 [one] => Some(Arc::clone(one)),
                 many => {
-                    let all = many.iter().flat_map(|roots| roots.certificates.iter().cloned());
+                    let all = many.iter().flat_map(|roots| roots.not_after.iter().zip(&roots.certificates));
                     let mut all: Vec<_> = all.collect();
-                    all.sort_unstable_by(|a, b| a.as_ref().cmp(b.as_ref()));
+                    all.sort_unstable_by(|a, b| b.0.cmp(a.0).then_with(|| a.1.as_ref().cmp(b.1.as_ref())));
                     all.dedup();
+                    if all.len() > ROOTS_MAX {
+                        let too_many = all.len();
+                        tracing::warn!(domain, too_many, "too many roots: the {ROOTS_MAX} that end last are trusted");
+                    }
                     all.truncate(ROOTS_MAX);
-                    Roots::new(all).ok().map(Arc::new)
+                    Roots::new(all.into_iter().map(|(_, root)| root.clone()).collect()).ok().map(Arc::new)
                 }
             };
             if let (Ok(domain), Some(union)) = (domain.parse(), union) {

@@ -64,6 +64,9 @@ pub enum DirectoryError {
     /// A root was given to a step that takes none.
     #[error("`{0}` takes no root: --from-root-cert and --from-root-key are for `prepare` and `intermediate`")]
     RootNotTaken(&'static str),
+    /// The root that was given is in force already: nothing would be rotated.
+    #[error("the root given is that of {} already: for a new intermediate under it there is `intermediate`", .0.display())]
+    SameRoot(PathBuf),
     /// The root that was given is not the one in force.
     #[error("the root given is not that of {}: for another root there is `prepare`", .0.display())]
     OtherRoot(PathBuf),
@@ -302,7 +305,12 @@ impl Directory {
         let next = match step {
             Step::Prepare => {
                 let next = state.prepare(number, now)?;
+                let in_force = self.generation(state.active()).join(ROOT);
                 let root = match imported {
+                    // The same certificate, that is: one signed anew over the same key, to last longer, is another root.
+                    Some(ImportedRoot(root)) if root.der == read_certificate(&in_force)? => {
+                        return Err(DirectoryError::SameRoot(in_force));
+                    }
                     Some(ImportedRoot(root)) => root,
                     None => CaCertificate::root(&trust_domain, now)?,
                 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_identity::bundle::{BundleError, ROOTS_MAX};
-use heddle_identity::{BundleStore, IssueError, IssueErrorKind, Roots, TrustDomain};
+use heddle_identity::{BundleStore, Clock, IssueError, IssueErrorKind, Roots, TrustDomain};
 use rustls::pki_types::CertificateDer;
 
 use crate::pki::{Ca, HOUR, LeafSpec, Node, id};
@@ -48,6 +48,27 @@ async fn the_roots_of_all_certificates_in_use_count_together() {
     tokio::time::sleep(15 * HOUR).await;
     assert!(api.is_ready() && third.is_ready());
     assert_eq!(roots_of(&bundles), [new_root]);
+}
+
+/// Together they may be more than are kept: which of them count is no matter of chance.
+#[tokio::test(start_paused = true)]
+async fn of_too_many_roots_those_that_end_last_count() {
+    let ca = Ca::root("in use");
+    let in_use = ca.root.clone();
+    let node = Node::start(ca);
+    let now = node.clock.now().unix;
+    let ended = |n: u32| Ca::root_valid_until(&format!("old {n}"), now + HOUR * n).root;
+    let old: Vec<_> = (1..ROOTS_MAX as u32).map(ended).collect();
+    let mut leases = Vec::new();
+    for (account, more) in [("web", &old[..40]), ("api", &old[40..]), ("third", &[ended(100), ended(101)])] {
+        node.issuer.set(|issuer| issuer.roots = [std::slice::from_ref(&in_use), more].concat());
+        leases.push(node.lease(&id(account)).await);
+    }
+    let trusted = roots_of(node.store.bundles());
+    assert_eq!(trusted.len(), ROOTS_MAX);
+    assert!(trusted.contains(&in_use), "it lasts longer than any other");
+    assert!(!trusted.contains(&old[0]) && !trusted.contains(&old[1]), "they end first");
+    assert!(old[2..].iter().all(|root| trusted.contains(root)));
 }
 
 #[test]

@@ -82,8 +82,18 @@ impl Ca {
         Self::root_with(params)
     }
 
+    /// The same root signed anew: name and key stay, the end is another.
+    pub fn reissued_until(&self, not_after: Duration) -> Self {
+        let mut params = self.params.clone();
+        params.not_after = (UNIX_EPOCH + not_after).into();
+        Self::root_over(params, KeyPair::from_pem(&self.key.serialize_pem()).unwrap())
+    }
+
     fn root_with(params: CertificateParams) -> Self {
-        let key = KeyPair::generate().unwrap();
+        Self::root_over(params, KeyPair::generate().unwrap())
+    }
+
+    fn root_over(params: CertificateParams, key: KeyPair) -> Self {
         let certificate = params.self_signed(&key).unwrap().der().clone();
         Self { params, key, root: certificate.clone(), certificate, above: Vec::new() }
     }

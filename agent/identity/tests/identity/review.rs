@@ -17,6 +17,35 @@ fn bundles(roots: &[&Ca]) -> TrustBundles {
     TrustBundles::new(1, [("cluster.local".parse().unwrap(), Arc::new(Roots::new(roots).unwrap()))])
 }
 
+/// A root that was signed anew over its key is another certificate and the same anchor: neither takes the other's place, in whichever order
+/// they come, and the one that ends last decides.
+#[test]
+fn roots_of_one_key_stand_side_by_side() {
+    let ends = [NOW + 10 * SECOND, NOW + 20 * SECOND];
+    for first_end in ends {
+        let other_end = ends.into_iter().find(|end| *end != first_end).unwrap();
+        let first = Ca::root_valid_until("root", first_end);
+        let other = first.reissued_until(other_end);
+        assert_ne!(first.root, other.root);
+        let chain = |ca: &Ca| ca.intermediate("below").peer(&LeafSpec::new(&id("web"), NOW)).cert.clone();
+        let standing = |chain: &[CertificateDer<'static>], roots: &[&Ca], at| {
+            review_peer(chain, PeerRole::Server, &bundles(roots), at)
+        };
+        for chain in [chain(&first), chain(&other)] {
+            let both = [&first, &other];
+            assert_eq!(bundles(&both).roots("cluster.local").unwrap().certificates().len(), 2, "none is a double");
+            assert_eq!(standing(&chain, &both, NOW), Standing::Good(ends[0]), "looked at again when one of them ends");
+            assert_eq!(standing(&chain, &both, ends[0] + SECOND), Standing::Good(ends[1]), "and found good");
+            assert_eq!(standing(&chain, &both, ends[1] + SECOND), Standing::Expired);
+            // Each vouches alone for what the key signed, and for no longer than itself.
+            for (alone, end) in [(&first, first_end), (&other, other_end)] {
+                assert_eq!(standing(&chain, &[alone], NOW), Standing::Good(end));
+                assert_eq!(standing(&chain, &[alone], end + SECOND), Standing::Expired);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_peer_stands_until_time_or_its_root_is_up() {
     let (old, new) = (Ca::root("old"), Ca::root("new"));

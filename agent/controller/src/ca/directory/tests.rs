@@ -113,6 +113,51 @@ fn a_roots_key_is_read_by_who_signs_with_it_and_can_be_kept_elsewhere() {
     assert_ne!(directory.load().unwrap().generations[0].root, before.root);
 }
 
+/// The same name and the same key, valid for longer: another certificate, so another root to rotate to. Neither is taken for the other.
+#[test]
+fn a_root_signed_anew_over_its_key_is_rotated_to_like_any_other() {
+    let (temporary, directory) = made();
+    let old = directory.load().unwrap().generations[0].clone();
+    let (certificate, key) = (directory.path().join("g1/root.pem"), directory.path().join("g1/root-key.pem"));
+    let given = |certificate: &Path| Some(ImportedRoot::read(certificate, &key).unwrap());
+    let error = directory.rotate(Step::Prepare, given(&certificate), NOW, false).unwrap_err().to_string();
+    assert!(error.contains("the root given is that of") && error.contains("g1/root.pem already"), "{error}");
+    let longer = temporary.path().join("longer.pem");
+    let anew = {
+        let (_, parsed) = X509Certificate::from_der(&old.root).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let name = parsed.subject().iter_common_name().next().unwrap().as_str().unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let end = Validity::of(&old.root).unwrap().not_after + 365 * DAY;
+        params.not_after = (std::time::UNIX_EPOCH + end).into();
+        let key = rcgen::KeyPair::from_pem(&fs::read_to_string(&key).unwrap()).unwrap();
+        params.self_signed(&key).unwrap().der().clone()
+    };
+    fs::write(&longer, pem_of(std::slice::from_ref(&anew))).unwrap();
+    let signs = |directory: &Directory| {
+        let authority = directory.load().unwrap().authority;
+        let key = heddle_identity::WorkloadKey::generate().unwrap();
+        let id = "spiffe://td/ns/shop/sa/web".parse().unwrap();
+        let request = crate::ca::request::SigningRequest::parse(&key.certificate_request(&id).unwrap()).unwrap();
+        let chain = authority.sign_workload(&request, None, NOW).unwrap();
+        // Whoever knows but one of the two trusts what is signed under either.
+        for roots in [vec![old.root.clone()], vec![anew.clone()], vec![old.root.clone(), anew.clone()]] {
+            heddle_identity::Credential::check(&id, key.clone(), chain.clone(), roots, None, NOW).unwrap();
+        }
+        authority.roots().to_vec()
+    };
+    directory.rotate(Step::Prepare, given(&longer), NOW, false).unwrap();
+    assert_eq!(signs(&directory), [old.root.clone(), anew.clone()]);
+    assert_eq!(roots_told(&directory), [old.root.clone(), anew.clone()]);
+    directory.rotate(Step::Activate, None, NOW + 2 * DAY, false).unwrap();
+    assert_eq!(signs(&directory), [anew.clone(), old.root.clone()]);
+    directory.rotate(Step::Finish, None, NOW + 4 * DAY, false).unwrap();
+    assert_eq!(signs(&directory), std::slice::from_ref(&anew));
+    assert_eq!(roots_told(&directory), [anew]);
+}
+
 #[test]
 fn an_imported_root_is_taken_with_its_own_key_only() {
     let temporary = TempDir::new().unwrap();
