@@ -2,12 +2,13 @@
 //!
 //! * [`request`] reads what is to be signed, [`placement`] and [`nodes`] decide who may have it, [`authority`] signs, [`rotation`] says when
 //!   roots may change. None of them knows a file, a socket or a clock.
-//! * [`directory`] keeps all of it in [`files`]; [`server`] brings calls to [`service`], which asks the rules.
+//! * `key` is a CA's key and its way through memory; [`directory`] keeps all of it in [`files`]; [`server`] brings calls to [`service`], which asks the rules.
 
 pub mod authority;
 pub mod directory;
 pub mod files;
 mod json;
+mod key;
 pub mod names;
 pub mod nodes;
 pub mod placement;

@@ -7,14 +7,14 @@ use heddle_identity::spiffe::SpiffeError;
 use heddle_identity::{SpiffeId, TrustDomain, WorkloadKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SignatureAlgorithm, SigningKey,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
-use zeroize::{Zeroize, Zeroizing};
 
+use super::key::CaKey;
 use super::names;
 use super::request::SigningRequest;
 
@@ -64,47 +64,6 @@ pub enum SignError {
 impl From<rcgen::Error> for SignError {
     fn from(error: rcgen::Error) -> Self {
         Self::Crypto(error.to_string())
-    }
-}
-
-/// A CA's private key: overwritten when dropped, as every reload drops one.
-pub struct CaKey(KeyPair);
-
-impl CaKey {
-    fn generate() -> Result<Self, SignError> {
-        Ok(Self(KeyPair::generate()?))
-    }
-
-    /// From PKCS#8, SEC 1 or PKCS#1 in PEM.
-    pub(super) fn from_pem(pem: &str) -> Result<Self, rcgen::Error> {
-        KeyPair::from_pem(pem).map(Self)
-    }
-
-    pub(super) fn to_pem(&self) -> Zeroizing<String> {
-        Zeroizing::new(self.0.serialize_pem())
-    }
-}
-
-impl Drop for CaKey {
-    fn drop(&mut self) {
-        // What AWS-LC holds beside it is overwritten by AWS-LC.
-        self.0.zeroize();
-    }
-}
-
-impl PublicKeyData for CaKey {
-    fn der_bytes(&self) -> &[u8] {
-        self.0.der_bytes()
-    }
-
-    fn algorithm(&self) -> &'static SignatureAlgorithm {
-        self.0.algorithm()
-    }
-}
-
-impl SigningKey for CaKey {
-    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        self.0.sign(message)
     }
 }
 

@@ -25,8 +25,9 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
-use super::authority::{Authority, CaCertificate, CaKey, SignError, Validity, hex};
+use super::authority::{Authority, CaCertificate, SignError, Validity, hex};
 use super::files::{self, FileError};
+use super::key::CaKey;
 use super::nodes::{Nodes, NodesError};
 use super::rotation::{RotateError, State};
 

@@ -5,4 +5,7 @@
 mod attacks;
 mod calls;
 mod client;
+mod key_memory;
+#[path = "../../../identity/tests/identity/memory.rs"]
+mod memory;
 mod reload;

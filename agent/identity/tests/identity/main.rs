@@ -7,6 +7,7 @@ mod bundles;
 mod export;
 mod fetch;
 mod key_memory;
+mod memory;
 mod pki;
 mod review;
 mod rotation_load;

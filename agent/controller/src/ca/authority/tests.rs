@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use heddle_identity::Credential;
-use rcgen::{CertificateParams, KeyUsagePurpose};
+use rcgen::{CertificateParams, KeyPair, KeyUsagePurpose};
 use x509_parser::extensions::ParsedExtension;
 
 use super::*;
