@@ -157,6 +157,58 @@ fn a_key_that_others_can_read_is_refused_by_every_command() {
     place.ca(&["inspect"]);
 }
 
+#[test]
+fn a_directory_that_others_rule_is_refused_by_every_command() {
+    let place = Place::with_authority();
+    fs::create_dir(place.path("objects")).unwrap();
+    let commands: [&[&str]; 7] = [
+        &["init"],
+        &["inspect"],
+        &["rotate", "prepare"],
+        &["token", "--node", "node-a"],
+        &["token", "--node", "node-a", "--out", "token"],
+        &["token", "--node", "node-a", "--revoke"],
+        &["serve", "--source", "files:objects", "--listen", "127.0.0.1:0"],
+    ];
+    fs::set_permissions(place.path("ca"), Permissions::from_mode(0o775)).unwrap();
+    for command in commands {
+        let said = place.refused(command);
+        assert!(
+            said.contains("ca has mode 0775: others than its owner may change what is in it"),
+            "{command:?}: {said}"
+        );
+    }
+    fs::set_permissions(place.path("ca"), Permissions::from_mode(0o755)).unwrap();
+    fs::rename(place.path("ca"), place.path("real")).unwrap();
+    std::os::unix::fs::symlink(place.path("real"), place.path("ca")).unwrap();
+    for command in commands {
+        assert!(place.refused(command).contains("ca: a symbolic link: name the directory itself"), "{command:?}");
+    }
+    fs::remove_file(place.path("ca")).unwrap();
+    fs::rename(place.path("real"), place.path("ca")).unwrap();
+    assert!(!place.path("token").exists());
+    place.ca(&["token", "--node", "node-a", "--out", "token"]);
+    place.ca(&["inspect"]);
+}
+
+#[test]
+fn a_tokens_file_is_kept_if_no_new_one_can_be_made() {
+    let place = Place::with_authority();
+    let token = ["token", "--node", "node-a", "--out", "token"];
+    place.ca(&token);
+    let former = fs::read(place.path("token")).unwrap();
+    let nodes = place.path("ca/nodes.json");
+    fs::set_permissions(&nodes, Permissions::from_mode(0o644)).unwrap();
+    assert!(place.refused(&token).contains("ca/nodes.json has mode 0644"));
+    assert_eq!(fs::read(place.path("token")).unwrap(), former);
+    fs::set_permissions(&nodes, Permissions::from_mode(0o600)).unwrap();
+    // Whatever the file was before.
+    fs::set_permissions(place.path("token"), Permissions::from_mode(0o644)).unwrap();
+    place.ca(&token);
+    assert_ne!(fs::read(place.path("token")).unwrap(), former);
+    assert_eq!(fs::metadata(place.path("token")).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
 /// The authority serves while the root's key lies in a safe, and takes it from there when it needs one.
 #[test]
 fn a_roots_key_can_be_kept_elsewhere() {

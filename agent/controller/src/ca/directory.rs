@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use x509_parser::prelude::FromDer;
 use zeroize::Zeroizing;
 
 use super::authority::{Authority, CaCertificate, SignError, Validity, hex};
-use super::files::{self, FileError};
+use super::files::{self, FileError, SecretFile};
 use super::key::CaKey;
 use super::nodes::{Nodes, NodesError};
 use super::rotation::{RotateError, State};
@@ -209,8 +209,14 @@ impl Directory {
         imported: Option<ImportedRoot>,
         now: Duration,
     ) -> Result<(), DirectoryError> {
-        let made = DirBuilder::new().mode(0o755).recursive(true).create(&self.path);
-        made.map_err(|error| FileError::io("make", &self.path, error))?;
+        match files::check_directory(&self.path) {
+            Err(error) if error.is_not_found() => {
+                let made = DirBuilder::new().mode(0o755).recursive(true).create(&self.path);
+                made.map_err(|error| FileError::io("make", &self.path, error))?;
+                files::check_directory(&self.path)?;
+            }
+            checked => checked?,
+        }
         let _lock = self.lock()?;
         if self.path.join(STATE).exists() {
             return Err(DirectoryError::Exists(self.path.clone()));
@@ -232,7 +238,6 @@ impl Directory {
     /// What is wrong with which file, and in it with which field.
     pub fn load(&self) -> Result<Contents, DirectoryError> {
         let state = self.state()?;
-        files::check_directory(&self.path)?;
         let trust_domain = state.trust_domain().map_err(|why| FileError::content(&self.path.join(STATE), why))?;
         let (active, intermediate) = self.read_generation(state.active())?;
         let mut generations = vec![active];
@@ -250,9 +255,7 @@ impl Directory {
     /// # Errors
     /// A file that cannot be read or written.
     pub fn repair(&self) -> Result<(), DirectoryError> {
-        if !self.path.join(STATE).exists() {
-            return Err(DirectoryError::Missing(self.path.clone()));
-        }
+        self.state()?;
         let _lock = self.lock()?;
         self.repair_locked(&self.state()?)
     }
@@ -268,6 +271,27 @@ impl Directory {
         let token = nodes.issue(node, now)?;
         self.write(NODES, nodes.to_text().as_bytes(), 0o600)?;
         Ok(token)
+    }
+
+    /// Makes a node's token and writes it into a file that only its owner may read, in the place of what was there. Whatever goes wrong,
+    /// that file is whole: as it was, or with the new token.
+    ///
+    /// # Errors
+    /// As [`Self::issue_token`]. The old token still counts then, but if the system fails between two renames.
+    pub fn issue_token_into(&self, node: &str, now: Duration, out: &Path) -> Result<(), DirectoryError> {
+        self.state()?;
+        // Held to the end: of two who write the same file, one comes after the other.
+        let _lock = self.lock()?;
+        let mut nodes = self.nodes()?;
+        let token = nodes.issue(node, now)?;
+        // Allocated once: a string that grows leaves copies behind.
+        let mut line = Zeroizing::new(String::with_capacity(token.len() + 1));
+        line.extend([&**token, "\n"]);
+        // All of it, before the old token is made void.
+        let file = SecretFile::write(out, &line)?;
+        self.checkpoint(out)?;
+        self.write(NODES, nodes.to_text().as_bytes(), 0o600)?;
+        Ok(file.publish()?)
     }
 
     /// Forgets a node.
@@ -352,12 +376,14 @@ impl Directory {
         })
     }
 
+    /// What every command begins with: whose directory it is, and what is in force.
     fn state(&self) -> Result<State, DirectoryError> {
         let path = self.path.join(STATE);
-        if !path.exists() {
-            return Err(DirectoryError::Missing(self.path.clone()));
-        }
-        let text = files::read_private(&path)?;
+        let checked = files::check_directory(&self.path).and_then(|()| files::read_private(&path));
+        let text = checked.map_err(|error| match error {
+            error if error.is_not_found() => DirectoryError::Missing(self.path.clone()),
+            error => error.into(),
+        })?;
         Ok(State::parse(&text).map_err(|why| FileError::content(&path, why))?)
     }
 
@@ -369,7 +395,8 @@ impl Directory {
 
     fn lock(&self) -> Result<File, DirectoryError> {
         let path = self.path.join(LOCK);
-        let open = File::options().create(true).truncate(false).write(true).open(&path);
+        // Its owner's only: whoever can open it could hold it for ever.
+        let open = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
         // Given back with the file, also when this process is killed.
         let locked = open.and_then(|file| file.lock().map(|()| file));
         Ok(locked.map_err(|error| FileError::io("lock", &path, error))?)
@@ -381,6 +408,7 @@ impl Directory {
 
     fn read_generation(&self, number: u64) -> Result<(Generation, CaCertificate), DirectoryError> {
         let directory = self.generation(number);
+        files::check_directory(&directory)?;
         let root = read_ca_certificate(&directory.join(ROOT))?;
         files::check_private(&directory.join(ROOT_KEY))?;
         let path = directory.join(INTERMEDIATE);

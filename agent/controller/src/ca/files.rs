@@ -66,6 +66,10 @@ impl FileError {
     pub(super) fn content(path: &Path, why: impl fmt::Display) -> Self {
         Self::Content { path: path.to_owned(), why: why.to_string() }
     }
+
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// A file that anybody may read.
@@ -97,9 +101,15 @@ fn check_owners_only(path: &Path, metadata: &fs::Metadata) -> Result<(), FileErr
     Ok(())
 }
 
-/// Who may write into a directory may exchange what is in it.
+/// Who may write into a directory may exchange what is in it, and who may change a link what it leads to.
 pub(super) fn check_directory(path: &Path) -> Result<(), FileError> {
-    let metadata = fs::metadata(path).map_err(|error| FileError::io("read", path, error))?;
+    let metadata = fs::symlink_metadata(path).map_err(|error| FileError::io("read", path, error))?;
+    if metadata.is_symlink() {
+        return Err(FileError::content(path, "a symbolic link: name the directory itself"));
+    }
+    if !metadata.is_dir() {
+        return Err(FileError::content(path, "not a directory"));
+    }
     check_owner(path, &metadata)?;
     let mode = metadata.mode() & 0o7777;
     if mode & 0o022 != 0 {
@@ -151,7 +161,10 @@ pub(super) fn write_temporary(directory: &Path, name: &str, bytes: &[u8], mode: 
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(|error| FileError::io("write", &path, error))?;
+    write().map_err(|error| {
+        let _ = fs::remove_file(&path);
+        FileError::io("write", &path, error)
+    })?;
     Ok(path)
 }
 
@@ -165,19 +178,48 @@ pub(super) fn publish(directory: &Path, name: &str, temporary: &Path) -> Result<
     publish().map_err(|error| FileError::io("write", &path, error))
 }
 
-/// Writes a file that only its owner may read, for who runs this to take elsewhere.
-///
-/// # Errors
-/// What the system says.
-pub fn write_secret(path: &Path, text: &str) -> Result<(), FileError> {
-    let name = path.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| FileError::content(path, "not the name of a file"))?;
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let temporary = write_temporary(directory, name, text.as_bytes(), 0o600)?;
-    publish(directory, name, &temporary)
+/// A file that only its owner may read, for who runs this to take elsewhere. It is on the disk beside the file it is to replace, which stays
+/// as it is until [`Self::publish`]; dropped before, nothing has happened.
+pub(super) struct SecretFile {
+    directory: PathBuf,
+    name: String,
+    temporary: PathBuf,
+}
+
+impl SecretFile {
+    /// # Errors
+    /// There is something at `path` that is no file, or what the system says.
+    pub(super) fn write(path: &Path, text: &str) -> Result<Self, FileError> {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| FileError::content(path, "not the name of a file"))?;
+        // A link, a device: a rename would put the file in its place.
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.is_file() => return Err(FileError::content(path, "is there and is no file")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(FileError::io("write", path, error)),
+            _ => {}
+        }
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let temporary = write_temporary(directory, name, text.as_bytes(), 0o600)?;
+        Ok(Self { directory: directory.to_owned(), name: name.to_owned(), temporary })
+    }
+
+    /// Takes its place.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn publish(self) -> Result<(), FileError> {
+        publish(&self.directory, &self.name, &self.temporary)
+    }
+}
+
+impl Drop for SecretFile {
+    fn drop(&mut self) {
+        // Not there any more once it was published.
+        let _ = fs::remove_file(&self.temporary);
+    }
 }
 
 pub(super) fn is_temporary(name: &str) -> bool {

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
-use heddle_controller::ca::{Directory, ImportedRoot, LIFETIME_MAX, ServerName, Step, files};
+use heddle_controller::ca::{Directory, ImportedRoot, LIFETIME_MAX, ServerName, Step};
 use heddle_identity::TrustDomain;
 
 use crate::cli::{Output, Source};
@@ -190,14 +190,9 @@ fn token(options: &TokenOptions) -> Result<()> {
         println!("node {} is no more", options.node);
         return Ok(());
     }
-    // Before the old token is made void.
-    if let Some(path) = &options.out {
-        files::write_secret(path, "").context("--out")?;
-    }
-    let token = directory.issue_token(&options.node, unix_now())?;
     match &options.out {
-        Some(path) => files::write_secret(path, &format!("{}\n", *token)).context("--out")?,
-        None => println!("{}", *token),
+        Some(path) => directory.issue_token_into(&options.node, unix_now(), path)?,
+        None => println!("{}", *directory.issue_token(&options.node, unix_now())?),
     }
     Ok(())
 }

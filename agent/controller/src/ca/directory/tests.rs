@@ -195,8 +195,115 @@ fn secrets_that_others_can_read_are_refused_by_name() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
         assert_eq!(error_of(&directory), "", "stricter is fine");
     }
-    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(error_of(&directory).contains("mode 0777: others than its owner may change what is in it"));
+}
+
+/// Who may write into the directory, or say which directory it is, could put keys and nodes of his own there.
+#[test]
+fn a_directory_that_others_rule_is_refused_by_every_command() {
+    let (temporary, directory) = made();
+    let elsewhere = temporary.path().join("elsewhere");
+    let link = temporary.path().join("link");
+    std::os::unix::fs::symlink(directory.path(), &link).unwrap();
+    fs::write(&elsewhere, "a file").unwrap();
+    let commands = |directory: &Directory| {
+        let out = temporary.path().join("token");
+        let errors = [
+            directory.load().err(),
+            directory.repair().err(),
+            directory.issue_token("a", NOW).err(),
+            directory.issue_token_into("a", NOW, &out).err(),
+            directory.revoke_token("a").err(),
+            directory.rotate(Step::Prepare, None, NOW, true).err(),
+            directory.init(&"td".parse().unwrap(), DAY, None, NOW).err(),
+        ];
+        assert!(!out.exists());
+        errors.map(|error| error.map(|error| error.to_string()).unwrap_or_default())
+    };
+    let refused = |directory: &Directory, word: &str| {
+        for (index, error) in commands(directory).into_iter().enumerate() {
+            assert!(error.contains(word), "command {index}: {error:?} does not say {word:?}");
+        }
+    };
+    let set = |mode: u32| fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
+    for mode in [0o777, 0o775, 0o757, 0o1777] {
+        set(mode);
+        refused(&directory, &format!("mode {mode:04o}: others than its owner may change what is in it; chmod go-w"));
+    }
+    set(0o755);
+    refused(&Directory::new(&link), "link: a symbolic link: name the directory itself");
+    refused(&Directory::new(&elsewhere), "elsewhere: not a directory");
+    std::os::unix::fs::chown(directory.path(), Some(12345), None).expect("only root may give a directory away");
+    refused(&directory, "ca belongs to user 12345");
+    std::os::unix::fs::chown(directory.path(), Some(nix::unistd::geteuid().as_raw()), None).unwrap();
+    // And the directory of a generation.
+    let generation = directory.path().join("g1");
+    fs::set_permissions(&generation, fs::Permissions::from_mode(0o770)).unwrap();
+    assert!(error_of(&directory).contains("g1 has mode 0770: others than its owner may change"));
+    fs::set_permissions(&generation, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::rename(&generation, temporary.path().join("g1")).unwrap();
+    std::os::unix::fs::symlink(temporary.path().join("g1"), &generation).unwrap();
+    assert!(error_of(&directory).contains("g1: a symbolic link"));
+    fs::remove_file(&generation).unwrap();
+    fs::rename(temporary.path().join("g1"), &generation).unwrap();
+    assert_eq!(error_of(&directory), "", "the control");
+    let lock = fs::metadata(directory.path().join(LOCK)).unwrap();
+    assert_eq!(lock.permissions().mode() & 0o777, 0o600, "nobody else can hold it");
+}
+
+/// Wherever it ends, the file is whole, nobody else's to read, and there is no other.
+#[test]
+fn a_tokens_file_is_the_former_or_the_new_one_wherever_it_ends() {
+    let mut ends = Vec::new();
+    for n in 0.. {
+        let (temporary, directory) = made();
+        let place = temporary.path().join("out");
+        fs::create_dir(&place).unwrap();
+        let out = place.join("token");
+        directory.issue_token_into("node-a", NOW, &out).unwrap();
+        let read = || fs::read_to_string(&out).unwrap();
+        let counts = |token: &str| directory.load().unwrap().nodes.by_token(token.trim_end()).is_some();
+        let former = read();
+        assert!(counts(&former) && former.len() == 65 && former.ends_with('\n'), "the control");
+        directory.crash.store(n, SeqCst);
+        let outcome = directory.issue_token_into("node-a", NOW, &out);
+        directory.crash.store(usize::MAX, SeqCst);
+        let (now, files) = (read(), fs::read_dir(&place).unwrap().count());
+        assert_eq!((now == former, files), (outcome.is_err(), 1), "ended at {n}");
+        assert_eq!(fs::metadata(&out).unwrap().permissions().mode() & 0o7777, 0o600);
+        ends.push(counts(&now));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    // But between the two renames, what the file says counts.
+    assert_eq!(ends, [true, true, false, true]);
+}
+
+#[test]
+fn a_token_that_cannot_be_written_leaves_the_former_one() {
+    let (temporary, directory) = made();
+    let former = directory.issue_token("node-a", NOW).unwrap();
+    let (folder, link) = (temporary.path().join("folder"), temporary.path().join("link"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "kept").unwrap();
+    std::os::unix::fs::symlink(folder.join("file"), &link).unwrap();
+    for (out, word) in [
+        (temporary.path().join("nowhere/token"), "cannot write"),
+        (folder.clone(), "is there and is no file"),
+        (link.clone(), "is there and is no file"),
+        ("/dev/null".into(), "is there and is no file"),
+        ("/".into(), "not the name of a file"),
+    ] {
+        let error = directory.issue_token_into("node-a", NOW, &out).unwrap_err().to_string();
+        assert!(error.contains(word), "{}: {error}", out.display());
+        assert!(directory.load().unwrap().nodes.by_token(&former).is_some(), "{}", out.display());
+    }
+    assert!(link.is_symlink() && fs::read(folder.join("file")).unwrap() == b"kept");
+    // A name that is no node's is found out before anything is written.
+    let out = temporary.path().join("token");
+    fs::write(&out, "former").unwrap();
+    assert!(directory.issue_token_into("Node A", NOW, &out).is_err());
+    assert_eq!(fs::read(&out).unwrap(), b"former");
 }
 
 #[test]
@@ -225,7 +332,7 @@ fn broken_files_are_named_with_what_is_wrong() {
         ("state.json", "{", "EOF while parsing"),
         ("state.json", "\u{0}\u{0}\u{0}\u{0}", "expected value"),
         ("state.json", &state.replace("steady", "odd"), "unknown variant `odd`"),
-        ("state.json", &state.replace("\"active\": 1", "\"active\": 9"), "g9/root.pem"),
+        ("state.json", &state.replace("\"active\": 1", "\"active\": 9"), "ca/g9: No such file"),
         ("nodes.json", "[]", "nodes.json: "),
         ("g1/root.pem", "", "no CERTIFICATE in PEM"),
         ("g1/root.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not an X.509 certificate"),
