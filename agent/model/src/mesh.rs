@@ -66,7 +66,8 @@ impl MtlsModes {
 /// How requests between pods of one node travel (FEATURES B8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SameNode {
-    /// Handed over where the agent can decide everything that the CNI would: today always, for it serves no `NetworkPolicy`.
+    /// Handed over where the agent can decide everything that the CNI would. Today always: of the CNI's policies it is told
+    /// `NetworkPolicy` alone, and that one it decides itself.
     #[default]
     Auto,
     /// Handed over inside the agent: no TLS, no packet between the pods.
