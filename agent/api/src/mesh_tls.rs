@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use heddle_model::workload::Labels;
+use heddle_model::workload::{Labels, has_labels};
 use heddle_model::{MtlsMode, MtlsModes, Timestamp};
 
 use crate::mesh::MTLS_MODES;
 use crate::meta::{self, ObjectMeta};
 use crate::node::{Node, Value};
+use crate::pod::KnownLabels;
 use crate::problem::Problems;
 use crate::schema;
 use crate::selector::{self, SelectorFields, only};
@@ -109,6 +110,15 @@ impl Selector {
         }
     }
 
+    /// The same of a pod whose labels may not all be known; `None`: it depends on those that are not.
+    #[must_use]
+    pub fn selects(&self, pod: KnownLabels<'_>) -> Option<bool> {
+        match self {
+            Self::Labels(wanted) if !pod.are_all => has_labels(wanted, pod.labels),
+            _ => Some(self.matches(pod.labels)),
+        }
+    }
+
     /// Whether it outweighs what is said for the whole namespace.
     #[must_use]
     pub const fn selects_workloads(&self) -> bool {
@@ -152,6 +162,14 @@ pub fn resolve<'a>(objects: impl Iterator<Item = &'a MeshTls> + Clone) -> (MtlsM
     // What is said twice is kept once, so that saying it changes nothing.
     ports.retain(|_, of_port| Some(*of_port) != mode);
     (MtlsModes { mode, ports }, overruled)
+}
+
+impl MeshTls {
+    /// Whether it makes any port strict.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        self.says == Says::Rejected || words(self).any(|(_, _, mode, _)| mode == MtlsMode::Strict)
+    }
 }
 
 /// The joint word of objects of one weight.

@@ -8,7 +8,7 @@ use heddle_model::Timestamp;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::node::shortened;
+use crate::node::{Node, Value, shortened};
 use crate::problem::Problems;
 
 /// The namespace of a namespaced object that names none, as with `kubectl`.
@@ -23,7 +23,8 @@ pub(crate) const SUBDOMAIN_BYTES_MAX: usize = 253;
 pub const MESH_LABEL: &str = "heddle.dev/mesh";
 /// Namespace annotation: `Closed` or `Open`.
 pub const FAILURE_POLICY: &str = "heddle.dev/failure-policy";
-/// Namespace annotation: `true` lets the namespace's pods carry exclusion annotations; `false` is the default.
+/// Namespace annotation: `true` lets the namespace's pods carry exclusion annotations, and opt out by their label although something guards
+/// them; `false` is the default.
 pub const ALLOW_EXCLUSIONS: &str = "heddle.dev/allow-exclusions";
 /// Pod annotation: comma-separated CIDRs.
 pub const EXCLUDE_OUTBOUND_CIDRS: &str = "heddle.dev/exclude-outbound-cidrs";
@@ -98,8 +99,9 @@ impl ObjectMeta {
         }
     }
 
-    /// Kubernetes' rules for labels; they end in metrics and logs.
-    pub(crate) fn check_labels(&self, problems: &mut Problems) {
+    /// Kubernetes' rules for labels; they end in metrics and logs. Whether all keep to them.
+    pub(crate) fn check_labels(&self, problems: &mut Problems) -> bool {
+        let before = problems.errors.len();
         for (key, value) in &self.labels {
             if !is_label_value(value) {
                 let message = format!(
@@ -109,6 +111,29 @@ impl ObjectMeta {
                 problems.error(label_path(key), message);
             }
         }
+        problems.errors.len() == before
+    }
+}
+
+/// A mapping in the `metadata` of an object that was rejected.
+pub(crate) enum Salvaged<'r, 'n> {
+    /// There is none.
+    Absent,
+    /// It is no mapping, or there is another.
+    Illegible,
+    /// It, perhaps not to its end.
+    Node(&'r Node<'n>),
+}
+
+/// `metadata.labels` or `metadata.annotations` of an object that was rejected before its fields were.
+pub(crate) fn salvaged<'r, 'n>(root: &'r Node<'n>, field: &str) -> Salvaged<'r, 'n> {
+    let Some(meta) = root.get("metadata") else { return Salvaged::Absent };
+    match meta.get(field) {
+        _ if root.is_contested("metadata") || meta.is_contested(field) => Salvaged::Illegible,
+        None => Salvaged::Absent,
+        Some(node) if node.value == Value::Null => Salvaged::Absent,
+        Some(node) if matches!(node.value, Value::Mapping(_)) => Salvaged::Node(node),
+        Some(_) => Salvaged::Illegible,
     }
 }
 

@@ -6,7 +6,8 @@ use heddle_model::Timestamp;
 use heddle_model::workload::{FailurePolicy, Labels};
 use serde::Deserialize;
 
-use crate::meta::{self, ObjectMeta};
+use crate::meta::{self, ObjectMeta, Salvaged};
+use crate::node::Node;
 use crate::problem::Problems;
 
 /// A Namespace, the fields we read.
@@ -35,6 +36,8 @@ pub struct Namespace {
     pub allow_exclusions: bool,
     /// `metadata.creationTimestamp`.
     pub created: Option<Timestamp>,
+    /// Its fields could be read. Where they could not, what it said before is better.
+    pub is_readable: bool,
 }
 
 /// The label `heddle.dev/mesh` of a namespace or pod.
@@ -47,7 +50,7 @@ pub enum MeshLabel {
     Enabled,
     /// `disabled`.
     Disabled,
-    /// Anything else, or unreadable: reported, and the pods it speaks for are not captured.
+    /// Anything else, or unreadable: reported, and of the pods it speaks for those are captured that something guards.
     Invalid,
 }
 
@@ -57,13 +60,27 @@ impl MeshLabel {
         let words = [("enabled", Self::Enabled), ("disabled", Self::Disabled)];
         meta::one_of(problems, &meta::label_path(meta::MESH_LABEL), text, &words).unwrap_or(Self::Invalid)
     }
+
+    /// The label of an object that was rejected before its fields were. One that is not there may have been lost, unless the tree `is_whole`.
+    pub(crate) fn salvage(root: &Node<'_>, is_whole: bool) -> Self {
+        let labels = match meta::salvaged(root, "labels") {
+            Salvaged::Absent if is_whole => return Self::Unset,
+            Salvaged::Absent | Salvaged::Illegible => return Self::Invalid,
+            Salvaged::Node(labels) => labels,
+        };
+        match labels.legible(meta::MESH_LABEL) {
+            Some("enabled") => Self::Enabled,
+            Some("disabled") => Self::Disabled,
+            None if is_whole && labels.get(meta::MESH_LABEL).is_none() => Self::Unset,
+            _ => Self::Invalid,
+        }
+    }
 }
 
 impl Namespace {
-    /// A namespace of which nothing but the name is known.
-    #[must_use]
-    pub fn unreadable(name: &str) -> Self {
-        Self { mesh: MeshLabel::Invalid, ..Self::absent(name) }
+    /// What is left of one that was rejected before its fields were: its label, if that can be read, and nothing that its pods may ask for.
+    pub(crate) fn salvage(name: &str, root: &Node<'_>, is_whole: bool) -> Self {
+        Self { mesh: MeshLabel::salvage(root, is_whole), is_readable: false, ..Self::absent(name) }
     }
 
     /// What holds for pods whose Namespace object does not exist.
@@ -76,6 +93,7 @@ impl Namespace {
             failure_policy: FailurePolicy::Closed,
             allow_exclusions: false,
             created: None,
+            is_readable: true,
         }
     }
 
@@ -98,6 +116,7 @@ impl Namespace {
             failure_policy: if open == Some(true) { FailurePolicy::Open } else { FailurePolicy::Closed },
             allow_exclusions: allow == Some(true),
             created: meta.created(problems),
+            is_readable: true,
         }
     }
 }

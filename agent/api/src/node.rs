@@ -72,6 +72,11 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// The text of a field that is there once.
+    pub(crate) fn legible(&self, key: &str) -> Option<&str> {
+        self.get(key).filter(|_| !self.is_contested(key)).and_then(Self::text)
+    }
+
     /// The items of a list; none if it is no list.
     pub(crate) fn items(&self) -> &[Self] {
         match &self.value {

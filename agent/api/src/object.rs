@@ -259,7 +259,7 @@ impl Reader {
             // These tell their own parts apart, and those from what was wrong before.
             (true, Kind::Route(_) | Kind::TrafficPolicy) => convert(kind, namespace, root, &mut problems),
             (true, _) if problems.errors.is_empty() => convert(kind, namespace, root, &mut problems),
-            (true, _) => salvage(kind, namespace, id.name, root),
+            (true, _) => salvage(kind, namespace, id.name, root, broken.is_empty()),
             // Its addresses are refused under a name that no Service can have.
             (false, Kind::Service) => {
                 let namespace =
@@ -271,7 +271,7 @@ impl Reader {
             (false, Kind::MeshTls | Kind::AuthorizationPolicy | Kind::NetworkPolicy)
                 if meta::is_dns_label(namespace) =>
             {
-                salvage(kind, namespace, &format!("{}:{line}", self.origin), root)
+                salvage(kind, namespace, &format!("{}:{line}", self.origin), root, broken.is_empty())
             }
             (false, _) => None,
         };
@@ -478,14 +478,15 @@ fn convert(kind: Kind, namespace: &str, root: &Node<'_>, problems: &mut Problems
             Some(Object::TrafficPolicy(Arc::new(traffic_policy::convert(namespace, name, root, problems))))
         }
     };
-    converted.or_else(|| salvage(kind, namespace, name, root))
+    converted.or_else(|| salvage(kind, namespace, name, root, true))
 }
 
-/// What is left of an object whose fields could not be read. Of a slice nothing: only its endpoints are missing.
-fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>) -> Option<Object> {
+/// What is left of an object whose fields could not be read; of its tree something may be missing unless it `is_whole`. Of a slice nothing: only
+/// its endpoints are missing.
+fn salvage(kind: Kind, namespace: &str, name: &str, root: &Node<'_>, is_whole: bool) -> Option<Object> {
     match kind {
-        Kind::Namespace => Some(Object::Namespace(Namespace::unreadable(name))),
-        Kind::Pod => Some(Object::Pod(Box::new(Pod::salvage(namespace, name, root)))),
+        Kind::Namespace => Some(Object::Namespace(Namespace::salvage(name, root, is_whole))),
+        Kind::Pod => Some(Object::Pod(Box::new(Pod::salvage(namespace, name, root, is_whole)))),
         Kind::Service => Some(Object::Service(service::salvage(namespace, name, root))),
         // Of a grant nothing: it grants nothing. Routes and TrafficPolicies are salvaged where they are converted.
         Kind::EndpointSlice | Kind::ReferenceGrant | Kind::Route(_) | Kind::TrafficPolicy => None,

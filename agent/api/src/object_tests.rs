@@ -1,6 +1,7 @@
 //! Files of several objects: which are read, which are reported, and that a bad one harms no other.
 
 use super::*;
+use crate::namespace::MeshLabel;
 
 /// `line Kind namespace/name` of what came out, and `line Kind object: field: message` of what was reported.
 fn told(text: &str) -> (Vec<String>, Vec<String>) {
@@ -34,7 +35,8 @@ metadata: {name: three}
     assert!(invalid[0].starts_with("7 Namespace two: : not YAML: unclosed bracket"), "{invalid:?}");
     let reading = read("f", text.as_bytes());
     let broken = reading.items.iter().find(|i| &*i.object.key().name == "two").unwrap();
-    assert_eq!(broken.object, Object::Namespace(Namespace::unreadable("two")));
+    let unreadable = Namespace { mesh: MeshLabel::Invalid, is_readable: false, ..Namespace::absent("two") };
+    assert_eq!(broken.object, Object::Namespace(unreadable));
 }
 
 #[test]
@@ -162,7 +164,6 @@ fn a_service_without_a_usable_name_still_refuses_its_address() {
 
 #[test]
 fn namespaces_keep_what_can_be_read() {
-    use crate::namespace::MeshLabel;
     use heddle_model::workload::FailurePolicy;
     let namespace = |meta: &str| {
         let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, {meta}}}\n");
@@ -188,6 +189,30 @@ fn namespaces_keep_what_can_be_read() {
     ];
     for (meta, expected) in table {
         assert_eq!(namespace(meta), expected, "{meta}");
+    }
+}
+
+#[test]
+fn a_rejected_namespace_keeps_its_label_and_allows_nothing() {
+    let table = [
+        ("{name: shop, labels: {heddle.dev/mesh: enabled, a: 7}}\n", MeshLabel::Enabled),
+        ("{name: shop, labels: {heddle.dev/mesh: disabled, a: 7}}\n", MeshLabel::Disabled),
+        ("{name: shop, labels: {heddle.dev/mesh: Enabled, a: 7}}\n", MeshLabel::Invalid),
+        ("{name: shop, labels: {heddle.dev/mesh: enabled, heddle.dev/mesh: disabled}}\n", MeshLabel::Invalid),
+        ("{name: shop, labels: 7}\n", MeshLabel::Invalid),
+        ("{name: shop, annotations: {a: 7}}\n", MeshLabel::Unset),
+        (
+            "{name: shop, annotations: {a: b, heddle.dev/allow-exclusions: 'true', c: 7}, labels: {heddle.dev/mesh: enabled}}\n",
+            MeshLabel::Enabled,
+        ),
+        ("{name: shop, labels: {heddle.dev/mesh: enabled", MeshLabel::Enabled),
+        ("{name: shop", MeshLabel::Invalid),
+    ];
+    for (metadata, mesh) in table {
+        let reading = read("f", format!("apiVersion: v1\nkind: Namespace\nmetadata: {metadata}").as_bytes());
+        let expected = Namespace { mesh, is_readable: false, ..Namespace::absent("shop") };
+        assert_eq!(reading.items.first().map(|item| &item.object), Some(&Object::Namespace(expected)), "{metadata}");
+        assert!(!reading.invalid.is_empty(), "{metadata}");
     }
 }
 

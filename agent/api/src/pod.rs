@@ -1,5 +1,6 @@
 //! `v1 Pod`: a workload, and how it asks to be captured.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,9 +10,9 @@ use heddle_model::{MeshConfig, MtlsMode, PodUid, Transport, Workload};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::meta::{self, ObjectMeta};
+use crate::meta::{self, ObjectMeta, Salvaged};
 use crate::namespace::{MeshLabel, Namespace};
-use crate::node::{Node, shortened};
+use crate::node::{Entry, Node, Value, shortened};
 use crate::problem::{Problem, Problems};
 
 /// A Pod, the fields we read.
@@ -96,6 +97,18 @@ pub struct Pod {
     mesh: MeshLabel,
     /// The object was rejected; what could be read is in `workload`.
     invalid: bool,
+    /// See [`KnownLabels::are_all`].
+    has_all_labels: bool,
+    is_readable: bool,
+}
+
+/// Labels of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownLabels<'p> {
+    /// Those that could be read.
+    pub labels: &'p Labels,
+    /// It has no others. Of a rejected pod some may not be known, and with them who selects it.
+    pub are_all: bool,
 }
 
 impl Pod {
@@ -111,27 +124,44 @@ impl Pod {
         &self.workload
     }
 
-    /// `metadata.labels`; none of a Pod whose fields could not be read, which is never in the mesh.
+    /// `metadata.labels`.
     #[must_use]
-    pub fn labels(&self) -> &Labels {
-        &self.workload.labels
+    pub fn labels(&self) -> KnownLabels<'_> {
+        KnownLabels { labels: &self.workload.labels, are_all: self.has_all_labels }
+    }
+
+    /// Whether everything could be read that says where it is and who selects it. Where that is not so, what it said before is better.
+    #[must_use]
+    pub const fn is_readable(&self) -> bool {
+        self.is_readable
     }
 
     /// The workload under its namespace (FEATURES A1, A6), and what it asked for that has no effect.
+    ///
+    /// `guard` says what guards the pod, if anything does: then neither a mistake nor its own wish takes it out of the mesh. Called only if
+    /// [`Self::hinges_on_guard`].
     #[must_use]
-    pub fn in_namespace(&self, namespace: Option<&Namespace>) -> (Workload, Vec<Problem>) {
-        let absent;
-        let namespace = match namespace {
-            Some(namespace) => namespace,
-            None => {
-                absent = Namespace::absent(&self.workload.namespace);
-                &absent
-            }
-        };
-        let mut workload = self.workload.clone();
-        workload.membership = self.membership(namespace);
-        let asked = std::mem::take(&mut workload.capture);
+    pub fn in_namespace(
+        &self,
+        namespace: Option<&Namespace>,
+        guard: impl FnOnce() -> Option<String>,
+    ) -> (Workload, Vec<Problem>) {
+        let namespace = self.own_or_absent(namespace);
         let mut warnings = Vec::new();
+        let mut workload = self.workload.clone();
+        workload.membership = match self.place(&namespace) {
+            Place::In => Membership::Enabled,
+            Place::Out(why) => Membership::Disabled(why),
+            Place::OutUnguarded(why) => match guard() {
+                None => Membership::Disabled(why),
+                Some(guard) => {
+                    // A mistake has been told of where it was read.
+                    warnings.extend((why == NotInMesh::PodOptedOut).then(|| refused_opt_out(&guard)));
+                    Membership::Enabled
+                }
+            },
+        };
+        let asked = std::mem::take(&mut workload.capture);
         if workload.membership == Membership::Enabled {
             if namespace.allow_exclusions {
                 workload.capture = asked;
@@ -144,36 +174,52 @@ impl Pod {
         (workload, warnings)
     }
 
-    fn membership(&self, namespace: &Namespace) -> Membership {
-        let enabled = match (self.mesh, namespace.mesh) {
-            (MeshLabel::Disabled, _) => return Membership::Disabled(NotInMesh::PodOptedOut),
-            (MeshLabel::Invalid, _) | (MeshLabel::Unset, MeshLabel::Invalid) => {
-                return Membership::Disabled(NotInMesh::InvalidLabel);
+    /// Whether the pod is in the mesh only if something guards it.
+    #[must_use]
+    pub fn hinges_on_guard(&self, namespace: Option<&Namespace>) -> bool {
+        matches!(self.place(&self.own_or_absent(namespace)), Place::OutUnguarded(_))
+    }
+
+    fn own_or_absent<'n>(&self, namespace: Option<&'n Namespace>) -> Cow<'n, Namespace> {
+        namespace.map_or_else(|| Cow::Owned(Namespace::absent(&self.workload.namespace)), Cow::Borrowed)
+    }
+
+    fn place(&self, namespace: &Namespace) -> Place {
+        let place = match (self.mesh, namespace.mesh) {
+            (MeshLabel::Disabled, MeshLabel::Enabled | MeshLabel::Invalid) if !namespace.allow_exclusions => {
+                Place::OutUnguarded(NotInMesh::PodOptedOut)
             }
-            (MeshLabel::Enabled, _) | (MeshLabel::Unset, MeshLabel::Enabled) => true,
-            (MeshLabel::Unset, MeshLabel::Unset | MeshLabel::Disabled) => false,
+            (MeshLabel::Disabled, _) => Place::Out(NotInMesh::PodOptedOut),
+            (MeshLabel::Invalid, _) | (MeshLabel::Unset, MeshLabel::Invalid) => {
+                Place::OutUnguarded(NotInMesh::InvalidLabel)
+            }
+            (MeshLabel::Unset, MeshLabel::Unset | MeshLabel::Disabled) => Place::Out(NotInMesh::NotLabelled),
+            (MeshLabel::Enabled, _) | (MeshLabel::Unset, MeshLabel::Enabled) if self.invalid => {
+                Place::OutUnguarded(NotInMesh::InvalidObject)
+            }
+            (MeshLabel::Enabled, _) | (MeshLabel::Unset, MeshLabel::Enabled) => Place::In,
         };
-        if !enabled {
-            Membership::Disabled(NotInMesh::NotLabelled)
-        } else if self.invalid {
-            Membership::Disabled(NotInMesh::InvalidObject)
-        } else if self.workload.host_network {
-            Membership::Disabled(NotInMesh::HostNetwork)
-        } else {
-            Membership::Enabled
+        match place {
+            Place::In if self.workload.host_network => Place::Out(NotInMesh::HostNetwork),
+            Place::OutUnguarded(why) if self.workload.host_network => Place::Out(why),
+            place => place,
         }
     }
 
     pub(crate) fn convert(namespace: &str, fields: &PodFields, problems: &mut Problems) -> Self {
         let PodFields { metadata: meta, spec, status } = fields;
-        meta.check_labels(problems);
+        let mut labels = meta.labels.clone();
+        if !meta.check_labels(problems) {
+            labels.retain(|_, value| meta::is_label_value(value));
+        }
+        let has_all_labels = labels.len() == meta.labels.len();
         let uid = meta.uid.as_deref().filter(|uid| !uid.is_empty());
         let uid = uid.map_or_else(|| format!("{namespace}/{}", meta.name), str::to_owned);
         let mut workload = Workload::new(&uid, namespace, &meta.name);
         workload.workload_name = owner(meta);
         workload.app = meta.first_label(&["app.kubernetes.io/name", "app"]);
         workload.version = meta.first_label(&["app.kubernetes.io/version", "version"]);
-        workload.labels = Arc::new(meta.labels.clone());
+        workload.labels = Arc::new(labels);
         workload.named_ports = named_ports(spec, problems);
         workload.zone = meta.first_label(&["topology.kubernetes.io/zone"]);
         workload.created = meta.created(problems);
@@ -200,20 +246,21 @@ impl Pod {
         }
         workload.transport = foreign_transport(meta, spec);
         workload.capture = asked(meta, problems);
-        workload.standalone = standalone(meta, problems);
+        let annotation = |key: &str| meta.annotations.get(key).map(String::as_str);
+        workload.standalone = standalone(annotation, problems);
+        let is_readable = problems.errors.is_empty();
         let mesh = MeshLabel::read(meta, problems);
-        Self { workload, mesh, invalid: !problems.errors.is_empty() }
+        Self { workload, mesh, invalid: !problems.errors.is_empty(), has_all_labels, is_readable }
     }
 
-    /// What can be known of a Pod that was rejected before its fields were: enough to list it and its addresses.
-    pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>) -> Self {
+    /// What can be known of a Pod that was rejected before its fields were: enough to list it, and to hold it in the mesh.
+    pub(crate) fn salvage(namespace: &str, name: &str, root: &Node<'_>, is_whole: bool) -> Self {
         let text = |path: &[&str]| root.at(path).and_then(Node::text).unwrap_or_default();
         let uid = Some(text(&["metadata", "uid"])).filter(|uid| !uid.is_empty());
         let uid = uid.map_or_else(|| format!("{namespace}/{name}"), str::to_owned);
         let mut workload = Workload::new(&uid, namespace, name);
         workload.node = text(&["spec", "nodeName"]).into();
-        workload.host_network =
-            root.at(&["spec", "hostNetwork"]).is_some_and(|n| n.value == crate::node::Value::Bool(true));
+        workload.host_network = root.at(&["spec", "hostNetwork"]).is_some_and(|n| n.value == Value::Bool(true));
         workload.finished = matches!(text(&["status", "phase"]), "Succeeded" | "Failed");
         let listed = root.at(&["status", "podIPs"]).map_or(&[][..], Node::items);
         let listed = listed.iter().filter_map(|item| item.get("ip")).filter_map(Node::text);
@@ -224,16 +271,46 @@ impl Pod {
                 workload.addresses.push(ip);
             }
         }
-        let mesh = match root.at(&["metadata", "labels"]).map(|labels| labels.get(meta::MESH_LABEL)) {
-            Some(Some(label)) => match label.text() {
-                Some("enabled") => MeshLabel::Enabled,
-                Some("disabled") => MeshLabel::Disabled,
-                _ => MeshLabel::Invalid,
-            },
-            _ => MeshLabel::Unset,
-        };
-        Self { workload, mesh, invalid: true }
+        if root.at(&["spec", "serviceAccountName"]).is_some() || !is_whole {
+            // Nobody's identity, where it cannot be read.
+            let account = root.get("spec").and_then(|spec| spec.legible("serviceAccountName"));
+            workload.service_account = account.filter(|name| meta::is_dns_subdomain(name)).unwrap_or_default().into();
+        }
+        let (labels, has_all_labels) = salvaged_labels(root, is_whole);
+        workload.labels = Arc::new(labels);
+        if let Salvaged::Node(annotations) = meta::salvaged(root, "annotations") {
+            workload.standalone = standalone(|key| annotations.legible(key), &mut Problems::default());
+        }
+        let mesh = MeshLabel::salvage(root, is_whole);
+        Self { workload, mesh, invalid: true, has_all_labels, is_readable: false }
     }
+}
+
+/// The labels of a rejected Pod that can be read, and whether those are all.
+fn salvaged_labels(root: &Node<'_>, is_whole: bool) -> (Labels, bool) {
+    let labels = match meta::salvaged(root, "labels") {
+        Salvaged::Absent => return (Labels::new(), is_whole),
+        Salvaged::Illegible => return (Labels::new(), false),
+        Salvaged::Node(labels) => labels,
+    };
+    let Value::Mapping(entries) = &labels.value else { return (Labels::new(), false) };
+    let legible = |entry: &Entry<'_>| {
+        let value = entry.node.text().filter(|value| meta::is_label_value(value) && !entry.is_contested)?;
+        Some((entry.key.to_string(), value.to_owned()))
+    };
+    let known: Labels = entries.iter().filter_map(legible).collect();
+    let are_all = is_whole && known.len() == entries.len();
+    (known, are_all)
+}
+
+/// What a pod's label and its namespace's make of it.
+enum Place {
+    /// In the mesh.
+    In,
+    /// Outside, whatever guards it.
+    Out(NotInMesh),
+    /// Outside by a mistake, or by a wish that its namespace does not allow: only where nothing guards it.
+    OutUnguarded(NotInMesh),
 }
 
 /// TCP ports with a name, for NetworkPolicies. A number that is none is a warning: nobody listens there.
@@ -333,6 +410,14 @@ pub fn keep_captured(
     kept.into_iter().map(problem).collect()
 }
 
+fn refused_opt_out(guard: &str) -> Problem {
+    let message = format!(
+        "`disabled` has no effect: {guard}, and the namespace does not allow it (annotate the Namespace with {}: \"true\")",
+        meta::ALLOW_EXCLUSIONS
+    );
+    Problem::new(meta::label_path(meta::MESH_LABEL), message)
+}
+
 fn refused(asked: &Capture) -> impl Iterator<Item = Problem> {
     let asked = [
         (!asked.exclude_outbound_cidrs.is_empty(), meta::EXCLUDE_OUTBOUND_CIDRS),
@@ -349,15 +434,15 @@ fn refused(asked: &Capture) -> impl Iterator<Item = Problem> {
     })
 }
 
-fn standalone(meta: &ObjectMeta, problems: &mut Problems) -> Option<StandalonePaths> {
+fn standalone<'a>(annotation: impl Fn(&str) -> Option<&'a str>, problems: &mut Problems) -> Option<StandalonePaths> {
     let mut path = |key: &str| {
-        let text = meta.annotations.get(key)?;
+        let text = annotation(key)?;
         if !text.starts_with('/') || text.contains('\0') || text.split('/').any(|part| part == "..") {
             let message = format!("`{}` is no absolute path without `..`", shortened(text));
             problems.error(meta::annotation_path(key), message);
             return None;
         }
-        Some(Arc::<str>::from(text.as_str()))
+        Some(Arc::<str>::from(text))
     };
     let (netns, cgroup) = (path(meta::STANDALONE_NETNS), path(meta::STANDALONE_CGROUP));
     match (netns, cgroup) {

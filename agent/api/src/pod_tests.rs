@@ -18,6 +18,11 @@ fn pod(yaml: &str) -> (Pod, Vec<String>, Vec<String>) {
     (pod.expect("a pod"), text(&reading.invalid), text(&reading.warnings))
 }
 
+/// Under a namespace, with nothing that guards it.
+fn unguarded(pod: &Pod, namespace: Option<&Namespace>) -> (Workload, Vec<Problem>) {
+    pod.in_namespace(namespace, || None)
+}
+
 fn namespace(mesh: MeshLabel, allow_exclusions: bool) -> Namespace {
     Namespace { mesh, allow_exclusions, ..Namespace::absent("shop") }
 }
@@ -112,23 +117,33 @@ fn membership_table() {
     use MeshLabel::{Disabled, Enabled, Invalid, Unset};
     use NotInMesh::{HostNetwork, InvalidLabel, InvalidObject, NotLabelled, PodOptedOut};
     let out = Membership::Disabled;
+    // Of one that nothing guards, and whether a guard holds it.
     let table = [
-        ("", Unset, out(NotLabelled)),
-        ("", Enabled, Membership::Enabled),
-        ("", Disabled, out(NotLabelled)),
-        ("", Invalid, out(InvalidLabel)),
-        ("label: enabled", Unset, Membership::Enabled),
-        ("label: enabled", Disabled, Membership::Enabled),
-        ("label: enabled", Invalid, Membership::Enabled),
-        ("label: disabled", Enabled, out(PodOptedOut)),
-        ("label: disabled", Invalid, out(PodOptedOut)),
-        ("label: on", Enabled, out(InvalidLabel)),
-        ("host", Enabled, out(HostNetwork)),
-        ("host", Unset, out(NotLabelled)),
-        ("bad", Enabled, out(InvalidObject)),
-        ("bad", Unset, out(NotLabelled)),
+        ("", Unset, out(NotLabelled), false),
+        ("", Enabled, Membership::Enabled, false),
+        ("", Disabled, out(NotLabelled), false),
+        ("", Invalid, out(InvalidLabel), true),
+        ("label: enabled", Unset, Membership::Enabled, false),
+        ("label: enabled", Disabled, Membership::Enabled, false),
+        ("label: enabled", Invalid, Membership::Enabled, false),
+        ("label: disabled", Enabled, out(PodOptedOut), true),
+        ("label: disabled", Invalid, out(PodOptedOut), true),
+        // The namespace's own label has taken it out.
+        ("label: disabled", Disabled, out(PodOptedOut), false),
+        ("label: disabled", Unset, out(PodOptedOut), false),
+        ("label: on", Enabled, out(InvalidLabel), true),
+        // It may have been meant to be in, in spite of the namespace.
+        ("label: on", Disabled, out(InvalidLabel), true),
+        ("label: on", Unset, out(InvalidLabel), true),
+        ("host", Enabled, out(HostNetwork), false),
+        ("host", Unset, out(NotLabelled), false),
+        ("host", Invalid, out(InvalidLabel), false),
+        ("bad", Enabled, out(InvalidObject), true),
+        ("bad", Unset, out(NotLabelled), false),
+        ("bad", Disabled, out(NotLabelled), false),
+        ("bad", Invalid, out(InvalidLabel), true),
     ];
-    for (what, namespace_label, expected) in table {
+    for (what, namespace_label, expected, is_held) in table {
         let label = what.strip_prefix("label: ").map(|value| format!("labels: {{heddle.dev/mesh: '{value}'}}"));
         let status = if what == "bad" { "status: {podIP: nonsense}" } else { "" };
         let yaml = format!(
@@ -137,11 +152,31 @@ fn membership_table() {
             what == "host"
         );
         let (pod, ..) = pod(&yaml);
-        let (workload, _) = pod.in_namespace(Some(&namespace(namespace_label, false)));
-        assert_eq!(workload.membership, expected, "{what} in {namespace_label:?}");
+        let of = namespace(namespace_label, false);
+        assert_eq!(unguarded(&pod, Some(&of)).0.membership, expected, "{what} in {namespace_label:?}");
+        assert_eq!(pod.hinges_on_guard(Some(&of)), is_held, "{what} in {namespace_label:?}");
+        let (guarded, _) = pod.in_namespace(Some(&of), || Some("a policy".to_owned()));
+        let expected = if is_held { Membership::Enabled } else { expected };
+        assert_eq!(guarded.membership, expected, "{what} in {namespace_label:?}");
     }
     let (pod, ..) = pod("metadata: {name: web}\n");
-    assert_eq!(pod.in_namespace(None).0.membership, out(NotLabelled));
+    assert_eq!(unguarded(&pod, None).0.membership, out(NotLabelled));
+}
+
+#[test]
+fn a_guarded_pod_opts_out_only_where_its_namespace_allows_it() {
+    let (pod, ..) = pod("metadata: {name: web, labels: {heddle.dev/mesh: disabled}}\n");
+    let guarded = |allowed: bool| {
+        let (workload, told) =
+            pod.in_namespace(Some(&namespace(MeshLabel::Enabled, allowed)), || Some("a policy".to_owned()));
+        let told: Vec<_> = told.into_iter().map(|problem| (problem.field, problem.message)).collect();
+        (workload.membership, workload.transport, told)
+    };
+    let refused = "`disabled` has no effect: a policy, and the namespace does not allow it (annotate the Namespace with \
+                   heddle.dev/allow-exclusions: \"true\")";
+    let told = ("metadata.labels[heddle.dev/mesh]".to_owned(), refused.to_owned());
+    assert_eq!(guarded(false), (Membership::Enabled, Transport::Heddle, vec![told]));
+    assert_eq!(guarded(true), (Membership::Disabled(NotInMesh::PodOptedOut), Transport::Plain, vec![]));
 }
 
 #[test]
@@ -168,7 +203,7 @@ fn transport_table() {
     for (meta, spec, label, expected) in table {
         let (pod, invalid, _) = pod(&format!("metadata: {{name: web, {meta}}}\nspec: {{{spec}}}\n"));
         assert_eq!(invalid, Vec::<String>::new(), "{meta}");
-        assert_eq!(pod.in_namespace(Some(&namespace(label, false))).0.transport, expected, "{meta} {spec} {label:?}");
+        assert_eq!(unguarded(&pod, Some(&namespace(label, false))).0.transport, expected, "{meta} {spec} {label:?}");
     }
 }
 
@@ -187,7 +222,7 @@ fn exclusions_count_only_where_the_namespace_allows_them() {
     let (pod, invalid, warnings) = pod(ASKING);
     assert_eq!((invalid, warnings), (vec![], vec![]));
     let allowing = Namespace { failure_policy: FailurePolicy::Open, ..namespace(MeshLabel::Enabled, true) };
-    let (workload, warnings) = pod.in_namespace(Some(&allowing));
+    let (workload, warnings) = unguarded(&pod, Some(&allowing));
     assert_eq!(warnings, []);
     let capture = workload.capture;
     let cidrs: Vec<String> = capture.exclude_outbound_cidrs.iter().map(ToString::to_string).collect();
@@ -196,14 +231,14 @@ fn exclusions_count_only_where_the_namespace_allows_them() {
     assert_eq!((capture.exclude_inbound_ports, capture.opaque_ports), (vec![9100], vec![3306]));
     assert_eq!(capture.failure_policy, FailurePolicy::Open);
 
-    let (workload, warnings) = pod.in_namespace(Some(&namespace(MeshLabel::Enabled, false)));
+    let (workload, warnings) = unguarded(&pod, Some(&namespace(MeshLabel::Enabled, false)));
     assert_eq!(workload.membership, Membership::Enabled, "it stays captured");
     assert_eq!(workload.capture, Capture::default());
     let fields: Vec<&str> = warnings.iter().map(|w| w.field.as_str()).collect();
     let all = ["exclude-outbound-cidrs", "exclude-outbound-ports", "exclude-inbound-ports", "opaque-ports"];
     assert_eq!(fields, all.map(|name| format!("metadata.annotations[heddle.dev/{name}]")));
     assert!(warnings[0].message.contains("heddle.dev/allow-exclusions: \"true\""), "{}", warnings[0].message);
-    assert_eq!(pod.in_namespace(None).1, [], "nothing to warn of outside the mesh");
+    assert_eq!(unguarded(&pod, None).1, [], "nothing to warn of outside the mesh");
 }
 
 #[test]
@@ -218,7 +253,7 @@ metadata:
     assert_eq!(invalid, Vec::<String>::new());
     assert_eq!(warnings.len(), 4, "{warnings:?}");
     assert!(warnings[0].starts_with("7: metadata.annotations[heddle.dev/exclude-outbound-cidrs]: `10.0.0.0/33`"));
-    let (workload, _) = pod.in_namespace(Some(&namespace(MeshLabel::Enabled, true)));
+    let (workload, _) = unguarded(&pod, Some(&namespace(MeshLabel::Enabled, true)));
     assert_eq!(workload.membership, Membership::Enabled);
     assert_eq!((workload.capture.exclude_outbound_cidrs.len(), workload.capture.opaque_ports), (1, vec![80]));
 }
@@ -265,15 +300,83 @@ fn what_makes_a_pod_invalid_table() {
 }
 
 #[test]
-fn an_unreadable_pod_keeps_its_name_node_label_and_addresses() {
+fn an_unreadable_pod_keeps_what_holds_it_in_the_mesh() {
     let (pod, invalid, _) = pod("
-metadata: {name: web, namespace: shop, labels: {heddle.dev/mesh: enabled}}
-spec: {nodeName: a, serviceAccountName: [1]}
+metadata:
+  name: web
+  namespace: shop
+  uid: 6a7b
+  labels: {heddle.dev/mesh: enabled, app: web, tier: [front], odd: 'no label'}
+  annotations: {standalone.heddle.dev/netns: /run/netns/web, standalone.heddle.dev/cgroup: web}
+spec: {nodeName: a, serviceAccountName: web, hostNetwork: 7}
 status: {podIPs: [{ip: 10.1.0.1}, {ip: 7}]}
 ");
     assert_eq!(invalid.len(), 1);
-    let (workload, _) = pod.in_namespace(None);
+    assert!(!pod.is_readable());
+    let (workload, _) = unguarded(&pod, None);
     assert_eq!(workload.membership, Membership::Disabled(NotInMesh::InvalidObject));
-    assert_eq!((&*workload.node, workload.uid.as_str()), ("a", "shop/web"));
+    let (workload, _) = pod.in_namespace(None, || Some("a policy".to_owned()));
+    assert_eq!(workload.membership, Membership::Enabled);
+    assert_eq!((&*workload.node, workload.uid.as_str(), &*workload.service_account), ("a", "6a7b", "web"));
     assert_eq!(workload.addresses.len(), 1);
+    let paths = workload.standalone.unwrap();
+    assert_eq!((&*paths.netns, paths.cgroup), ("/run/netns/web", None));
+    let labels: Vec<_> = pod.labels().labels.keys().map(String::as_str).collect();
+    assert_eq!((labels, pod.labels().are_all), (vec!["app", "heddle.dev/mesh"], false));
+}
+
+#[test]
+fn what_a_rejected_pod_keeps_table() {
+    // Its label, labels, whether those are all, and its account.
+    let table = [
+        ("metadata: {name: web, labels: {a: b}}\nspec: []\n", "Unset", "a", true, "default"),
+        ("metadata: {name: web}\nspec: []\n", "Unset", "", true, "default"),
+        ("metadata: {name: web, labels: null}\nspec: []\n", "Unset", "", true, "default"),
+        ("metadata: {name: web, labels: [a]}\n", "Invalid", "", false, "default"),
+        ("metadata: {name: web, labels: {heddle.dev/mesh: true, a: b}}\n", "Invalid", "a", false, "default"),
+        (
+            "metadata: {name: web, labels: {heddle.dev/mesh: disabled, a: 7}}\n",
+            "Disabled",
+            "heddle.dev/mesh",
+            false,
+            "default",
+        ),
+        ("metadata: {name: web, labels: {a: b, a: c, d: e}}\n", "Invalid", "d", false, ""),
+        (
+            "metadata: {name: web, labels: {heddle.dev/mesh: enabled, heddle.dev/mesh: disabled}}\n",
+            "Invalid",
+            "",
+            false,
+            "",
+        ),
+        ("metadata: {name: web, labels: {heddle.dev/mesh: enabled}, labels: {a: b}}\n", "Invalid", "", false, ""),
+        ("metadata: {name: web, labels: {a: b}}\nspec: {serviceAccountName: [a]}\n", "Unset", "a", true, ""),
+        (
+            "metadata: {name: web, labels: {a: b}}\nspec: {serviceAccountName: a, serviceAccountName: b}\n",
+            "Invalid",
+            "a",
+            false,
+            "",
+        ),
+        // The rest is lost.
+        ("metadata: {name: web, labels: {a: b", "Invalid", "a", false, ""),
+        ("metadata: {name: web", "Invalid", "", false, ""),
+        ("metadata: {name: web, labels: {heddle.dev/mesh: enabled", "Enabled", "heddle.dev/mesh", false, ""),
+    ];
+    for (yaml, mesh, labels, are_all, account) in table {
+        let (pod, invalid, _) = pod(yaml);
+        assert!(!invalid.is_empty() && pod.invalid && !pod.is_readable(), "{yaml}");
+        let known: Vec<_> = pod.labels().labels.keys().map(String::as_str).collect();
+        assert_eq!((format!("{:?}", pod.mesh).as_str(), known.join(" ").as_str()), (mesh, labels), "{yaml}");
+        assert_eq!((pod.labels().are_all, &*pod.workload.service_account), (are_all, account), "{yaml}");
+    }
+}
+
+#[test]
+fn a_label_that_is_none_may_have_been_any() {
+    let (pod, invalid, _) = pod("metadata: {name: web, labels: {app: 'web ', tier: front}}\n");
+    assert_eq!(invalid.len(), 1);
+    assert_eq!((pod.labels().labels.len(), pod.labels().are_all, pod.is_readable()), (1, false, false));
+    let (pod, ..) = self::pod("metadata: {name: web, labels: {heddle.dev/mesh: enabeld}}\n");
+    assert_eq!((pod.labels().are_all, pod.is_readable()), (true, true), "all of it is legible");
 }

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use heddle_api::pod::KnownLabels;
 use heddle_api::{Key, Kind};
 use heddle_model::network_policy::{NetworkPolicy, Operator};
-use heddle_model::policy::{Action, AuthorizationPolicy, PortAccess, Target};
+use heddle_model::policy::{Action, AuthorizationPolicy, PortAccess, Rules, Target};
 use heddle_model::workload::Labels;
 use heddle_model::{PodUid, PolicyDelta, PolicyKey, ServiceKey, WorkloadPolicies};
 
@@ -48,11 +49,11 @@ pub(crate) struct Touched {
 }
 
 impl Touched {
-    /// Whether a pod with these labels is concerned.
-    pub(crate) fn concerns(&self, labels: &Labels) -> bool {
+    /// Whether a pod is or may be concerned.
+    pub(crate) fn concerns(&self, pod: KnownLabels<'_>) -> bool {
         self.policies.iter().any(|policy| match policy {
-            AnyPolicy::Authorization(policy) => policy.selects(labels),
-            AnyPolicy::Network(policy) => policy.selects(labels),
+            AnyPolicy::Authorization(policy) => policy.selects(pod) != Some(false),
+            AnyPolicy::Network(policy) => policy.selects(pod) != Some(false),
         })
     }
 }
@@ -123,11 +124,11 @@ impl Policies {
         self.changed.services.iter()
     }
 
-    /// What speaks of a pod by itself.
-    pub(crate) fn of_pod(&self, namespace: &Arc<str>, labels: &Labels) -> WorkloadPolicies {
+    /// What speaks of a pod by itself. Where nobody can tell, as not all its labels are known, a policy speaks of it as a rejected one does.
+    pub(crate) fn of_pod(&self, namespace: &Arc<str>, pod: KnownLabels<'_>) -> WorkloadPolicies {
         WorkloadPolicies {
-            authorization: self.authorization.of(namespace, labels),
-            network: self.network.of(namespace, labels),
+            authorization: self.authorization.of(namespace, pod),
+            network: self.network.of(namespace, pod),
         }
     }
 
@@ -148,7 +149,10 @@ impl Policies {
     }
 
     /// What is to be given out since the last time. `pod` says namespace and labels of a pod, if there still is one.
-    pub(crate) fn delta<'p>(&mut self, pod: impl Fn(&PodUid) -> Option<(&'p Arc<str>, &'p Labels)>) -> PolicyDelta {
+    pub(crate) fn delta<'p>(
+        &mut self,
+        pod: impl Fn(&PodUid) -> Option<(&'p Arc<str>, KnownLabels<'p>)>,
+    ) -> PolicyDelta {
         let changed = std::mem::take(&mut self.changed);
         let mut delta = PolicyDelta {
             authorization: changed.authorization.into_iter().collect(),
@@ -189,24 +193,44 @@ pub(crate) fn guard<'a>(
     of_services: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>,
     port: u16,
 ) -> Option<String> {
+    let in_force = of_pod.authorization.iter().chain(of_services).filter(|policy| is_in_force(policy));
+    let access = PortAccess::new(in_force, port);
+    access.policies().first().map(|policy| speaks(policy, "it")).or_else(|| isolating(of_pod))
+}
+
+/// The policy for which a pod must not leave the mesh, named for a report: as [`guard`], for any of its ports.
+pub(crate) fn guard_of_any<'a>(
+    of_pod: &'a WorkloadPolicies,
+    of_services: impl Iterator<Item = &'a Arc<AuthorizationPolicy>>,
+) -> Option<String> {
     let all = of_pod.authorization.iter().chain(of_services);
-    let in_force = all.filter(|policy| policy.action != Action::Audit && !policy.dry_run);
-    if let Some(policy) = PortAccess::new(in_force, port).policies().first() {
-        return Some(format!(
-            "{} {}/{} speaks of it",
-            Kind::AuthorizationPolicy.as_str(),
-            policy.namespace,
-            policy.name
-        ));
-    }
+    // One without rules lets nobody in, or decides nothing.
+    let decides =
+        |policy: &AuthorizationPolicy| policy.action == Action::Allow || policy.rules != Rules::Any(Vec::new());
+    let first = all.filter(|policy| is_in_force(policy) && decides(policy)).min_by_key(|policy| &policy.name);
+    first.map(|policy| speaks(policy, "the pod")).or_else(|| isolating(of_pod))
+}
+
+fn is_in_force(policy: &AuthorizationPolicy) -> bool {
+    policy.action != Action::Audit && !policy.dry_run
+}
+
+fn speaks(policy: &AuthorizationPolicy, of: &str) -> String {
+    format!("{} {}/{} speaks of {of}", Kind::AuthorizationPolicy.as_str(), policy.namespace, policy.name)
+}
+
+fn isolating(of_pod: &WorkloadPolicies) -> Option<String> {
     let isolating = of_pod.network.iter().find(|policy| policy.is_rejected || policy.ingress.is_some())?;
     Some(format!("{} {}/{} isolates the pod", Kind::NetworkPolicy.as_str(), isolating.namespace, isolating.name))
 }
 
 /// A policy that selects pods of its namespace.
-trait Selecting {
+trait Selecting: Clone {
     fn place(&self) -> (&Arc<str>, &Arc<str>);
-    fn selects(&self, labels: &Labels) -> bool;
+    /// Whether a pod is selected; `None` where that depends on labels that are not known.
+    fn selects(&self, pod: KnownLabels<'_>) -> Option<bool>;
+    /// Makes of it what it would be, had it been rejected.
+    fn reject(&mut self);
     /// A label, of whose values a pod must have one to be selected.
     fn wanted(&self) -> Option<(&str, Vec<&str>)>;
 }
@@ -216,8 +240,12 @@ impl Selecting for AuthorizationPolicy {
         (&self.namespace, &self.name)
     }
 
-    fn selects(&self, labels: &Labels) -> bool {
-        self.target.selects(labels)
+    fn selects(&self, pod: KnownLabels<'_>) -> Option<bool> {
+        if pod.are_all { Some(self.target.selects(pod.labels)) } else { self.target.selects_knowing(pod.labels) }
+    }
+
+    fn reject(&mut self) {
+        self.rules = Rules::Rejected;
     }
 
     fn wanted(&self) -> Option<(&str, Vec<&str>)> {
@@ -233,8 +261,12 @@ impl Selecting for NetworkPolicy {
         (&self.namespace, &self.name)
     }
 
-    fn selects(&self, labels: &Labels) -> bool {
-        self.pods.matches(labels)
+    fn selects(&self, pod: KnownLabels<'_>) -> Option<bool> {
+        if pod.are_all { Some(self.pods.matches(pod.labels)) } else { self.pods.matches_knowing(pod.labels) }
+    }
+
+    fn reject(&mut self) {
+        self.is_rejected = true;
     }
 
     fn wanted(&self) -> Option<(&str, Vec<&str>)> {
@@ -289,16 +321,31 @@ impl<P: Selecting> BySelector<P> {
         }
     }
 
-    /// Those that select a pod of a namespace, by name.
-    fn of(&self, namespace: &Arc<str>, labels: &Labels) -> Vec<Arc<P>> {
+    /// Those that select a pod of a namespace, or may, by name.
+    fn of(&self, namespace: &Arc<str>, pod: KnownLabels<'_>) -> Vec<Arc<P>> {
         let Some(filed) = self.namespaces.get(namespace) else { return Vec::new() };
         let at = |(key, value): (&String, &String)| filed.labels.get(&(key.clone(), value.clone()));
-        // One is filed under one label, of which a pod has one value: none comes twice.
-        let candidates = labels.iter().filter_map(at).chain([&filed.others]).flatten();
-        let mut selecting: Vec<_> =
-            candidates.filter(|(_, policy)| policy.selects(labels)).map(|(_, policy)| Arc::clone(policy)).collect();
+        let by_label: Vec<_> =
+            if pod.are_all { pod.labels.iter().filter_map(at).collect() } else { filed.labels.values().collect() };
+        let candidates = by_label.into_iter().chain([&filed.others]).flatten().map(|(_, policy)| policy);
+        let mut selecting: Vec<_> = candidates.filter_map(|policy| applied(policy, pod)).collect();
         selecting.sort_by(|a, b| a.place().cmp(&b.place()));
+        // It is filed under one label only, but under each value that it wants of that.
+        selecting.dedup_by(|a, b| a.place() == b.place());
         selecting
+    }
+}
+
+/// A policy as it speaks of a pod, if it does or may.
+fn applied<P: Selecting>(policy: &Arc<P>, pod: KnownLabels<'_>) -> Option<Arc<P>> {
+    match policy.selects(pod) {
+        Some(true) => Some(Arc::clone(policy)),
+        Some(false) => None,
+        None => {
+            let mut rejected = P::clone(policy);
+            rejected.reject();
+            Some(Arc::new(rejected))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Objects in, delta out: joins pods with their namespaces, mTLS modes and policies, and Services with their EndpointSlices.
 //!
 //! Pure and incremental: a slice recomputes its Service, a namespace its pods, a MeshTLS those it selects, a pod itself. A policy recomputes what
-//! applies to the pods it selects, and the pods themselves only where they exclude ports.
+//! applies to the pods it selects, and the pods themselves only where they exclude ports or would leave the mesh unguarded.
 //! What comes out depends on the objects that are set, not on the order in which they were (but for the Mesh: a rejected one leaves the former in
 //! force, DESIGN §7).
 
@@ -16,7 +16,9 @@ use heddle_api::{EndpointSlice, Key, Kind, MeshTls, Namespace, Object, Problem, 
 use heddle_model::network_policy::NetworkPolicy;
 use heddle_model::policy::AuthorizationPolicy;
 use heddle_model::workload::Labels;
-use heddle_model::{Delta, Endpoint, MeshConfig, PodUid, Service, ServiceKey, ServicePort, Transport, Workload};
+use heddle_model::{
+    Delta, Endpoint, MeshConfig, MtlsMode, MtlsModes, PodUid, Service, ServiceKey, ServicePort, Transport, Workload,
+};
 
 use crate::overruled::Overrulings;
 use crate::policies::{self, Policies};
@@ -215,14 +217,21 @@ impl Reducer {
         }
     }
 
-    /// Touches the pods for which a MeshTLS speaks or spoke.
+    /// Touches the pods of a namespace for which it matters what guards them.
+    fn touch_going_round(&mut self, namespace: &Arc<str>) {
+        let of_namespace = self.namespace(namespace).cloned();
+        self.touch_pods(namespace, |pod| goes_round(pod, of_namespace.as_ref()));
+    }
+
+    /// Touches the pods for which a MeshTLS speaks or spoke, or may.
     fn touch_selected(&mut self, namespace: &Arc<str>, old: Option<&Object>, new: Option<&Object>) {
         let modes = |object: Option<&Object>| match object {
             Some(Object::MeshTls(modes)) => Some(modes.selector.clone()),
             _ => None,
         };
         let selectors = [modes(old), modes(new)];
-        self.touch_pods(namespace, |pod| selectors.iter().flatten().any(|selector| selector.matches(pod.labels())));
+        let concerns = |pod: &Pod| selectors.iter().flatten().any(|s| s.selects(pod.labels()) != Some(false));
+        self.touch_pods(namespace, concerns);
     }
 
     /// Touches what changed policies speak or spoke of, and tells of those whose Service there is not.
@@ -235,7 +244,7 @@ impl Reducer {
                 if self.dirty.uids.contains(pod.uid()) || !touched.concerns(pod.labels()) {
                     continue;
                 }
-                if excludes(pod) {
+                if goes_round(pod, self.namespace(&namespace)) {
                     self.touch_pod(pod);
                 } else {
                     self.policies.touch(pod.uid());
@@ -248,7 +257,7 @@ impl Reducer {
         }
         self.dirty.targets.extend(self.policies.changed_services().map(|(namespace, _)| Arc::clone(namespace)));
         for namespace in std::mem::take(&mut self.dirty.targets) {
-            self.touch_pods(&namespace, excludes);
+            self.touch_going_round(&namespace);
         }
     }
 
@@ -309,23 +318,45 @@ impl Reducer {
     /// A pod with its namespace's and its modes' say, and what of all that is not in force.
     fn workload(&self, pod: &Pod) -> (Workload, Vec<Problem>, Vec<Overruled>) {
         let namespace = &pod.workload().namespace;
-        let (mut workload, mut warnings) = pod.in_namespace(self.namespace(namespace));
-        let mut overruled = Vec::new();
-        // Nobody takes mTLS for any other.
-        if workload.transport != Transport::Plain {
-            let speaking = self.modes(namespace).filter(|modes| modes.selector.matches(pod.labels()));
-            (workload.mtls, overruled) = mesh_tls::resolve(speaking);
+        let (modes, mut overruled) = self.modes_of_pod(pod);
+        let guard = || self.guard(pod, &modes);
+        let (mut workload, mut warnings) = pod.in_namespace(self.namespace(namespace), guard);
+        if workload.transport == Transport::Plain {
+            // Nobody takes mTLS for it.
+            overruled.clear();
+        } else {
+            workload.mtls = modes;
         }
         if !workload.capture.exclude_inbound_ports.is_empty() {
             let of_pod = self.policies.of_pod(namespace, pod.labels());
-            let guarded = |port| policies::guard(&of_pod, self.policies_of_endpoint(pod, port), port);
+            let guarded = |port| policies::guard(&of_pod, self.policies_of_endpoint(pod, Some(port)), port);
             warnings.extend(pod::keep_captured(&mut workload, &self.mesh_in_force, guarded));
         }
         (workload, warnings, overruled)
     }
 
-    /// The AuthorizationPolicies of the Services that may lead to a port of a pod: in doubt they do.
-    fn policies_of_endpoint(&self, pod: &Pod, port: u16) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+    /// The modes of a pod's ports, and whose word is not in force. Where nobody can tell whether an object speaks for it, a strict one does.
+    fn modes_of_pod(&self, pod: &Pod) -> (MtlsModes, Vec<Overruled>) {
+        let speaks = |modes: &MeshTls| modes.selector.selects(pod.labels());
+        let all = self.modes(&pod.workload().namespace);
+        let (modes, overruled) = mesh_tls::resolve(all.clone().filter(|modes| speaks(modes) == Some(true)));
+        if all.filter(|modes| speaks(modes).is_none()).any(MeshTls::is_strict) {
+            return (MtlsModes { mode: Some(MtlsMode::Strict), ports: BTreeMap::new() }, overruled);
+        }
+        (modes, overruled)
+    }
+
+    /// What guards a pod with these modes, named for a report: a port that is STRICT, or a policy.
+    fn guard(&self, pod: &Pod, modes: &MtlsModes) -> Option<String> {
+        if modes.any_strict(&self.mesh_in_force) {
+            return Some("the mTLS mode of its ports, or of one, is `Strict`".to_owned());
+        }
+        let of_pod = self.policies.of_pod(&pod.workload().namespace, pod.labels());
+        policies::guard_of_any(&of_pod, self.policies_of_endpoint(pod, None))
+    }
+
+    /// The AuthorizationPolicies of the Services that may lead to a port of a pod, or to any: in doubt they do.
+    fn policies_of_endpoint(&self, pod: &Pod, port: Option<u16>) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
         let workload = pod.workload();
         let is_pod = |endpoint: &SliceEndpoint| {
             let is_named =
@@ -333,7 +364,8 @@ impl Reducer {
             is_named || workload.addresses.contains(&endpoint.ip)
         };
         let leads_to = move |slice: &EndpointSlice| {
-            slice.ports.iter().any(|(_, target)| *target == port) && slice.endpoints.iter().any(is_pod)
+            slice.ports.iter().any(|(_, target)| port.is_none_or(|port| *target == port))
+                && slice.endpoints.iter().any(is_pod)
         };
         let services = self.policies.services_in(&workload.namespace);
         let services = services.filter(move |service| self.slices(service).any(leads_to));
@@ -395,7 +427,7 @@ impl Reducer {
         let changed = next != self.mesh_in_force;
         if next.mtls != self.mesh_in_force.mtls {
             for namespace in self.pods_of.keys().cloned().collect::<Vec<_>>() {
-                self.touch_pods(&namespace, excludes);
+                self.touch_going_round(&namespace);
             }
         }
         self.mesh_in_force.clone_from(&next);
@@ -446,9 +478,9 @@ impl Reducer {
     }
 }
 
-/// Whether a pod asks for inbound ports to be left alone.
-fn excludes(pod: &Pod) -> bool {
-    !pod.workload().capture.exclude_inbound_ports.is_empty()
+/// Whether connections would go round the agent to a pod, or to a port of it, were it not for what guards it.
+fn goes_round(pod: &Pod, namespace: Option<&Namespace>) -> bool {
+    !pod.workload().capture.exclude_inbound_ports.is_empty() || pod.hinges_on_guard(namespace)
 }
 
 fn namespace_labels(object: Option<&Object>) -> Option<Arc<Labels>> {
@@ -486,6 +518,10 @@ fn change_set<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>
 #[cfg(test)]
 #[path = "reducer_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "reducer_guard_tests.rs"]
+mod guard_tests;
 
 #[cfg(test)]
 #[path = "reducer_mtls_tests.rs"]

@@ -54,7 +54,7 @@ impl World {
         service.port(port).unwrap().endpoints.iter().map(|e| format!("{}={}", e.addr, pod(e))).collect()
     }
 
-    fn membership(&self, uid: &str) -> Membership {
+    pub(super) fn membership(&self, uid: &str) -> Membership {
         self.snapshot.workload(&PodUid::new(uid)).unwrap().membership.clone()
     }
 
@@ -250,10 +250,12 @@ fn catalogue() -> Vec<(Key, Arc<Object>)> {
         yaml.push_str("---\n");
         yaml.push_str(&text);
     };
-    for label in ["enabled", "disabled", "nonsense"] {
+    for (label, allows) in
+        [("enabled", true), ("enabled", false), ("disabled", true), ("nonsense", true), ("nonsense", false)]
+    {
         add(format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: n, labels: {{heddle.dev/mesh: {label}}}, annotations: \
-             {{heddle.dev/allow-exclusions: 'true'}}}}\n"
+             {{heddle.dev/allow-exclusions: '{allows}'}}}}\n"
         ));
     }
     for mode in ["Strict", "Disabled"] {
@@ -304,16 +306,20 @@ fn catalogue() -> Vec<(Key, Arc<Object>)> {
         }
     }
     for name in ["a", "b"] {
-        for (ip, uid, host, phase) in [
-            (1, "x", false, "Running"),
-            (1, name, false, "Running"),
-            (2, name, false, "Running"),
-            (2, name, true, "Running"),
-            (1, name, false, "Failed"),
+        for (ip, uid, host, phase, label) in [
+            (1, "x", false, "Running", ""),
+            (1, name, false, "Running", ""),
+            (1, name, false, "Running", ", heddle.dev/mesh: disabled"),
+            (1, name, false, "Running", ", heddle.dev/mesh: nonsense"),
+            (2, name, false, "Running", ""),
+            (2, name, false, "Running", ", rejected: 'no label'"),
+            (2, name, false, "Running", ", rejected: 7"),
+            (2, name, true, "Running", ""),
+            (1, name, false, "Failed", ""),
         ] {
             let app = if ip == 1 { name } else { "b" };
             add(format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: n, uid: {uid}, labels: {{app: {app}}}, \
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: n, uid: {uid}, labels: {{app: {app}{label}}}, \
                  annotations: {{heddle.dev/exclude-inbound-ports: '9100,9200'}}}}\n\
                  spec: {{hostNetwork: {host}}}\nstatus: {{phase: {phase}, podIP: 10.0.0.{ip}}}\n"
             ));

@@ -61,6 +61,13 @@ impl MtlsModes {
     pub fn of(&self, port: u16, mesh: &MeshConfig) -> MtlsMode {
         self.ports.get(&port).copied().or(self.mode).unwrap_or(mesh.mtls)
     }
+
+    /// Whether any target port is [`MtlsMode::Strict`].
+    #[must_use]
+    pub fn any_strict(&self, mesh: &MeshConfig) -> bool {
+        let all = self.mode.unwrap_or(mesh.mtls);
+        std::iter::once(&all).chain(self.ports.values()).any(|mode| *mode == MtlsMode::Strict)
+    }
 }
 
 /// How requests between pods of one node travel (FEATURES B8).

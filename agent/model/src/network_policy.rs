@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::policies::WorkloadPolicies;
 use crate::snapshot::Snapshot;
-use crate::workload::{Labels, PodUid, Workload};
+use crate::workload::{Labels, PodUid, Workload, all_known};
 
 /// One NetworkPolicy. Names of its fields are those of the object's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,15 +270,26 @@ impl LabelSelector {
     /// Whether all of it holds for these labels.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.0.iter().all(|requirement| {
-            let value = labels.get(&*requirement.key).map(String::as_str);
-            match &requirement.operator {
-                Operator::In(values) => value.is_some_and(|value| values.contains(value)),
-                Operator::NotIn(values) => !value.is_some_and(|value| values.contains(value)),
-                Operator::Exists => value.is_some(),
-                Operator::DoesNotExist => value.is_none(),
-            }
-        })
+        self.0.iter().all(|requirement| requirement.holds(labels))
+    }
+
+    /// The same of a pod of whose labels these are known and others may not be; `None`: it depends on those.
+    #[must_use]
+    pub fn matches_knowing(&self, known: &Labels) -> Option<bool> {
+        let is_known = |requirement: &&Requirement| known.contains_key(&*requirement.key);
+        all_known(self.0.iter().map(|requirement| Some(requirement).filter(is_known).map(|r| r.holds(known))))
+    }
+}
+
+impl Requirement {
+    fn holds(&self, labels: &Labels) -> bool {
+        let value = labels.get(&*self.key).map(String::as_str);
+        match &self.operator {
+            Operator::In(values) => value.is_some_and(|value| values.contains(value)),
+            Operator::NotIn(values) => !value.is_some_and(|value| values.contains(value)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
     }
 }
 

@@ -109,7 +109,7 @@ impl Transport {
 /// In or out of the mesh, with the reason an operator sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Membership {
-    /// Captured: namespace label or pod label says so.
+    /// Captured: namespace label or pod label says so, or what guards the pod does not let it out for a mistake or by its own wish.
     Enabled,
     /// Not captured; why.
     Disabled(NotInMesh),
@@ -120,13 +120,13 @@ pub enum Membership {
 pub enum NotInMesh {
     /// Neither its namespace nor the pod has `heddle.dev/mesh: enabled`.
     NotLabelled,
-    /// The pod has `heddle.dev/mesh: disabled`.
+    /// The pod has `heddle.dev/mesh: disabled`. Where something guards it that counts only if its namespace allows it.
     PodOptedOut,
     /// `spec.hostNetwork: true` shares the node's network namespace.
     HostNetwork,
-    /// The label has a value that is neither `enabled` nor `disabled`: an explicit invalid state, see `Snapshot::invalid`.
+    /// The label has a value that is neither `enabled` nor `disabled`, see `Snapshot::invalid`, and nothing guards the pod.
     InvalidLabel,
-    /// The Pod object was rejected, see `Snapshot::invalid`.
+    /// The Pod object was rejected, see `Snapshot::invalid`, and nothing guards the pod.
     InvalidObject,
 }
 
@@ -228,3 +228,23 @@ impl Workload {
 
 /// Labels as written in `metadata.labels`.
 pub type Labels = BTreeMap<String, String>;
+
+/// Whether a pod has all of these labels, of whose own some may not be known; `None`: it depends on those.
+#[must_use]
+pub fn has_labels(wanted: &Labels, known: &Labels) -> Option<bool> {
+    let of_one = |(key, value): (&String, &String)| known.get(key).map(|known| known == value);
+    all_known(wanted.iter().map(of_one))
+}
+
+/// Whether all hold, of which each may not be known.
+pub(crate) fn all_known(each: impl IntoIterator<Item = Option<bool>>) -> Option<bool> {
+    let mut all = Some(true);
+    for one in each {
+        match one {
+            Some(true) => {}
+            Some(false) => return Some(false),
+            None => all = None,
+        }
+    }
+    all
+}

@@ -24,6 +24,7 @@ fn mesh(test: &str) -> Result<Mesh> {
         .serves(tcp(8081))
         .pod("near")
         .with_ca()
+        .allow_opting_out()
         .start()?;
     wait_certified(&mesh)?;
     Ok(mesh)

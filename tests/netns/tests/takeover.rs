@@ -109,6 +109,7 @@ fn a_draining_agent_goes_by_the_modes_and_policies_of_now() -> Result<()> {
         .serves(tcp(8080))
         .serves(tcp(8081))
         .with_ca()
+        .allow_opting_out()
         .start()?;
     wait_certified(&mesh)?;
     let (client, stranger, web, node) = (mesh.pod("client"), mesh.pod("stranger"), mesh.pod("web"), mesh.node("b"));

@@ -175,6 +175,15 @@ pub trait Declare: Sized {
         Topology { apps_first: true, ..self.topology() }
     }
 
+    /// Pods of the first namespace may opt out, and exclude ports, although a mode or a policy guards them.
+    fn allow_opting_out(self) -> Topology {
+        let mut topology = self.topology();
+        if let Some(first) = topology.namespaces.first_mut() {
+            first.annotations.insert("heddle.dev/allow-exclusions".to_owned(), "true".to_owned());
+        }
+        topology
+    }
+
     /// Has a certificate authority, and agents that get identities from it.
     fn with_ca(self) -> Topology {
         self.with_ca_made(&[])

@@ -41,7 +41,8 @@ pub enum Denial {
 }
 
 impl Placement {
-    /// What a snapshot says. Finished pods need no certificate, and objects that were rejected prove nothing.
+    /// What a snapshot says. Finished pods need no certificate, and objects that were rejected prove nothing, but where what guards their pod holds
+    /// it in the mesh: it goes on under the account that can be read.
     #[must_use]
     pub fn of(snapshot: &Snapshot) -> Self {
         let mut nodes: HashMap<_, Accounts> = HashMap::new();

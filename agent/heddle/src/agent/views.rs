@@ -353,7 +353,9 @@ impl Views for AgentViews {
                         name: format!("pod {}/{}", pod.namespace, pod.name),
                         ok: false,
                         detail: error,
-                        fix: "correct the pod, or take it out with the label heddle.dev/mesh: disabled".into(),
+                        fix: "correct the pod, or take it out with the label heddle.dev/mesh: disabled (where a mode or a policy guards \
+                              it, that counts only if its Namespace has the annotation heddle.dev/allow-exclusions: \"true\")"
+                            .into(),
                     });
                 }
             }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::matcher::{HeaderMatch, HostMatch, IdentityMatch, PathMatch, Quantifier};
 use super::{Peer, Request};
-use crate::workload::Labels;
+use crate::workload::{Labels, has_labels};
 
 /// One policy. Names of its fields are those of the object's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,15 @@ impl Target {
             Self::Namespace | Self::Unreadable => true,
             Self::Labels(wanted) => wanted.iter().all(|(key, value)| labels.get(key) == Some(value)),
             Self::Service(_) => false,
+        }
+    }
+
+    /// The same of a pod of whose labels these are known and others may not be; `None`: it depends on those.
+    #[must_use]
+    pub fn selects_knowing(&self, known: &Labels) -> Option<bool> {
+        match self {
+            Self::Labels(wanted) => has_labels(wanted, known),
+            Self::Namespace | Self::Unreadable | Self::Service(_) => Some(self.selects(known)),
         }
     }
 }
