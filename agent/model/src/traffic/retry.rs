@@ -12,8 +12,7 @@ pub struct RetryPolicy {
     pub other: Conditions,
     /// Retries of one request; the first attempt is none. Default 2.
     pub retries_max: u32,
-    /// What one attempt may take until its response head, or for a unary gRPC call its status. Default none: the request's deadline
-    /// is the only limit.
+    /// What one attempt may take until its response head. Default none: the request's deadline is the only limit.
     pub per_try_timeout: Option<Duration>,
     /// How long to wait before a retry.
     pub backoff: Backoff,

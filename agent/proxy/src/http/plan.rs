@@ -513,6 +513,11 @@ impl Plan {
         })
     }
 
+    /// The head of a gRPC call's response is held back: until when, at most.
+    pub(crate) fn hold_head(&mut self) -> Option<Instant> {
+        self.carried.as_mut()?.clock.hold_head()
+    }
+
     /// A gRPC call whose response was passed on ended so.
     pub(crate) fn grpc_ended(&mut self, conn: &Conn, code: u8) {
         if let Some(attempt) = self.carried.as_deref_mut().and_then(|carried| carried.attempt.as_mut()) {

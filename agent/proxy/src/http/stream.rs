@@ -1,6 +1,8 @@
 //! One HTTP/2 stream between a client and an upstream: both directions at once, each held by the slower side's window.
 
+mod carry;
 mod cross;
+mod held;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -16,18 +18,20 @@ use h2::server::SendResponse;
 use heddle_http::detect::HttpVersion;
 use heddle_http::h1::{Asked, Body, is_idempotent};
 use heddle_http::retry;
-use heddle_http::translate::{self, Checked, Kind, LengthCheck};
+use heddle_http::translate::{self, Checked, Kind};
 use heddle_http::{Limits, Reject, answer};
 use heddle_telemetry::{Direction, Reason, Via};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, header, response};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
 
+use self::carry::{Broke, Carry};
+use self::held::{Came, Held};
 use super::client::{Client, Unreached};
 use super::clock::BodyClock;
 use super::flow::{Flow, Incoming, Outgoing};
 use super::plan::{self, Ended, ResponseFields, within};
 use super::pool_h2::{is_goodbye, is_unprocessed, reason_of};
-use super::record::{Messages, Record, Told, grpc_status};
+use super::record::{Record, Told, grpc_status};
 use crate::authz::View;
 use crate::mesh::headers;
 use crate::registry::Conn;
@@ -356,16 +360,6 @@ impl Failed {
     }
 }
 
-/// A response's head and what follows it.
-struct Held {
-    parts: response::Parts,
-    source: Incoming,
-    body: Body,
-    ended: bool,
-    /// Why another agent answered for its application.
-    reason: Option<Reason>,
-}
-
 struct Exchange {
     /// Until the final head came.
     response: Option<ResponseFuture>,
@@ -492,17 +486,17 @@ impl Exchange {
             Failed::of_response(rule)
         })?;
         let source = Incoming::new(source, self.flows.1.clone());
-        let held = Held { parts, source, body, ended, reason };
+        let came = Came { parts, source, body, ended, reason };
         // A unary call that fails is often told so behind a head of its own: who is asked for another attempt wants to know first. A client that
         // has more to say may wait for that head.
         if !ended && self.up.ended && self.up.messages.count <= 1 && record.plan.awaits_status() {
-            self.held = Some(Box::new(held));
+            self.held = Some(Box::new(Held::new(came, record.plan.hold_head())));
             return self.poll_held(cx, respond, record);
         }
-        self.pass_on(held, None, respond, record)
+        self.pass_on(came, None, respond, record)
     }
 
-    /// Waits for the first byte behind a head that is held back, or for what comes instead.
+    /// Waits for what a head is held back for.
     fn poll_held(
         &mut self,
         cx: &mut Context<'_>,
@@ -510,43 +504,25 @@ impl Exchange {
         record: &mut Record,
     ) -> Poll<Result<(), Failed>> {
         let Some(mut held) = self.held.take() else { return Poll::Ready(Ok(())) };
-        let (data, is_more) = match held.source.poll_data(cx) {
-            Poll::Pending => {
-                self.held = Some(held);
-                return Poll::Pending;
-            }
-            Poll::Ready(Some(Ok(data))) => (Some(data), true),
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(self.upstream_failed(&error))),
-            Poll::Ready(None) => (None, false),
-        };
-        if is_more {
-            data.into_iter().for_each(|data| held.source.untake(data));
-            return self.pass_on(*held, None, respond, record);
-        }
-        match held.source.poll_trailers(cx) {
+        match held.poll(cx) {
             Poll::Pending => {
                 self.held = Some(held);
                 Poll::Pending
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.upstream_failed(&error))),
-            Poll::Ready(Ok(trailers)) => {
-                if let Some(trailers) = &trailers {
-                    held.source.untake_trailers(trailers.clone());
-                }
-                self.pass_on(*held, Some(trailers.unwrap_or_default()), respond, record)
-            }
+            Poll::Ready(Ok(trailers)) => self.pass_on(held.response, trailers, respond, record),
         }
     }
 
     /// Passes a head on, unless it asks for another attempt.
     fn pass_on(
         &mut self,
-        held: Held,
+        came: Came,
         trailers: Option<HeaderMap>,
         respond: &mut SendResponse<Bytes>,
         record: &mut Record,
     ) -> Poll<Result<(), Failed>> {
-        let Held { mut parts, source, body, ended, reason } = held;
+        let Came { mut parts, source, body, ended, reason } = came;
         let response = plan::Response {
             status: parts.status.as_u16(),
             head: &parts.headers,
@@ -605,107 +581,5 @@ impl Exchange {
 
     fn is_replayable(&self) -> bool {
         self.up.is_untouched() || self.up_source.can_rewind() || self.has_no_body
-    }
-}
-
-/// Why a direction broke.
-enum Broke {
-    /// The peer that sends reset it, or is gone.
-    Source(h2::Error),
-    /// The peer that receives wants no more.
-    Sink,
-    /// A rule.
-    Rule(Reject),
-}
-
-/// One direction's body.
-struct Carry {
-    /// Received and not yet sent, for the receiver's window is closed.
-    pending: Bytes,
-    data_ended: bool,
-    pub(crate) ended: bool,
-    /// All of it was sent on: it did not end because nobody wanted more.
-    is_whole: bool,
-    length: LengthCheck,
-    bytes: u64,
-    messages: Messages,
-}
-
-impl Carry {
-    fn new(body: Body, grpc: bool) -> Self {
-        Self {
-            pending: Bytes::new(),
-            data_ended: false,
-            ended: false,
-            is_whole: false,
-            length: LengthCheck::new(body),
-            bytes: 0,
-            messages: Messages::new(grpc),
-        }
-    }
-
-    /// Whether nothing was taken from the one that sends.
-    fn is_untouched(&self) -> bool {
-        self.bytes == 0 && !self.data_ended
-    }
-
-    /// Moves what can be moved; ready at the end. Bytes are given back to the sender's window when they are sent on.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        source: &mut Incoming,
-        sink: &mut Outgoing,
-        record: Option<&mut Record>,
-    ) -> Poll<Result<(), Broke>> {
-        loop {
-            while !self.pending.is_empty() {
-                let Poll::Ready(capacity) = sink.poll_capacity(cx, self.pending.len()) else {
-                    source.wait(cx, self.pending.len());
-                    return Poll::Pending;
-                };
-                let Some(length) = capacity else { return Poll::Ready(Err(Broke::Sink)) };
-                let part = self.pending.split_to(length);
-                let last = self.pending.is_empty() && source.is_end_stream();
-                if last {
-                    self.length.end().map_err(Broke::Rule)?;
-                }
-                sink.send_data(part, last).map_err(|_| Broke::Sink)?;
-                source.release(length);
-                if last {
-                    (self.ended, self.is_whole) = (true, true);
-                    return Poll::Ready(Ok(()));
-                }
-            }
-            if !self.data_ended {
-                match ready!(source.poll_data(cx)) {
-                    Some(Ok(data)) => {
-                        self.length.data(data.len()).map_err(Broke::Rule)?;
-                        self.bytes += data.len() as u64;
-                        self.messages.read(&data);
-                        self.pending = data;
-                        continue;
-                    }
-                    Some(Err(error)) => return Poll::Ready(Err(Broke::Source(error))),
-                    None => self.data_ended = true,
-                }
-            }
-            let trailers = match ready!(source.poll_trailers(cx)) {
-                Ok(trailers) => trailers,
-                Err(error) => return Poll::Ready(Err(Broke::Source(error))),
-            };
-            self.length.end().map_err(Broke::Rule)?;
-            (self.ended, self.is_whole) = (true, true);
-            let sent = match trailers {
-                Some(mut trailers) => {
-                    translate::check_trailers(&mut trailers).map_err(Broke::Rule)?;
-                    if let Some(record) = record {
-                        record.read_grpc_status(grpc_status(&trailers));
-                    }
-                    sink.send_trailers(trailers)
-                }
-                None => sink.send_data(Bytes::new(), true),
-            };
-            return Poll::Ready(sent.map_err(|_| Broke::Sink));
-        }
     }
 }

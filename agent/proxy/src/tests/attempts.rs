@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use heddle_model::Delta;
 use heddle_model::traffic::{
-    Backoff, CircuitLimits, Conditions, Limits, OutlierSettings, RequestTraffic, RetryPolicy, ServiceTraffic,
-    StatusSet, Timeouts,
+    Backoff, CircuitLimits, Conditions, GrpcCodes, Limits, OutlierSettings, RequestTraffic, RetryPolicy,
+    ServiceTraffic, StatusSet, Timeouts,
 };
 use heddle_telemetry::Event;
+use http::Response;
 
 use super::http1::{accept, declare_http, head, say, until_text};
-use super::http2::{call, client};
+use super::http2::{call, client, data, server};
 use super::mesh::{Ca, Node, REQUEST, pod, read_until};
-use super::resilience::{count, ejecting, failing, plenty, retries, timed, traffic};
+use super::resilience::{count, ejecting, failing, plenty, retries, timed, traffic, trailers};
 use super::routing::*;
 use super::support::*;
 
@@ -184,6 +185,64 @@ async fn an_attempt_ends_in_time_while_it_shakes_hands() {
         assert!(head.contains(&format!("x-heddle-reason: {reason}")), "{head}");
         assert!(began.elapsed() < Duration::from_secs(2), "{reason}: {:?}", began.elapsed());
     }
+}
+
+/// The head of a unary call that takes long is the client's once the time of a try is over, and the call goes on: its time was for the head.
+#[tokio::test]
+async fn a_head_that_came_in_time_is_held_no_longer_than_a_try_takes() {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = "grpc".into()).await;
+    let other = Conditions { grpc_codes: GrpcCodes::UNAVAILABLE, per_try_timeout: true, ..Conditions::untouched() };
+    let policy = RetryPolicy { other, per_try_timeout: Some(Duration::from_millis(200)), ..retries() };
+    let timed = traffic(policy);
+    mesh.traffic("web", timed.clone());
+    let (heard, mut hears) = tokio::sync::mpsc::channel(1);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let serving = tokio::spawn(async move {
+        let mut server = server(&listener).await;
+        while let Some(Ok((_, mut respond))) = server.accept().await {
+            let answer = async {
+                let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+                let mut sink = respond.send_response(head, false).unwrap();
+                match hears.recv().await {
+                    Some("0") => {
+                        sink.send_data("\0\0\0\0\x02ok".into(), false).unwrap();
+                        sink.send_trailers(trailers("0")).unwrap();
+                    }
+                    Some(code) => sink.send_trailers(trailers(code)).unwrap(),
+                    None => {}
+                }
+            };
+            counted.fetch_add(1, SeqCst);
+            tokio::select! { () = answer => {}, _ = server.accept() => panic!("another stream") }
+        }
+    });
+    let mut client = client(vip).await;
+    for code in ["0", "14"] {
+        let began = Instant::now();
+        let (response, _) = client.send_request(call("Buy"), true).unwrap();
+        // The server says no more before its head is heard.
+        let mut body = soon(response).await.unwrap().into_body();
+        assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+        heard.send(code).await.unwrap();
+        if code == "0" {
+            assert_eq!(data(&mut body).await, "\0\0\0\0\x02ok");
+        }
+        assert!(soon(body.data()).await.is_none());
+        assert_eq!(soon(body.trailers()).await.unwrap().unwrap()["grpc-status"], code);
+    }
+    assert_eq!((calls.load(SeqCst), count(&mesh, Event::Retry, "retried")), (2, 0));
+    // The time of the whole call is another.
+    let timeouts = Timeouts { request: Some(Duration::from_millis(500)), ..Timeouts::default() };
+    let request = RequestTraffic { timeouts, ..timed.request.clone() };
+    mesh.traffic("web", ServiceTraffic { request, ..timed });
+    let (response, _) = client.send_request(call("Buy"), true).unwrap();
+    let mut body = soon(response).await.unwrap().into_body();
+    assert!(soon(body.data()).await.unwrap().is_err());
+    assert_eq!(mesh.records(3).await[2]["reason"], "route_timeout");
+    serving.abort();
 }
 
 /// Who is dead is found out also where no request waits for as long as connecting may take, whoever says so.

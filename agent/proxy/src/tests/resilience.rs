@@ -306,7 +306,7 @@ async fn a_grpc_deadline_is_kept_and_told_on() {
     assert_eq!(response.headers()["x-heddle-reason"], "grpc_deadline");
 }
 
-fn trailers(code: &str) -> HeaderMap {
+pub(super) fn trailers(code: &str) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", code.parse().unwrap());
     trailers

@@ -84,6 +84,11 @@ impl Clock {
         self.awaits_head = false;
     }
 
+    /// The head of the attempt's response is there in time, and is held back: no longer than it could have taken to come.
+    pub(crate) fn hold_head(&mut self) -> Option<Instant> {
+        self.attempt.take()
+    }
+
     /// The attempt is over.
     pub(crate) fn end_attempt(&mut self) {
         self.head_came();
