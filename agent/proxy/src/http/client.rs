@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use h2::client::ResponseFuture;
 use h2::ext::Protocol;
@@ -235,7 +236,7 @@ impl Client {
                 }
             }
             // It came about and broke off before a stream was there.
-            Box::pin(self.unreached(choice, Failure::told(last), record)).await?;
+            Box::pin(pause(self.unreached(choice, Failure::told(last), record)?)).await;
         }
         Err(last.into())
     }
@@ -322,7 +323,7 @@ impl Client {
                     choice.connected(&self.conn);
                     return Ok((endpoint, reached, permit));
                 }
-                Err(failure) => self.unreached(choice, failure, record).await?,
+                Err(failure) => pause(self.unreached(choice, failure, record)?).await,
             }
         }
     }
@@ -339,20 +340,16 @@ impl Client {
         }
     }
 
-    /// The endpoint was not reached: chooses another, and waits as long as the policy says.
-    pub(crate) async fn unreached(
+    /// The endpoint was not reached: chooses another; how long the policy says to wait first.
+    pub(crate) fn unreached(
         &self,
         choice: &mut Choice,
         failure: Failure,
         record: &mut Record,
-    ) -> Result<(), Reason> {
+    ) -> Result<Duration, Reason> {
         let addr = choice.hop().addr;
         let next = choice.failed(&self.conn, failure);
-        let wait = record.plan.unreached(&self.conn, addr, failure, next)?;
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
-        Ok(())
+        record.plan.unreached(&self.conn, addr, failure, next)
     }
 
     /// Whether a request may go to an endpoint, as far as this agent decides that: where it is called, or where it is handed over to a pod
@@ -414,6 +411,13 @@ impl Client {
     fn pool(&self, is_private: bool) -> &Pool {
         let worker = &self.conn.worker;
         if is_private { self.own.get_or_init(|| worker.own_pool()) } else { &worker.pool }
+    }
+}
+
+/// The wait before another endpoint is tried. Who calls drops it when the client leaves.
+async fn pause(wait: Duration) {
+    if !wait.is_zero() {
+        tokio::time::sleep(wait).await;
     }
 }
 

@@ -250,9 +250,9 @@ impl Server<'_> {
         let is_idempotent = facts.is_idempotent;
         let mut begun = self.client.begin(View::of_head(request), HttpVersion::Http1, is_idempotent, &mut record);
         if let Some(delay) = record.plan.delay()
-            && !Box::pin(self.waits(delay)).await
+            && let Err(left) = Box::pin(self.waits(delay)).await
         {
-            begun = Err(Reason::DownstreamReset);
+            begun = Err(left);
         }
         if let Err(reason) = begun {
             return self.refuse(response, record, reason, version, is_head, no_body && wants_more).await;
@@ -355,9 +355,9 @@ impl Server<'_> {
                     // The upstream is reset: it learns at once that nobody waits.
                     drop(upstream);
                     if let Some(wait) = record.plan.after(self.conn, ended, failed.replayable, failed.begun) {
-                        if !self.waits(wait).await {
-                            record.finish(Reason::DownstreamReset);
-                            return Next::End(Reason::DownstreamReset);
+                        if let Err(left) = Box::pin(self.waits(wait)).await {
+                            record.finish(left);
+                            return Next::End(left);
                         }
                         self.inbox.rewind();
                         // What was closed while it was idle may have others that are as stale: a new one is not.
@@ -377,15 +377,16 @@ impl Server<'_> {
         }
     }
 
-    /// Waits before another attempt; false if the client left meanwhile.
-    async fn waits(&self, wait: Duration) -> bool {
+    /// Waits before another attempt; an error is how the client left meanwhile.
+    async fn waits(&mut self, wait: Duration) -> Result<(), Reason> {
         if wait.is_zero() {
-            return true;
+            return Ok(());
         }
+        let down = End { stream: self.downstream, inbox: &mut self.inbox };
         tokio::select! {
             biased;
-            _ = copy::watch(self.downstream) => false,
-            () = tokio::time::sleep(wait) => true,
+            left = down.left(self.conn) => Err(left),
+            () = tokio::time::sleep(wait) => Ok(()),
         }
     }
 
@@ -468,7 +469,10 @@ impl Server<'_> {
                     choice.connected(self.conn);
                     return Ok((Upstream { stream, endpoint, reused: false }, permit));
                 }
-                Err(failure) => Box::pin(self.client.unreached(choice, failure, record)).await?,
+                Err(failure) => {
+                    let wait = self.client.unreached(choice, failure, record)?;
+                    Box::pin(self.waits(wait)).await?;
+                }
             }
         }
     }

@@ -1,7 +1,8 @@
 //! One request and its response, both at once: the response may begin before the request is complete, and may end before it.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -41,6 +42,16 @@ impl End<'_> {
             }
         }
         None
+    }
+
+    /// Ready when the client left, where nothing else reads from it, and why. Where no more is read ahead its reset still shows.
+    pub(crate) async fn left(mut self, conn: &Conn) -> Reason {
+        let mut gone = pin!(watch(self.stream));
+        poll_fn(|cx| match self.poll_ahead(cx, conn) {
+            Some(reason) => Poll::Ready(reason),
+            None => gone.as_mut().poll(cx).map(|error| Side::Downstream.broke(&error)),
+        })
+        .await
     }
 }
 

@@ -314,6 +314,59 @@ async fn a_client_that_leaves_while_connecting_counts_against_nobody() {
     assert_eq!(count(&mesh, Event::Ejection, "consecutive_local"), 0);
 }
 
+/// Whoever leaves while its request waits for another attempt is noticed at once, and there is none.
+#[tokio::test]
+async fn a_client_that_leaves_between_attempts_ends_its_request() {
+    let patiently = Backoff { least: 3 * PATIENCE, ..AT_ONCE };
+    for (protocol, is_dead) in [("http1", true), ("http1", false), ("kubernetes.io/h2c", true)] {
+        for how in ["ends", "resets", "resets its stream", "ends its streams"] {
+            let mesh = Mesh::new(1);
+            let bad = failing(usize::MAX, 503).await;
+            let addr = if is_dead { dead_address().await } else { bad.addr };
+            let declare = |service: &mut heddle_model::Service| service.ports[0].app_protocol = Some(protocol.into());
+            let vip = mesh.pod_calling("web", &[addr], declare).await;
+            mesh.traffic("web", tried(5, patiently));
+            let is_waiting = || count(&mesh, Event::Retry, "retried") == 1;
+            if how.contains("stream") {
+                let mut client = client(vip).await;
+                let (response, _) = client.send_request(super::http2::get("/"), true).unwrap();
+                until("it to wait", is_waiting).await;
+                drop(response);
+                if how == "ends its streams" {
+                    drop(client);
+                }
+            } else {
+                let mut client = connect(vip).await;
+                say(&mut client, "GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+                until("it to wait", is_waiting).await;
+                if how == "resets" {
+                    reset(client);
+                }
+            }
+            let reason = mesh.only_reason().await;
+            let expected = if how == "resets" { "downstream_reset" } else { "request_cancelled" };
+            assert_eq!(reason, expected, "{protocol}, dead {is_dead}: {how}");
+            assert_eq!(mesh.sockets.taken.load(SeqCst), 1, "{protocol}, dead {is_dead}: {how}");
+        }
+    }
+}
+
+/// What follows a request meanwhile is no leaving, and is answered in its turn.
+#[tokio::test]
+async fn what_is_sent_behind_a_request_waits_for_its_attempts() {
+    let mesh = Mesh::new(1);
+    let origin = failing(1, 503).await;
+    let vip = scene(&mesh, &[origin.addr], &[]).await;
+    mesh.traffic("web", tried(2, Backoff { least: Duration::from_millis(200), ..AT_ONCE }));
+    let mut caller = Caller::new(vip).await;
+    caller.send("PUT /a HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\none").await;
+    until("it to wait", || count(&mesh, Event::Retry, "retried") == 1).await;
+    caller.send("PUT /b HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\ntwo").await;
+    for expected in ["one", "two"] {
+        assert_eq!(caller.answer().await.body, expected);
+    }
+}
+
 fn tried_for(per_try_timeout: Option<Duration>) -> ServiceTraffic {
     let policy = RetryPolicy { per_try_timeout, retries_max: 1, ..retries() };
     let request = RequestTraffic { retry: Some(Arc::new(policy)), ..RequestTraffic::default() };

@@ -53,9 +53,10 @@ impl Server<'_> {
         };
         loop {
             let by = record.plan.connect_by();
+            let down = End { stream: self.downstream, inbox: &mut self.inbox };
             let opened = tokio::select! {
                 biased;
-                _ = copy::watch(self.downstream) => Err(Reason::DownstreamReset.into()),
+                left = down.left(self.conn) => Err(left.into()),
                 opened = within(by, self.client.open(&mut choice, &asking.request, asking.ends_with_head(), &mut record)) => opened,
             };
             let opened = match opened {
@@ -93,9 +94,9 @@ impl Server<'_> {
                 Ok(keep_client) => return Streamed::Done(self.complete(record, keep_client).await),
                 Err(failed) => {
                     if let Some(wait) = record.plan.after(self.conn, failed.ended, failed.replayable, failed.begun) {
-                        if !self.waits(wait).await {
-                            record.finish(Reason::DownstreamReset);
-                            return Streamed::Done(Next::End(Reason::DownstreamReset));
+                        if let Err(left) = self.waits(wait).await {
+                            record.finish(left);
+                            return Streamed::Done(Next::End(left));
                         }
                         self.inbox.rewind();
                         choice = match self.client.choose(choice.spoken(), &record.plan) {
