@@ -117,7 +117,6 @@ impl Upstreams {
         if let Some(port) = ports.get(key).and_then(Weak::upgrade) {
             return port;
         }
-        ports.retain(|_, port| port.strong_count() > 0);
         let of_service =
             ports.iter().filter(|((service, _), _)| *service == key.0).find_map(|(_, port)| port.upgrade());
         let (budget, breaker) = match of_service {
@@ -127,6 +126,11 @@ impl Upstreams {
         let port = Arc::new(Port { budget, breaker, detectors: Default::default(), endpoints: Mutex::default() });
         ports.insert(key.clone(), Arc::downgrade(&port));
         port
+    }
+
+    /// Forgets the ports that no worker has a view of any more.
+    fn sweep(&self) {
+        lock(&self.ports).retain(|_, port| port.strong_count() > 0);
     }
 
     /// How a port that pods of this node call is used now; `None` where none does.
@@ -292,5 +296,16 @@ mod tests {
         let other = upstreams.port(&key("other", 80));
         assert!(Arc::ptr_eq(&web.budget, &admin.budget) && Arc::ptr_eq(&web.breaker, &admin.breaker));
         assert!(!Arc::ptr_eq(&web.budget, &other.budget) && !Arc::ptr_eq(&web.breaker, &other.breaker));
+    }
+
+    #[test]
+    fn ports_that_nobody_views_are_forgotten() {
+        let upstreams = Upstreams::default();
+        let key = |port| (("shop".into(), "web".into()), port);
+        let (gone, stays) = (upstreams.port(&key(80)), upstreams.port(&key(8080)));
+        drop(gone);
+        upstreams.sweep();
+        assert_eq!(lock(&upstreams.ports).keys().collect::<Vec<_>>(), [&key(8080)]);
+        assert!(Arc::ptr_eq(&stays, &upstreams.port(&key(8080))));
     }
 }

@@ -39,6 +39,30 @@ async fn ends(server: &mut TcpStream) {
     assert!(start.elapsed() < SOON, "only after {:?}", start.elapsed());
 }
 
+/// What is known of a port, of its endpoints and of its use goes with it, also where its Service stays.
+#[tokio::test]
+async fn what_is_known_of_a_port_goes_with_it() {
+    for (what, stays) in [("the Service went", false), ("another port took its place", true)] {
+        let mesh = Mesh::new(2);
+        let (listener, addr) = backend().await;
+        let vip = http_pod(&mesh, addr).await;
+        let mut client = connect(vip).await;
+        soon(client.write_all(GET)).await.unwrap();
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        soon(server.write_all(OK)).await.unwrap();
+        mesh.records(1).await;
+        let mut service = service("web", vip, &[addr]);
+        let key = service.key();
+        let usage = || mesh.proxy.usage(&key, vip.port());
+        assert_eq!(usage().map(|usage| usage.endpoints.len()), Some(1), "{what}");
+        service.ports[0].port = vip.port().wrapping_add(1);
+        mesh.apply(Delta { services: vec![(key.clone(), stays.then_some(service))], ..Delta::default() });
+        // Its next request would find out.
+        drop(client);
+        until(what, || usage().is_none()).await;
+    }
+}
+
 #[tokio::test]
 async fn idle_connections_go_with_their_endpoint() {
     type Change = fn(&Mesh, SocketAddr, SocketAddr);

@@ -107,15 +107,20 @@ impl Views {
         view
     }
 
-    /// A second has passed: compares success rates, and lets go of Services that are no more.
+    /// A second has passed: compares success rates, and lets go of ports that are no more.
     pub(crate) fn tick(&self, worker: &Worker, snapshot: &Snapshot) {
-        self.0.borrow_mut().retain(|(service, _), view| {
-            let is_there = snapshot.service(&service.0, &service.1).is_some();
+        self.0.borrow_mut().retain(|((namespace, name), number), view| {
+            let service = snapshot.service(namespace, name);
+            let is_there = service.is_some_and(|service| service.ports.iter().any(|port| port.port == *number));
             if is_there {
                 view.sweep(worker);
             }
             is_there
         });
+        // What they share is one worker's to look after.
+        if worker.index == 0 {
+            worker.upstreams.sweep();
+        }
     }
 }
 
