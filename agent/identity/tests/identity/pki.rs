@@ -86,7 +86,7 @@ impl Ca {
     pub fn reissued_until(&self, not_after: Duration) -> Self {
         let mut params = self.params.clone();
         params.not_after = (UNIX_EPOCH + not_after).into();
-        Self::root_over(params, KeyPair::from_pem(&self.key.serialize_pem()).unwrap())
+        Self::root_over(params, KeyPair::try_from(self.key.serialize_der()).unwrap())
     }
 
     fn root_with(params: CertificateParams) -> Self {
