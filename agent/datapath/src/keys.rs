@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 
 use crate::error::DatapathError;
 
-/// Bytes of key memory, at most.
-pub const KEYS_BYTES_MAX: usize = 4 << 20;
+/// Bytes of key memory, at most: what an agent has to keep is 15 MiB and the roots. The keeper locks as many pages as are given, no more.
+pub const KEYS_BYTES_MAX: usize = 16 << 20;
 
 /// What must be sealed before the keeper keeps it: what is kept is what was given.
 const SEALS: SealFlag =
@@ -40,8 +40,7 @@ pub fn never_dump() -> Result<(), DatapathError> {
 pub fn seal(bytes: &[u8]) -> Result<OwnedFd, DatapathError> {
     let what = "key memory";
     if bytes.len() > KEYS_BYTES_MAX {
-        let source = io::Error::other(format!("{} bytes, at most {KEYS_BYTES_MAX}", bytes.len()));
-        return Err(DatapathError::Io { what: what.into(), source });
+        return Err(no_room(bytes.len() as u64));
     }
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let no_exec = MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL);
@@ -62,13 +61,16 @@ pub fn seal(bytes: &[u8]) -> Result<OwnedFd, DatapathError> {
 pub fn read(memory: OwnedFd) -> Result<Zeroizing<Vec<u8>>, DatapathError> {
     let memory = File::from(memory);
     let size = memory.metadata().map_err(DatapathError::io("key memory"))?.len();
-    let size = usize::try_from(size).ok().filter(|size| *size <= KEYS_BYTES_MAX).ok_or_else(|| DatapathError::Io {
-        what: "key memory".into(),
-        source: io::Error::other(format!("{size} bytes, at most {KEYS_BYTES_MAX}")),
-    })?;
+    let fits = usize::try_from(size).ok().filter(|size| *size <= KEYS_BYTES_MAX);
+    let size = fits.ok_or_else(|| no_room(size))?;
     let mut bytes = Zeroizing::new(vec![0; size]);
     memory.read_exact_at(&mut bytes, 0).map_err(DatapathError::io("read key memory"))?;
     Ok(bytes)
+}
+
+fn no_room(bytes: u64) -> DatapathError {
+    let source = io::Error::other(format!("no room for {bytes} bytes: it holds {KEYS_BYTES_MAX}"));
+    DatapathError::Io { what: "key memory".into(), source }
 }
 
 /// Why key memory is not kept.
@@ -78,7 +80,7 @@ pub enum KeepError {
     #[error("keys: {0}")]
     Malformed(&'static str),
     /// More than [`KEYS_BYTES_MAX`].
-    #[error("keys: {0} bytes, at most {KEYS_BYTES_MAX}")]
+    #[error("keys: no room for {0} bytes: key memory holds {KEYS_BYTES_MAX}")]
     TooLarge(i64),
     /// The kernel refuses.
     #[error("keys: {0}")]
@@ -194,6 +196,6 @@ mod tests {
         assert!(Kept::new(open).expect_err("unsealed").to_string().contains("sealed"));
         assert!(Kept::new(seal(b"").expect("seal")).is_ok(), "empty, with nothing to lock");
         let large = seal(&vec![0; KEYS_BYTES_MAX + 1]).expect_err("too large").to_string();
-        assert!(large.contains("at most"), "{large}");
+        assert!(large.contains("key memory: no room for 16777217 bytes: it holds 16777216"), "{large}");
     }
 }

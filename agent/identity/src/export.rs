@@ -17,13 +17,13 @@ use crate::spiffe::SpiffeId;
 
 const MAGIC: &[u8; 8] = b"HEDDLEID";
 const VERSION: u16 = 1;
-/// Largest export.
-pub const EXPORT_BYTES_MAX: usize = 64 << 20;
+/// Largest export: as many accounts as a store holds, with more than 3 KiB for each. What is larger is not parsed.
+pub const EXPORT_BYTES_MAX: usize = 15 << 20;
 
 /// Why nothing was exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExportError {
-    /// A field does not fit, or the whole is larger than [`EXPORT_BYTES_MAX`].
+    /// A field does not fit.
     #[error("too large to export")]
     TooLarge,
     /// The cryptographic library did not give a key.
@@ -47,8 +47,29 @@ pub enum ImportError {
     #[error("malformed at byte {0}")]
     Malformed(usize),
     /// Larger than [`EXPORT_BYTES_MAX`].
-    #[error("larger than 64 MiB")]
+    #[error("larger than 15 MiB")]
     TooLarge,
+}
+
+/// What goes into the keeper's memory. Overwritten when dropped.
+pub struct Export {
+    bytes: Zeroizing<Vec<u8>>,
+    /// Accounts there was no room for: after a restart their certificates have to be asked for.
+    pub left_out: usize,
+}
+
+impl std::ops::Deref for Export {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of an export", self.bytes.len())
+    }
 }
 
 /// An account of an export that cannot be used.
@@ -134,30 +155,50 @@ pub fn parse(bytes: &[u8]) -> Result<Vec<Record<'_>>, ImportError> {
     if reader.at == body.len() { Ok(records) } else { Err(ImportError::Malformed(reader.at)) }
 }
 
-pub(crate) fn encode(credentials: &[&Credential], untimely: &[&Untimely]) -> Result<Zeroizing<Vec<u8>>, ExportError> {
+/// As many as there is room for, those that come first and then the untimely.
+pub(crate) fn encode(
+    credentials: &[&Credential],
+    untimely: &[&Untimely],
+    bytes_max: usize,
+) -> Result<Export, ExportError> {
     let mut keys = Vec::with_capacity(credentials.len());
     for credential in credentials {
         keys.push(credential.key().to_pkcs8().map_err(|_| ExportError::Key)?);
     }
-    let mut records: Vec<Record<'_>> = untimely.iter().map(|untimely| untimely.record()).collect();
+    let mut records = Vec::new();
     for (credential, key) in credentials.iter().zip(&keys) {
         let lists = [credential.chain(), credential.roots().certificates()];
         let [chain, roots] = lists.map(|list| list.iter().map(|der| &**der).collect());
         records.push(Record { id: credential.facts().id.as_str(), key, chain, roots });
     }
+    records.extend(untimely.iter().map(|untimely| untimely.record()));
+    let (all, mut size, mut count) = (records.len(), MAGIC.len() + 2 + 2 + SHA256_OUTPUT_LEN, 0_u16);
+    records.retain(|record| {
+        let Some(count_with) = count.checked_add(1) else { return false };
+        let fits = record.size().is_some_and(|bytes| size + bytes <= bytes_max);
+        if fits {
+            size += record.size().unwrap_or_default();
+            count = count_with;
+        }
+        fits
+    });
     records.sort_unstable_by(|a, b| a.id.cmp(b.id));
-    write(&records)
+    Ok(Export { bytes: write(&records, size)?, left_out: all - records.len() })
 }
 
-fn write(records: &[Record<'_>]) -> Result<Zeroizing<Vec<u8>>, ExportError> {
-    let list_bytes = |list: &[&[u8]]| 1 + list.iter().map(|der| 2 + der.len()).sum::<usize>();
-    let mut size = MAGIC.len() + 2 + 2 + SHA256_OUTPUT_LEN;
-    for record in records {
-        size += 2 + record.id.len() + 2 + record.key.len() + list_bytes(&record.chain) + list_bytes(&record.roots);
+impl Record<'_> {
+    /// In bytes; `None` if a length does not fit into its field.
+    fn size(&self) -> Option<usize> {
+        let field = |bytes: &[u8]| (bytes.len() <= u16::MAX.into()).then_some(2 + bytes.len());
+        let list = |list: &[&[u8]]| {
+            let within = u8::try_from(list.len()).is_ok();
+            within.then(|| list.iter().try_fold(1, |sum, der| Some(sum + field(der)?))).flatten()
+        };
+        Some(field(self.id.as_bytes())? + field(self.key)? + list(&self.chain)? + list(&self.roots)?)
     }
-    if size > EXPORT_BYTES_MAX {
-        return Err(ExportError::TooLarge);
-    }
+}
+
+fn write(records: &[Record<'_>], size: usize) -> Result<Zeroizing<Vec<u8>>, ExportError> {
     // Allocated once: a vector that grows leaves copies of keys behind.
     let mut out = Zeroizing::new(Vec::with_capacity(size));
     out.extend_from_slice(MAGIC);

@@ -9,6 +9,7 @@
 pub mod bundle;
 pub mod certificate;
 pub mod clock;
+pub mod contact;
 pub mod credential;
 pub mod export;
 pub mod failure;
@@ -25,6 +26,7 @@ pub mod verify;
 pub use bundle::{BundleStore, Roots, TrustBundles};
 pub use certificate::{CertificateFacts, Validity};
 pub use clock::{Clock, SystemClock};
+pub use contact::{IssuerStatus, Silence};
 pub use credential::Credential;
 pub use failure::{HandshakeFailure, Refusal};
 pub use issuer::{

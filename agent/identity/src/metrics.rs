@@ -28,6 +28,16 @@ const NOT_AFTER: FamilyDesc = FamilyDesc::gauge(
     "When the certificate in use ends, seconds since 1970.",
     &["identity"],
 );
+const SILENT: FamilyDesc = FamilyDesc::gauge(
+    "heddle_certificate_issuer_silent_seconds",
+    "How long the issuer has not answered, since the first attempt in vain; 0 while it does.",
+    &[],
+);
+const LEFT_OUT: FamilyDesc = FamilyDesc::gauge(
+    "heddle_certificates_left_out",
+    "Accounts whose keys the keeper's memory has no room for: after a restart of the agent they wait for the issuer.",
+    &[],
+);
 const WAITS: FamilyDesc = FamilyDesc::counter(
     "heddle_certificate_wait_timeouts_total",
     "Handshakes that waited for their own certificate in vain.",
@@ -52,8 +62,8 @@ const HANDSHAKES_UNDER_WAY: FamilyDesc = FamilyDesc::gauge(
 );
 
 /// The families of a certificate store.
-pub const STORE_FAMILIES: [FamilyDesc; 8] =
-    [REQUESTS, OPEN, CERTIFICATES, NOT_AFTER, WAITS, GENERATION, ROOTS, ROOTS_NOT_AFTER];
+pub const STORE_FAMILIES: [FamilyDesc; 10] =
+    [REQUESTS, OPEN, SILENT, CERTIFICATES, NOT_AFTER, LEFT_OUT, WAITS, GENERATION, ROOTS, ROOTS_NOT_AFTER];
 /// The families of handshakes.
 pub const HANDSHAKE_FAMILIES: [FamilyDesc; 3] = [HANDSHAKES, HANDSHAKE_FAILURES, HANDSHAKES_UNDER_WAY];
 
@@ -63,6 +73,7 @@ pub struct StoreMetrics {
     issued: AtomicU64,
     failed: [AtomicU64; IssueErrorKind::ALL.len()],
     waits_timed_out: AtomicU64,
+    left_out: AtomicU64,
 }
 
 impl StoreMetrics {
@@ -76,6 +87,11 @@ impl StoreMetrics {
 
     pub(crate) fn wait_timed_out(&self) {
         self.waits_timed_out.fetch_add(1, Relaxed);
+    }
+
+    /// Of the last export.
+    pub(crate) fn left_out(&self, accounts: usize) {
+        self.left_out.store(accounts as u64, Relaxed);
     }
 
     /// Certificates that came and were found good.
@@ -99,14 +115,18 @@ pub fn store_collector(store: &CertificateStore) -> Box<dyn Collector> {
 }
 
 fn collect_store(store: &CertificateStore) -> Vec<Family> {
-    let [mut requests, mut open, mut certificates, mut not_after, mut waits, mut generation, mut roots, mut ends] =
-        STORE_FAMILIES.map(|family| family.family());
+    let families = STORE_FAMILIES.map(|family| family.family());
+    let [mut requests, mut open, mut silent, mut certificates, mut not_after, mut left_out, rest @ ..] = families;
+    let [mut waits, mut generation, mut roots, mut ends] = rest;
     let metrics = store.metrics();
     requests.push(&["issued"], metrics.issued_total() as f64);
     for kind in IssueErrorKind::ALL {
         requests.push(&[kind.as_str()], metrics.failed_total(kind) as f64);
     }
     open.push(&[], store.open_requests() as f64);
+    let silence = store.issuer_status().silence;
+    silent.push(&[], silence.map(|silence| silence.lasts).unwrap_or_default().as_secs_f64());
+    left_out.push(&[], metrics.left_out.load(Relaxed) as f64);
     let status = store.status();
     for state in State::ALL {
         certificates.push(&[state.as_str()], status.iter().filter(|row| row.state == state).count() as f64);
@@ -123,7 +143,7 @@ fn collect_store(store: &CertificateStore) -> Vec<Family> {
         roots.push(&[domain.as_str()], set.certificates().len() as f64);
         ends.push(&[domain.as_str()], set.not_after().as_secs_f64());
     }
-    vec![requests, open, certificates, not_after, waits, generation, roots, ends]
+    vec![requests, open, silent, certificates, not_after, left_out, waits, generation, roots, ends]
 }
 
 /// Which side of a handshake this agent was.

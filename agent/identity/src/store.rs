@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use zeroize::Zeroizing;
 
 use crate::bundle::BundleStore;
 use crate::certificate::CertificateFacts;
 use crate::clock::Clock;
+use crate::contact::{Contact, IssuerStatus};
 use crate::credential::Credential;
-use crate::export::{self, Decoded, ExportError, ImportError, Refused, Untimely};
+use crate::export::{self, Decoded, EXPORT_BYTES_MAX, Export, ExportError, ImportError, Refused, Untimely};
 use crate::issuer::IssueError;
 use crate::metrics::StoreMetrics;
 use crate::rotation::{Action, Event, Now, Priority, RequestId, Rotation, Settings, State};
@@ -43,6 +43,8 @@ pub struct StoreConfig {
     pub accounts_max: usize,
     /// How long certificates of a former agent are kept for accounts nobody has leased.
     pub restored_kept: Duration,
+    /// Most bytes of an export.
+    pub export_bytes_max: usize,
 }
 
 impl Default for StoreConfig {
@@ -55,6 +57,7 @@ impl Default for StoreConfig {
             waiters_max: 1024,
             accounts_max: 4096,
             restored_kept: Duration::from_secs(300),
+            export_bytes_max: EXPORT_BYTES_MAX,
         }
     }
 }
@@ -99,6 +102,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     bundles: BundleStore,
     metrics: StoreMetrics,
+    contact: Mutex<Contact>,
     /// Wakes the driver.
     wake: Notify,
     /// Grows when the certificates in use change: time to export.
@@ -143,6 +147,7 @@ impl CertificateStore {
             clock,
             bundles,
             metrics: StoreMetrics::default(),
+            contact: Mutex::default(),
             wake: Notify::new(),
             revision: watch::Sender::new(0),
             inner: Mutex::new(inner),
@@ -218,6 +223,12 @@ impl CertificateStore {
         rows
     }
 
+    /// Whether the issuer answers.
+    #[must_use]
+    pub fn issuer_status(&self) -> IssuerStatus {
+        self.0.contact().status(self.0.clock.now().monotonic)
+    }
+
     /// Requests the issuer has not answered.
     #[must_use]
     pub fn open_requests(&self) -> usize {
@@ -230,15 +241,17 @@ impl CertificateStore {
         self.0.revision.subscribe()
     }
 
-    /// Keys and certificates for the keeper's memory, and nothing else. Overwritten when dropped.
-    pub fn export(&self) -> Result<Zeroizing<Vec<u8>>, ExportError> {
+    /// Keys and certificates for the keeper's memory, and nothing else. Those in use come first where there is no room for all.
+    pub fn export(&self) -> Result<Export, ExportError> {
         let inner = self.0.lock();
         let in_use: Vec<_> = inner.accounts.values().filter_map(|account| account.slot.credential()).collect();
         let mut all: Vec<&Credential> = in_use.iter().map(|credential| &**credential).collect();
         all.extend(inner.restored.values());
         let has = |id: &SpiffeId| all.iter().any(|credential| credential.facts().id == *id);
         let untimely: Vec<&Untimely> = inner.untimely.values().filter(|untimely| !has(&untimely.id)).collect();
-        export::encode(&all, &untimely)
+        let export = export::encode(&all, &untimely, self.0.config.export_bytes_max)?;
+        self.0.metrics.left_out(export.left_out);
+        Ok(export)
     }
 
     /// Whether an account has a certificate that can be used, issued or taken over.
@@ -305,6 +318,10 @@ impl fmt::Debug for CertificateStore {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn contact(&self) -> MutexGuard<'_, Contact> {
+        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Steps the rotation; what concerns the slots is done here, the rest is left to the driver.

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use heddle_identity::export::EXPORT_BYTES_MAX;
 use heddle_identity::{
     BundleStore, CertificateStatus, CertificateStore, HandshakeMetrics, Lease, SpiffeId, StoreConfig, SystemClock,
     TrustDomain,
@@ -84,6 +85,8 @@ struct State {
     nameless: BTreeMap<PodUid, String>,
     /// Why the keeper does not hold the keys.
     keys_error: Option<String>,
+    /// Accounts whose keys it has no room for.
+    keys_left_out: usize,
     /// There was a certificate in this agent's life: from then on the keeper is to hold what this agent has, be it nothing.
     has_had_keys: bool,
 }
@@ -262,7 +265,7 @@ impl Identities {
     pub fn check(&self) -> Vec<v1::CheckItem> {
         let rows = self.store.status();
         let state = self.lock();
-        let mut items = check::items(&rows, &self.authority, since_1970());
+        let mut items = check::items(&rows, &self.authority, &self.store.issuer_status(), since_1970());
         items.extend(state.nameless.values().map(|why| v1::CheckItem {
             name: "identity".into(),
             ok: false,
@@ -285,6 +288,20 @@ impl Identities {
                 ok: false,
                 detail: format!("the keeper does not hold this agent's keys: {error}"),
                 fix: "see the keeper's log; until then a restarted agent waits for the authority".into(),
+            });
+        }
+        if state.keys_left_out > 0 {
+            let (left_out, mib) = (state.keys_left_out, EXPORT_BYTES_MAX >> 20);
+            items.push(v1::CheckItem {
+                name: "keys".into(),
+                ok: false,
+                detail: format!(
+                    "the keeper's memory is full ({mib} MiB): of {} accounts it does not hold the keys of {left_out}",
+                    rows.len()
+                ),
+                fix: "fewer service accounts on this node, or shorter chains and bundles from the authority; \
+                      a restarted agent waits for the authority with those"
+                    .into(),
             });
         }
         items

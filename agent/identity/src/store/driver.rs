@@ -100,6 +100,10 @@ impl Shared {
 
     fn finished(&self, id: &SpiffeId, request: RequestId, result: Result<Credential, IssueError>) {
         let now = self.clock.now();
+        match &result {
+            Ok(_) => self.contact().answered(now.monotonic),
+            Err(error) => self.contact().failed(now.monotonic, error),
+        }
         let mut guard = self.lock();
         let inner = &mut *guard;
         // A cancelled request, or one that ended as it was cancelled.
@@ -139,19 +143,30 @@ async fn follow_roots(shared: &Shared, issuer: &dyn CertificateIssuer) -> Infall
     loop {
         // Not all nodes at once.
         tokio::time::sleep(shared.config.roots_interval.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
-        match tokio::time::timeout(shared.config.request_timeout, issuer.roots()).await {
-            Ok(Ok(Some((trust_domain, roots)))) => {
+        let told = tokio::time::timeout(shared.config.request_timeout, issuer.roots()).await;
+        let now = shared.clock.now().monotonic;
+        match told.unwrap_or_else(|_| Err(late(shared, issuer))) {
+            Ok(Some((trust_domain, roots))) => {
+                shared.contact().answered(now);
                 let before = shared.bundles.generation();
                 shared.bundles.set(&trust_domain, Some(Arc::new(roots)));
                 if shared.bundles.generation() != before {
                     tracing::info!(%trust_domain, "the roots that are trusted have changed");
                 }
             }
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "{} does not tell its roots", issuer.name()),
-            Err(_) => tracing::warn!("{} does not tell its roots in time", issuer.name()),
+            // Nobody was asked.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "{} does not tell its roots", issuer.name());
+                shared.contact().failed(now, &error);
+            }
         }
     }
+}
+
+fn late(shared: &Shared, issuer: &dyn CertificateIssuer) -> IssueError {
+    let within = shared.config.request_timeout.as_secs_f32();
+    IssueError::new(IssueErrorKind::Timeout, format!("{} did not answer within {within} s", issuer.name()))
 }
 
 /// One request: a new key, the issuer's answer in time, and its check.
@@ -161,10 +176,7 @@ async fn ask(shared: Arc<Shared>, issuer: Arc<dyn CertificateIssuer>, id: Spiffe
     let csr = key.certificate_request(&id).map_err(local)?;
     let request = CertificateRequest { id, csr, lifetime: shared.config.lifetime };
     let answer = tokio::time::timeout(shared.config.request_timeout, issuer.issue(&request)).await;
-    let IssuedCertificate { chain, roots } = answer.map_err(|_| {
-        let within = shared.config.request_timeout.as_secs_f32();
-        IssueError::new(IssueErrorKind::Timeout, format!("{} did not answer within {within} s", issuer.name()))
-    })??;
+    let IssuedCertificate { chain, roots } = answer.unwrap_or_else(|_| Err(late(&shared, &*issuer)))?;
     let trusted = shared.bundles.authoritative(request.id.trust_domain());
     let now = shared.clock.now().unix;
     Credential::check(&request.id, key, chain, roots, trusted.as_deref(), now)

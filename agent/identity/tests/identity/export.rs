@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_identity::export::{ImportError, parse};
+use heddle_identity::metrics::store_collector;
 use heddle_identity::{Alpn, ClientConfigs, IssueError, IssueErrorKind, ServerConfigs, State, StoreConfig};
 use proptest::prelude::*;
 
@@ -54,6 +55,28 @@ async fn what_nobody_leased_yet_is_exported_too_and_dropped_after_a_while() {
     tokio::time::sleep(301 * SECOND).await;
     assert_eq!(parse(&node.store.export().unwrap()).unwrap().len(), 1);
     assert!(!node.store.lease(&id("api")).unwrap().is_ready());
+}
+
+/// What there is no room for is left out whole and counted; what is in use comes before what is not.
+#[tokio::test]
+async fn where_there_is_no_room_for_all_some_are_kept() {
+    let (bytes, clock) = exported().await;
+    for (room, kept) in [(bytes.len(), 2), (bytes.len() - 1, 1), (bytes.len() * 2 / 3, 1), (100, 0), (0, 0)] {
+        let config = StoreConfig { export_bytes_max: room, ..StoreConfig::default() };
+        let issuer = TestIssuer::new(&clock, Ca::root("nobody"));
+        let node = Node::with(Arc::clone(&clock), issuer, config);
+        node.store.restore(&bytes).unwrap();
+        let _web = node.store.lease(&id("web")).unwrap();
+        let export = node.store.export().unwrap();
+        assert!(export.len() <= room.max(44), "{} of {room}", export.len());
+        let records = parse(&export).unwrap();
+        assert_eq!((records.len(), export.left_out), (kept, 2 - kept), "room for {room}");
+        assert!(kept == 0 || records.iter().any(|record| record.id == id("web").as_str()));
+        assert_eq!(restarted(Arc::clone(&clock)).store.restore(&export).unwrap().certificates, kept);
+        let families = store_collector(&node.store).collect();
+        let left_out = families.iter().find(|family| family.name() == "heddle_certificates_left_out").unwrap();
+        assert_eq!(left_out.get_metric()[0].get_gauge().get_value(), (2 - kept) as f64);
+    }
 }
 
 #[tokio::test]

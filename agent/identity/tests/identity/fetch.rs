@@ -348,6 +348,38 @@ async fn accounts_are_bounded() {
     assert_eq!(store.lease(&id("c")).unwrap_err().to_string(), "more than 2 service accounts on this node");
 }
 
+/// The certificate was renewed just now and will not be for half a day: who says that nobody is there?
+#[tokio::test(start_paused = true)]
+async fn an_issuer_that_falls_silent_is_noticed_between_two_renewals() {
+    let node = node();
+    node.issuer.set(|issuer| issuer.tells_roots = true);
+    let _web = node.lease(&id("web")).await;
+    assert!(node.store.issuer_status().answered_ago.is_some());
+    let gauge = || {
+        let families = store_collector(&node.store).collect();
+        let family = families.iter().find(|family| family.name() == "heddle_certificate_issuer_silent_seconds");
+        family.unwrap().get_metric()[0].get_gauge().get_value()
+    };
+    tokio::time::sleep(HOUR).await;
+    let status = node.store.issuer_status();
+    assert!(status.silence.is_none() && status.answered_ago.unwrap() < 60 * SECOND && gauge() == 0.0, "{status:?}");
+
+    node.issuer.set(|issuer| issuer.error = Some(IssueError::new(IssueErrorKind::Unavailable, "down")));
+    tokio::time::sleep(HOUR).await;
+    let (status, asked) = (node.store.issuer_status(), node.store.metrics().failed_total(IssueErrorKind::Unavailable));
+    let silence = status.silence.unwrap();
+    assert!(silence.lasts > HOUR - 60 * SECOND && silence.lasts <= HOUR, "{silence:?}");
+    assert!(silence.attempts > 100 && silence.last_error.message == "down", "{silence:?}");
+    assert!(status.answered_ago.unwrap() >= silence.lasts);
+    assert!((gauge() - silence.lasts.as_secs_f64()).abs() < 1.0);
+    assert_eq!((asked, row(&node).state), (0, State::Valid), "no certificate was asked for, and it is well");
+
+    // A refusal is an answer.
+    node.issuer.set(|issuer| issuer.error = Some(IssueError::refused("no")));
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(node.store.issuer_status().silence.is_none() && gauge() == 0.0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn metrics_tell_states_ends_and_results() {
     let node = node();

@@ -91,10 +91,14 @@ impl Identities {
             let given = self.give(run_dir.clone()).await;
             let mut state = self.lock();
             match given {
-                Ok(()) => {
+                Ok(left_out) => {
                     retry = None;
                     generation = now;
                     state.keys_error = None;
+                    if left_out > state.keys_left_out {
+                        tracing::warn!(target: "identity", left_out, "the keeper's memory has no room for all keys");
+                    }
+                    state.keys_left_out = left_out;
                 }
                 Err(error) => {
                     let error = format!("{error:#}");
@@ -110,8 +114,8 @@ impl Identities {
     }
 
     /// An agent that could use nothing of what a keeper holds, and has got nothing yet, leaves it there: the reason may pass (a wrong clock)
-    /// or be its own (an older version), and the next one needs what is good.
-    async fn give(&self, run_dir: PathBuf) -> Result<()> {
+    /// or be its own (an older version), and the next one needs what is good. Answers how many accounts there was no room for.
+    async fn give(&self, run_dir: PathBuf) -> Result<usize> {
         let has_any = self.store.has_any();
         let has_had_keys = {
             let mut state = self.lock();
@@ -123,8 +127,11 @@ impl Identities {
         let told = |(domain, _): (&TrustDomain, _)| Some((domain.clone(), bundles.authoritative(domain.as_str())?));
         let told: Vec<_> = current.iter().filter_map(told).collect();
         let roots: Vec<_> = told.iter().map(|(domain, roots)| (domain.clone(), &**roots)).collect();
-        let bytes = memory::encode(&roots, &self.store.export()?).context("too large for key memory")?;
-        let given = tokio::task::spawn_blocking(move || -> Result<()> {
+        let export = self.store.export()?;
+        let left_out = export.left_out;
+        let bytes = memory::encode(&roots, &export).context("too large for key memory")?;
+        drop(export);
+        let given = tokio::task::spawn_blocking(move || -> Result<usize> {
             let memory = keys::seal(&bytes)?;
             drop(bytes);
             use std::os::fd::AsFd;
@@ -132,7 +139,7 @@ impl Identities {
             if has_had_keys || keeper.get_keys()?.is_none() {
                 keeper.put_keys(memory.as_fd())?;
             }
-            Ok(())
+            Ok(left_out)
         });
         given.await.context("key memory")?
     }

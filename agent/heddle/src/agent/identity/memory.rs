@@ -4,11 +4,15 @@
 //! Layout, integers big-endian: magic `HEDDLEKM`, version (u16), count of trust domains (u16), per domain its name (u16 length), count of
 //! roots (u16) and each root's DER (u32 length); the rest is the export, which has a checksum of its own.
 
+use heddle_datapath::keys::KEYS_BYTES_MAX;
+use heddle_identity::export::EXPORT_BYTES_MAX;
 use heddle_identity::{Roots, TrustDomain};
 use zeroize::Zeroizing;
 
 const MAGIC: &[u8; 8] = b"HEDDLEKM";
 const VERSION: u16 = 1;
+// Beside the largest export there is room for the roots.
+const _: () = assert!(EXPORT_BYTES_MAX + (1 << 20) <= KEYS_BYTES_MAX);
 
 /// Parsed key memory: the export is borrowed, keys are copied nowhere.
 pub struct Contents<'a> {
