@@ -33,6 +33,8 @@ pub struct Reading {
     pub warnings: Vec<InvalidObject>,
     /// Objects of kinds that mean nothing to us (ConfigMap, Deployment …).
     pub ignored: usize,
+    /// Something was rejected of which nobody can tell which object it is: it may be one that was there before.
+    pub has_unknown: bool,
 }
 
 /// One object and where it stands.
@@ -112,6 +114,17 @@ impl Object {
         Key { kind, namespace, name }
     }
 
+    /// Whether it says where it belongs and whom it is. Where a Pod or a Namespace does not, what it said before is better; of all others so much is
+    /// left that they deny.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        match self {
+            Self::Namespace(o) => o.is_readable,
+            Self::Pod(o) => o.is_readable(),
+            _ => true,
+        }
+    }
+
     /// `metadata.creationTimestamp`.
     #[must_use]
     pub fn created(&self) -> Option<Timestamp> {
@@ -138,6 +151,7 @@ pub fn read(origin: &str, bytes: &[u8]) -> Reading {
     let mut reader = Reader { origin: origin.into(), reading: Reading::default(), untold: 0 };
     if bytes.len() as u64 > yaml::FILE_BYTES_MAX {
         reader.reject(0, "", "", &[Problem::new("", format!("longer than {} bytes: split it", yaml::FILE_BYTES_MAX))]);
+        reader.reading.has_unknown = true;
         return reader.reading;
     }
     let bad_lines = lines_of_bad_bytes(bytes);
@@ -205,6 +219,7 @@ impl Reader {
     fn document(&mut self, document: &yaml::Document<'_>) {
         let Some(root) = &document.root else {
             self.reject(document.line, "", "", &document.problems);
+            self.reading.has_unknown |= !document.problems.is_empty();
             return;
         };
         if root.value == Value::Null && document.problems.is_empty() {
@@ -221,7 +236,9 @@ impl Reader {
             namespace: text(&["metadata", "namespace"]),
             name: text(&["metadata", "name"]),
         };
-        match known(&id, root) {
+        let known = known(&id, root);
+        self.reading.has_unknown |= matches!(known, Known::Unknown(_));
+        match known {
             Known::Read(kind) => self.known(kind, &id, root, line, broken),
             Known::List if lists => self.list(root, broken),
             Known::List if !lists => {
@@ -275,6 +292,7 @@ impl Reader {
             }
             (false, _) => None,
         };
+        self.reading.has_unknown |= converted.is_none() && (!named || has_strange_metadata);
         problems.locate(root);
         self.report(line, kind.as_str(), &object, &problems.errors, false);
         self.report(line, kind.as_str(), &object, &problems.warnings, true);
@@ -287,6 +305,8 @@ impl Reader {
         let before = items.first().map_or(u64::MAX, |item| item.line);
         let of_list: Vec<Problem> = broken.iter().filter(|p| p.line < before).cloned().collect();
         self.reject(root.line, "List", "", &of_list);
+        // Behind a syntax error there may have been more of them.
+        self.reading.has_unknown |= !broken.is_empty();
         let mut starts: Vec<u64> = items.iter().map(|item| item.line).collect();
         starts.dedup();
         for item in items {

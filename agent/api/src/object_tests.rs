@@ -37,6 +37,7 @@ metadata: {name: three}
     let broken = reading.items.iter().find(|i| &*i.object.key().name == "two").unwrap();
     let unreadable = Namespace { mesh: MeshLabel::Invalid, is_readable: false, ..Namespace::absent("two") };
     assert_eq!(broken.object, Object::Namespace(unreadable));
+    assert!(!reading.has_unknown, "which object it is can be told");
 }
 
 #[test]
@@ -212,8 +213,34 @@ fn a_rejected_namespace_keeps_its_label_and_allows_nothing() {
         let reading = read("f", format!("apiVersion: v1\nkind: Namespace\nmetadata: {metadata}").as_bytes());
         let expected = Namespace { mesh, is_readable: false, ..Namespace::absent("shop") };
         assert_eq!(reading.items.first().map(|item| &item.object), Some(&Object::Namespace(expected)), "{metadata}");
-        assert!(!reading.invalid.is_empty(), "{metadata}");
+        assert!(!reading.invalid.is_empty() && !reading.items[0].object.is_readable(), "{metadata}");
     }
+}
+
+#[test]
+fn what_may_be_an_object_of_before_table() {
+    let table = [
+        ("kind: [", true),
+        ("x", true),
+        ("apiVersion: v1\nmetadata: {name: a}", true),
+        ("apiVersion: v1\nkind: Pdo\nmetadata: {name: a}", true),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {nam: a}", true),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: A}", true),
+        ("apiVersion: heddle.dev/v1alpha1\nkind: MeshTLS\nmetadata: {name: a, namspace: b}\nspec: {}", true),
+        ("apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {", true),
+        // One can tell which they are, or that they are none of ours.
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a", false),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: []", false),
+        ("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}", false),
+        ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}", false),
+        ("apiVersion: example.com/v1\nkind: Any\nmetadata: {name: a}", false),
+        ("", false),
+        ("# nothing\n---\n~", false),
+    ];
+    for (text, has_unknown) in table {
+        assert_eq!(read("f", text.as_bytes()).has_unknown, has_unknown, "{text}");
+    }
+    assert!(read("f", &vec![b'#'; yaml::FILE_BYTES_MAX as usize + 1]).has_unknown);
 }
 
 #[test]

@@ -208,6 +208,60 @@ async fn a_bad_document_is_reported_and_harms_no_other() {
     running.stop().await;
 }
 
+/// What an object that cannot be read any more said before holds, as long as there is something that may be it.
+#[tokio::test]
+async fn an_object_that_cannot_be_read_stays_what_it_was() {
+    let meshed = "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {heddle.dev/mesh: enabled}}\n";
+    let dir = TempDir::new().unwrap();
+    let good = [pod("one", "10.1.0.1"), pod("two", "10.1.0.2")].join("---\n");
+    write(dir.path(), "a.yaml", &good);
+    write(dir.path(), "namespace.yaml", meshed);
+    let mut running = Running::start(dir.path());
+    let is_whole = |snapshot: &Snapshot| {
+        let mut pods: Vec<_> =
+            snapshot.workloads().map(|w| format!("{} {:?} {}", w.name, w.addresses, w.wants_capture())).collect();
+        pods.sort();
+        pods == ["one [10.1.0.1] true", "two [10.1.0.2] true"]
+    };
+    running.until("first load", is_whole).await;
+    let stays = |snapshot: &Snapshot, what: &str| {
+        let told = snapshot.invalid.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        told.contains(&format!("{what}: cannot be read, or be told from what cannot")) && is_whole(snapshot)
+    };
+    let broken = |text: &str| [&*pod("one", "10.1.0.1"), text].join("---\n");
+    for text in [
+        "kind: [",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: two, namespace: n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: two, namespace: n}\nspec: 7\n",
+        "apiVersion: v1\nkind: Pdo\nmetadata: {name: two, namespace: n}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {namespace: n}\n",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: two, namespace: n, annotations: {standalone.heddle.dev/netns: two}}\n",
+    ] {
+        write(dir.path(), "a.yaml", &broken(text));
+        running.until(text, |snapshot| stays(snapshot, "Pod n/two")).await;
+        // Twice broken is not gone.
+        write(dir.path(), "a.yaml", &broken(&format!("{text}# once more")));
+        running.until(text, |snapshot| stays(snapshot, "Pod n/two")).await;
+        write(dir.path(), "a.yaml", &good);
+        running.until("mended", |snapshot| snapshot.invalid.is_empty() && is_whole(snapshot)).await;
+    }
+    write(dir.path(), "a.yaml", "kind: [");
+    running.until("both", |snapshot| stays(snapshot, "Pod n/one")).await;
+    write(dir.path(), "a.yaml", &good);
+    for text in ["kind: [", "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {heddle.dev/mesh: true}}\n"] {
+        write(dir.path(), "namespace.yaml", text);
+        running.until(text, |snapshot| stays(snapshot, "Namespace n")).await;
+    }
+    // What is gone is gone, and so it is of what was never known.
+    write(dir.path(), "a.yaml", &pod("one", "10.1.0.1"));
+    running.until("removed", has(&["one"])).await;
+    write(dir.path(), "a.yaml", "# nothing\n");
+    running.until("emptied", has(&[])).await;
+    running.stop().await;
+    write(dir.path(), "a.yaml", &broken("kind: ["));
+    assert_eq!(pods(&freshly_loaded(dir.path())).len(), 1);
+}
+
 #[tokio::test]
 async fn modes_are_in_force_as_their_files_change() {
     let modes = |name: &str, spec: &str| {

@@ -60,11 +60,55 @@ struct File {
     unreadable: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Placed {
     key: Key,
     line: u64,
     object: Arc<Object>,
+}
+
+impl File {
+    /// What was read, and for what cannot be told from it what the file said before: a Pod or Namespace that is not legible, and all that may be
+    /// behind an object that nobody can name.
+    fn read(name: &Arc<str>, stamp: Stamp, reading: Reading, former: &[Placed]) -> Self {
+        let Reading { items, mut invalid, warnings, ignored, has_unknown } = reading;
+        let legible = former.iter().filter(|former| former.object.is_readable());
+        let legible: HashMap<&Key, &Arc<Object>> = legible.map(|former| (&former.key, &former.object)).collect();
+        let (mut objects, mut stay) = (Vec::new(), Vec::new());
+        for heddle_api::Item { line, object } in items {
+            let key = object.key();
+            let better = if object.is_readable() { None } else { legible.get(&key) };
+            let object = match better {
+                Some(former) => {
+                    stay.push((line, key.clone()));
+                    Arc::clone(former)
+                }
+                None => Arc::new(object),
+            };
+            objects.push(Placed { key, line, object });
+        }
+        if has_unknown {
+            let read: HashSet<Key> = objects.iter().map(|placed| placed.key.clone()).collect();
+            let missing: Vec<Placed> = former.iter().filter(|former| !read.contains(&former.key)).cloned().collect();
+            stay.extend(missing.iter().map(|placed| (0, placed.key.clone())));
+            objects.extend(missing);
+        }
+        if let Some((line, first)) = stay.first() {
+            let more = if stay.len() == 1 { String::new() } else { format!(" (and of {} more)", stay.len() - 1) };
+            let message = format!(
+                "cannot be read, or be told from what cannot: what the file said of it{more} before stays in force"
+            );
+            invalid.push(InvalidObject {
+                origin: Arc::clone(name),
+                line: *line,
+                kind: first.kind.as_str().into(),
+                object: first.object().into(),
+                field: Arc::default(),
+                message: message.into(),
+            });
+        }
+        Self { stamp: Some(stamp), objects, invalid, warnings, ignored, unreadable: None }
+    }
 }
 
 /// In the order of preference.
@@ -159,19 +203,8 @@ impl State {
             }
             Change::Gone => None,
             Change::Content(stamp, reading) => {
-                let place = |item: heddle_api::Item| Placed {
-                    key: item.object.key(),
-                    line: item.line,
-                    object: Arc::new(item.object),
-                };
-                Some(File {
-                    stamp: Some(stamp),
-                    objects: reading.items.into_iter().map(place).collect(),
-                    invalid: reading.invalid,
-                    warnings: reading.warnings,
-                    ignored: reading.ignored,
-                    unreadable: None,
-                })
+                let former = self.files.get(name).map_or(&[][..], |file| &file.objects);
+                Some(File::read(name, stamp, *reading, former))
             }
         };
         let old = self.files.remove(name);
