@@ -58,13 +58,12 @@ impl Called {
         hello
     }
 
-    /// An honest peer's handshake; how long until the server had let it in.
-    async fn shake(&self, (alpn, door): (Alpn, SocketAddr)) -> Duration {
-        let (start, before) = (Instant::now(), self.node.handshakes.completed(Side::Server));
+    /// An honest peer's handshake, until the server has let it in.
+    async fn shake(&self, (alpn, door): (Alpn, SocketAddr)) {
+        let before = self.node.handshakes.completed(Side::Server);
         let connector = tokio_rustls::TlsConnector::from(self.config(alpn));
         let _wire = soon(connector.connect(no_server_name(), connect(door).await)).await.unwrap();
         until("the server's end of the handshake", || self.node.handshakes.completed(Side::Server) > before).await;
-        start.elapsed()
     }
 
     fn connections(&self) -> usize {
@@ -78,7 +77,8 @@ impl Called {
 
 #[tokio::test]
 async fn whoever_connects_and_says_nothing_keeps_nobody_out() {
-    let called = Called::new(Duration::from_secs(60)).await;
+    // Longer than a test waits for anything.
+    let called = Called::new(PATIENCE * 10).await;
     let half = called.hello(Alpn::Hbone);
     for (door, first) in [(called.doors[1].1, &b""[..]), (called.doors[1].1, &half[..half.len() / 2])] {
         let mut flood = Vec::new();
@@ -89,8 +89,7 @@ async fn whoever_connects_and_says_nothing_keeps_nobody_out() {
         }
         until("the flood", || called.connections() >= FLOOD).await;
         for door in called.doors {
-            let taken = called.shake(door).await;
-            assert!(taken < Duration::from_secs(2), "{door:?}: {taken:?}");
+            called.shake(door).await;
         }
         assert!(called.connections() >= FLOOD && called.timed_out() == 0, "the flood is still there");
         assert_eq!(called.node.handshakes.under_way(Side::Server), 0, "and has no turn");
@@ -101,12 +100,13 @@ async fn whoever_connects_and_says_nothing_keeps_nobody_out() {
 
 #[tokio::test]
 async fn handshakes_that_begin_and_never_end_are_so_many_and_no_more() {
-    let called = Called::new(Duration::from_secs(5)).await;
-    let door = called.doors[1];
+    // Longer than it takes to begin them all.
+    let called = Called::new(Duration::from_secs(12)).await;
+    let (door, hello) = (called.doors[1], called.hello(Alpn::Hbone));
     let mut flood = Vec::new();
     for _ in 0..FLOOD {
         let mut client = connect(door.1).await;
-        client.write_all(&called.hello(Alpn::Hbone)).await.unwrap();
+        client.write_all(&hello).await.unwrap();
         flood.push(client);
         let under_way = called.node.handshakes.under_way(Side::Server);
         assert!(under_way <= HANDSHAKES_MAX as u64, "{under_way}");
@@ -123,27 +123,27 @@ async fn handshakes_that_begin_and_never_end_are_so_many_and_no_more() {
 
 #[tokio::test]
 async fn greeting_and_handshake_have_one_limit_together() {
-    let limit = Duration::from_secs(3);
+    let limit = Duration::from_secs(6);
     let called = Called::new(limit).await;
     called.node.settings(|mesh| mesh.mtls = MtlsMode::Strict);
-    for (alpn, door) in called.doors {
-        for late in [false, true] {
-            let hello = called.hello(alpn);
-            let (first, rest) = hello.split_at(hello.len() / 2);
-            let mut client = connect(door).await;
-            let start = Instant::now();
-            client.write_all(first).await.unwrap();
-            if late {
-                tokio::time::sleep(limit * 2 / 3).await;
-            }
-            client.write_all(rest).await.unwrap();
-            assert_eq!(soon(client.read_u8()).await.unwrap(), 22, "positive control: it was heard");
-            let mut unread = Vec::new();
-            soon(client.read_to_end(&mut unread)).await.unwrap_err();
-            let taken = start.elapsed();
-            assert!(taken >= limit - Duration::from_millis(100) && taken < limit * 3 / 2, "{alpn:?} {late}: {taken:?}");
+    let greets = async |(alpn, door), late: bool| {
+        let hello = called.hello(alpn);
+        let (first, rest) = hello.split_at(hello.len() / 2);
+        let start = Instant::now();
+        let mut client = connect(door).await;
+        client.write_all(first).await.unwrap();
+        if late {
+            tokio::time::sleep(limit * 2 / 3).await;
         }
-    }
+        client.write_all(rest).await.unwrap();
+        assert_eq!(soon(client.read_u8()).await.unwrap(), 22, "positive control: it was heard");
+        let mut unread = Vec::new();
+        soon(client.read_to_end(&mut unread)).await.unwrap_err();
+        let taken = start.elapsed();
+        assert!(taken >= limit && taken < limit * 3 / 2, "{alpn:?} {late}: {taken:?}");
+    };
+    let [inbound, hbone] = called.doors;
+    tokio::join!(greets(inbound, false), greets(inbound, true), greets(hbone, false), greets(hbone, true));
     until("all of them to be counted", || called.timed_out() == 4).await;
 }
 
