@@ -1,15 +1,43 @@
 //! Which protocol a connection speaks where its port does not say.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::io::ErrorKind;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use heddle_model::{Delta, Workload};
 use heddle_telemetry::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use super::support::*;
 
+/// As in `protocol`: for a first word where a dial failed, and for the rest of a ClientHello.
+const UNTOLD_GRACE: Duration = Duration::from_millis(100);
+const HELLO_WAIT_MAX: Duration = Duration::from_millis(500);
+
 const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
+
+/// Connects and asks, once `ready`; the beginning of the answer. Where nothing says that it is HTTP the agent gives a client little time, and a
+/// machine that stood still meanwhile proves nothing: then it is asked again.
+async fn answer_at_once(vip: std::net::SocketAddr, ready: impl AsyncFn()) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let began = Instant::now();
+        let mut client = connect(vip).await;
+        ready().await;
+        let mut got = [0; 512];
+        let asked = async {
+            client.write_all(GET).await?;
+            client.read(&mut got).await
+        };
+        match soon(asked).await {
+            Ok(count) if count > 0 => return String::from_utf8_lossy(&got[..count]).into_owned(),
+            ended => {
+                assert!(began.elapsed() >= UNTOLD_GRACE && Instant::now() < deadline, "{ended:?} instead of an answer")
+            }
+        }
+    }
+}
 
 async fn undeclared(mesh: &Mesh, endpoints: &[std::net::SocketAddr]) -> std::net::SocketAddr {
     mesh.pod_calling("web", endpoints, |s| s.ports[0].name = "".into()).await
@@ -170,20 +198,26 @@ async fn a_dial_in_vain_goes_to_the_pool() {
 async fn a_dial_that_fails_before_the_client_spoke_is_told_to_a_request_that_comes_at_once() {
     let mesh = Mesh::new(1);
     let vip = undeclared(&mesh, &[dead_address().await]).await;
-    let mut client = connect(vip).await;
-    until("the dial to fail", || mesh.metrics.dial_failures(Reason::UpstreamConnectRefused) == 1).await;
-    soon(client.write_all(GET)).await.unwrap();
-    let mut got = [0; 512];
-    let count = soon(client.read(&mut got)).await.unwrap();
-    let got = String::from_utf8_lossy(&got[..count]);
+    let failures = || mesh.metrics.dial_failures(Reason::UpstreamConnectRefused);
+    let before = AtomicU64::new(0);
+    let got = answer_at_once(vip, async || {
+        until("the dial to fail", || failures() > before.load(SeqCst)).await;
+        before.store(failures(), SeqCst);
+    })
+    .await;
     assert!(got.starts_with("HTTP/1.1 503 ") && got.contains("x-heddle-reason: upstream_connect_refused"), "{got}");
     // A client that says nothing, or nothing that could be answered, is reset, and soon.
     let silent = Instant::now();
     is_refused(vip).await;
-    assert!(silent.elapsed() < Duration::from_secs(1), "{:?}", silent.elapsed());
-    let mut other = connect(vip).await;
-    let _ = soon(other.write_all(b"*1\r\n$4\r\nPING\r\n")).await;
-    is_reset(&mut other).await;
+    assert!(silent.elapsed() < PATIENCE / 4, "{:?}", silent.elapsed());
+    // Whoever is late with it hears of the reset when he writes.
+    let talking = async {
+        let mut other = TcpStream::connect(vip).await?;
+        other.write_all(b"*1\r\n$4\r\nPING\r\n").await?;
+        other.read(&mut [0; 1]).await
+    };
+    let error = soon(talking).await.expect_err("a clean end instead of a reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     let records = mesh.records(3).await;
     assert!(records.iter().all(|r| r["reason"] == "upstream_connect_refused"), "{records:?}");
     assert_eq!(records.iter().filter(|r| r["status"] == 503).count(), 1);
@@ -193,14 +227,9 @@ async fn a_dial_that_fails_before_the_client_spoke_is_told_to_a_request_that_com
 async fn a_service_without_endpoints_answers_requests() {
     let mesh = Mesh::new(1);
     // Where the port says HTTP the client has all the time it wants to ask.
-    for (name, wait) in [("", Duration::ZERO), ("http", Duration::from_millis(300))] {
+    for (name, wait) in [("", Duration::ZERO), ("http", UNTOLD_GRACE * 3)] {
         let vip = mesh.pod_calling("web", &[], |s| s.ports[0].name = name.into()).await;
-        let mut client = connect(vip).await;
-        tokio::time::sleep(wait).await;
-        soon(client.write_all(GET)).await.unwrap();
-        let mut got = [0; 512];
-        let count = soon(client.read(&mut got)).await.unwrap();
-        let got = String::from_utf8_lossy(&got[..count]);
+        let got = answer_at_once(vip, async || tokio::time::sleep(wait).await).await;
         assert!(got.starts_with("HTTP/1.1 503 ") && got.contains("x-heddle-reason: no_ready_endpoint"), "{got}");
     }
 }
@@ -234,25 +263,35 @@ async fn the_name_a_tls_client_asks_for_is_told_and_its_bytes_are_passed_on() {
             (hello("shop example"), 0, ""),
             ([&b"\x16\x03\x01\x00\x10\x01\x00\x00\x05"[..], &[0xff; 11]].concat(), 0, ""),
         ] {
-            let mesh = Mesh::new(1);
-            let (listener, addr) = backend().await;
-            let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = port.into()).await;
-            let mut client = connect(vip).await;
-            soon(client.write_all(&hello[..cut])).await.unwrap();
-            let (mut server, _) = soon(listener.accept()).await.unwrap();
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            soon(client.write_all(&hello[cut..])).await.unwrap();
-            let mut got = vec![0; hello.len()];
-            soon(server.read_exact(&mut got)).await.unwrap();
-            assert!(got == hello, "passed on as it came");
-            passes(&mut server, &mut client, b"\x16\x03\x03").await;
-            let list = mesh.proxy.registry().list(10, |_| true).await;
-            assert_eq!(list.connections[0].sni.as_deref().unwrap_or_default(), sni, "{port:?} cut at {cut}");
-            drop((client, server));
-            let record = &mesh.records(1).await[0];
-            assert_eq!(record.get("sni").map_or("", |s| s.as_str().unwrap()), sni);
+            // Of a hello whose rest came too late, on a machine that stood still, there is nothing to tell: once more.
+            while !is_told(port, &hello, cut, sni).await {}
         }
     }
+}
+
+/// A hello cut in two is passed on, and its name is told; false if its rest was late.
+async fn is_told(port: &str, hello: &[u8], cut: usize, sni: &str) -> bool {
+    let mesh = Mesh::new(1);
+    let (listener, addr) = backend().await;
+    let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = port.into()).await;
+    let mut client = connect(vip).await;
+    let began = Instant::now();
+    soon(client.write_all(&hello[..cut])).await.unwrap();
+    let (mut server, _) = soon(listener.accept()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    soon(client.write_all(&hello[cut..])).await.unwrap();
+    let is_late = began.elapsed() >= HELLO_WAIT_MAX;
+    let mut got = vec![0; hello.len()];
+    soon(server.read_exact(&mut got)).await.unwrap();
+    assert!(got == hello, "passed on as it came");
+    passes(&mut server, &mut client, b"\x16\x03\x03").await;
+    let list = mesh.proxy.registry().list(10, |_| true).await;
+    let told = list.connections[0].sni.as_deref().unwrap_or_default();
+    assert!(told == sni || is_late, "{port:?} cut at {cut}: {told}");
+    drop((client, server));
+    let record = &mesh.records(1).await[0];
+    assert_eq!(record.get("sni").map_or("", |s| s.as_str().unwrap()), told);
+    told == sni
 }
 
 #[tokio::test]
@@ -261,14 +300,22 @@ async fn a_hello_that_never_ends_is_not_waited_for() {
     let (listener, addr) = backend().await;
     let vip = undeclared(&mesh, &[addr]).await;
     // A server that speaks all the same is heard at once; and the part that came goes on by itself after a while.
-    let (mut client, hello) = (connect(vip).await, hello("shop.example"));
-    soon(client.write_all(&hello[..200])).await.unwrap();
-    let (mut server, _) = soon(listener.accept()).await.unwrap();
-    let start = Instant::now();
-    passes(&mut server, &mut client, b"\x15\x03\x03\x00\x02\x02\x28").await;
-    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+    let (hello, deadline) = (hello("shop.example"), Instant::now() + PATIENCE);
     let mut got = vec![0; 200];
-    soon(server.read_exact(&mut got)).await.unwrap();
+    // At once, unless the machine stood still.
+    loop {
+        let mut client = connect(vip).await;
+        soon(client.write_all(&hello[..200])).await.unwrap();
+        let (mut server, _) = soon(listener.accept()).await.unwrap();
+        let start = Instant::now();
+        passes(&mut server, &mut client, b"\x15\x03\x03\x00\x02\x02\x28").await;
+        let heard = start.elapsed();
+        soon(server.read_exact(&mut got)).await.unwrap();
+        if heard < HELLO_WAIT_MAX * 4 / 5 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{heard:?}");
+    }
     let mut client = connect(vip).await;
     soon(client.write_all(&hello[..200])).await.unwrap();
     let (mut server, _) = soon(listener.accept()).await.unwrap();

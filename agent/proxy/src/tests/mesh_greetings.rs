@@ -16,9 +16,11 @@ use super::support::*;
 /// An address that no pod is known to have.
 const STRANGER: &str = "127.0.0.77";
 
-/// A called port, connections to it from `from`, and the application that took the port over behind their backs.
+/// A called port, connections to it from `from` and since when at the most, and the application that took the port over behind their backs.
 struct Port {
-    node: Node,
+    _node: Node,
+    /// Of a peer of the mesh.
+    hello: Vec<u8>,
     clients: Vec<(TcpStream, Instant)>,
     application: TcpListener,
 }
@@ -29,12 +31,17 @@ impl Port {
         node.settings(|mesh| mesh.mtls = mode);
         node.mesh.sockets.closed.store(true, SeqCst);
         let called = node.called().await;
+        let (lease, nobody) = (node.lease("client").await, ExpectedIds::new(None));
+        let config = ClientConfigs::new(&node.store).get(&lease, &nobody, Alpn::Heddle).unwrap();
+        let mut hello = Vec::new();
+        rustls::ClientConnection::new(config, no_server_name()).unwrap().write_tls(&mut hello).unwrap();
         let from = SocketAddr::new(from.parse::<IpAddr>().unwrap(), 0);
         let mut connected = Vec::new();
         for _ in 0..clients {
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind(from).unwrap();
-            connected.push((soon(socket.connect(called)).await.unwrap(), Instant::now()));
+            let before = Instant::now();
+            connected.push((soon(socket.connect(called)).await.unwrap(), before));
         }
         let accepted = || node.mesh.proxy.pods().iter().map(|pod| pod.connections as usize).sum::<usize>();
         until("the agent's side", || accepted() == clients).await;
@@ -47,15 +54,7 @@ impl Port {
         };
         node.mesh.sockets.closed.store(false, SeqCst);
         node.mesh.sockets.opened.notify_waiters();
-        Self { node, clients: connected, application }
-    }
-
-    async fn hello(&self) -> Vec<u8> {
-        let (lease, nobody) = (self.node.lease("client").await, ExpectedIds::new(None));
-        let config = ClientConfigs::new(&self.node.store).get(&lease, &nobody, Alpn::Heddle).unwrap();
-        let mut hello = Vec::new();
-        rustls::ClientConnection::new(config, no_server_name()).unwrap().write_tls(&mut hello).unwrap();
-        hello
+        Self { _node: node, hello, clients: connected, application }
     }
 }
 
@@ -72,24 +71,35 @@ fn greets(application: TcpListener) -> tokio::task::JoinHandle<()> {
 
 #[tokio::test]
 async fn a_late_greeting_is_heard_before_the_server_is() {
-    for (from, late, in_parts) in
-        [(CALLERS, 500, false), (STRANGER, 100, false), (CALLERS, 300, true), (STRANGER, 50, true)]
-    {
-        let mut port = Port::new(MtlsMode::Permissive, from, 1).await;
-        let hello = port.hello().await;
-        let (mut client, connected) = port.clients.remove(0);
-        let speaking = greets(port.application);
-        let late = Duration::from_millis(late);
-        tokio::time::sleep(late.saturating_sub(connected.elapsed())).await;
-        let (first, rest) = hello.split_at(if in_parts { hello.len() / 2 } else { 0 });
-        if in_parts {
-            client.write_all(first).await.unwrap();
-            tokio::time::sleep(late).await;
-        }
-        client.write_all(rest).await.unwrap();
-        assert_eq!(soon(client.read_u8()).await.unwrap(), 22, "{from} {late:?}: a handshake goes on");
-        speaking.abort();
+    let ms = Duration::from_millis;
+    for (from, late, hold, in_parts) in [
+        (CALLERS, ms(500), ms(1000), false),
+        (STRANGER, ms(100), ms(250), false),
+        (CALLERS, ms(300), ms(1000), true),
+        (STRANGER, ms(50), ms(250), true),
+    ] {
+        // A machine that stood still until nobody waits any more proves nothing: once more.
+        while !is_heard(from, late, hold, in_parts).await {}
     }
+}
+
+/// A greeting comes so late; false if that is later than the server is held back for it.
+async fn is_heard(from: &str, late: Duration, hold: Duration, in_parts: bool) -> bool {
+    let mut port = Port::new(MtlsMode::Permissive, from, 1).await;
+    let (mut client, connected) = port.clients.remove(0);
+    let speaking = greets(port.application);
+    tokio::time::sleep(late.saturating_sub(connected.elapsed())).await;
+    let (first, rest) = port.hello.split_at(if in_parts { port.hello.len() / 2 } else { 0 });
+    if in_parts {
+        client.write_all(first).await.unwrap();
+        tokio::time::sleep(late).await;
+    }
+    client.write_all(rest).await.unwrap();
+    let is_in_time = connected.elapsed() < hold;
+    let first_byte = soon(client.read_u8()).await;
+    speaking.abort();
+    assert!(!is_in_time || first_byte.as_ref().is_ok_and(|byte| *byte == 22), "{from} {late:?}: {first_byte:?}");
+    is_in_time
 }
 
 #[tokio::test]
@@ -101,45 +111,55 @@ async fn a_server_that_speaks_first_waits_for_whoever_may_greet_and_for_nobody_e
         (MtlsMode::Permissive, CALLERS, ms(1000), ms(2500)),
         (MtlsMode::Permissive, STRANGER, ms(250), ms(900)),
     ] {
-        let port = Port::new(mode, from, 3).await;
-        let speaking = greets(port.application);
-        let mut least = PATIENCE;
-        for (mut client, connected) in port.clients {
-            let mut got = [0; 9];
-            soon(client.read_exact(&mut got)).await.unwrap();
-            assert_eq!(&got, b"220 ready");
-            // By the clock of the agent, which accepted a little earlier than the connection was seen here.
-            assert!(connected.elapsed() + ms(20) >= at_least, "{mode:?} {from}: {:?}", connected.elapsed());
-            least = least.min(connected.elapsed());
+        let (mut least, deadline) = (PATIENCE, Instant::now() + PATIENCE);
+        // No longer than that, unless the machine stood still.
+        while least > at_most {
+            assert!(Instant::now() < deadline, "{mode:?} {from}: {least:?}");
+            let port = Port::new(mode, from, 3).await;
+            let speaking = greets(port.application);
+            for (mut client, connected) in port.clients {
+                let mut got = [0; 9];
+                soon(client.read_exact(&mut got)).await.unwrap();
+                assert_eq!(&got, b"220 ready");
+                assert!(connected.elapsed() >= at_least, "{mode:?} {from}: {:?}", connected.elapsed());
+                least = least.min(connected.elapsed());
+            }
+            speaking.abort();
         }
-        assert!(least <= at_most, "{mode:?} {from}: {least:?}");
-        speaking.abort();
     }
 }
 
 #[tokio::test]
 async fn who_speaks_first_waits_for_nothing() {
     for from in [CALLERS, STRANGER] {
-        let port = Port::new(MtlsMode::Permissive, from, 5).await;
-        let answering = tokio::spawn(async move {
-            while let Ok((mut server, _)) = port.application.accept().await {
-                tokio::spawn(async move {
-                    let mut got = [0; 5];
-                    server.read_exact(&mut got).await.unwrap();
-                    server.write_all(b"heard").await.unwrap();
-                    let _ = server.read_u8().await;
-                });
-            }
-        });
-        let mut least = PATIENCE;
-        for (mut client, _) in port.clients {
-            let said = Instant::now();
-            client.write_all(b"\0said").await.unwrap();
-            let mut got = [0; 5];
-            soon(client.read_exact(&mut got)).await.unwrap();
-            least = least.min(said.elapsed());
+        let deadline = Instant::now() + PATIENCE;
+        while !is_answered_at_once(from).await {
+            assert!(Instant::now() < deadline, "{from}");
         }
-        assert!(least < Duration::from_millis(100), "{from}: {least:?}");
-        answering.abort();
     }
+}
+
+/// Whether one of several was, which a machine that stood still does not see.
+async fn is_answered_at_once(from: &str) -> bool {
+    let port = Port::new(MtlsMode::Permissive, from, 5).await;
+    let answering = tokio::spawn(async move {
+        while let Ok((mut server, _)) = port.application.accept().await {
+            tokio::spawn(async move {
+                let mut got = [0; 5];
+                server.read_exact(&mut got).await.unwrap();
+                server.write_all(b"heard").await.unwrap();
+                let _ = server.read_u8().await;
+            });
+        }
+    });
+    let mut least = PATIENCE;
+    for (mut client, _) in port.clients {
+        let said = Instant::now();
+        client.write_all(b"\0said").await.unwrap();
+        let mut got = [0; 5];
+        soon(client.read_exact(&mut got)).await.unwrap();
+        least = least.min(said.elapsed());
+    }
+    answering.abort();
+    least < Duration::from_millis(100)
 }
