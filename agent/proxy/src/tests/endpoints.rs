@@ -77,7 +77,7 @@ async fn a_client_that_resets_ends_the_dial() {
 
 #[tokio::test]
 async fn a_client_that_ends_its_direction_while_dialling_still_gets_its_answer() {
-    let mesh = Mesh::new(1);
+    let mesh = Mesh::with(Config { socket_wait: PATIENCE, ..Config::default() });
     mesh.sockets.closed.store(true, std::sync::atomic::Ordering::SeqCst);
     let (listener, addr) = backend().await;
     let vip = mesh.pod("a", &[addr]).await;

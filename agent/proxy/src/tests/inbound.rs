@@ -7,13 +7,15 @@ use std::sync::atomic::Ordering::SeqCst;
 use heddle_model::PodUid;
 use tokio::net::TcpListener;
 
+use super::mesh::CALLED;
 use super::support::*;
+use crate::Config;
 
 #[tokio::test]
 async fn the_application_is_dialled_at_the_original_address_with_the_true_client_published() {
-    let mesh = Mesh::new(1);
+    let mesh = Mesh::with(Config { socket_wait: PATIENCE, ..Config::default() });
     mesh.sockets.closed.store(true, SeqCst);
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    let listener = StdListener::bind((CALLED.as_str(), 0)).unwrap();
     let addr = listener.local_addr().unwrap();
     mesh.attach("a", vec![], vec![listener]).await;
     let mut client = connect(addr).await;
@@ -59,7 +61,7 @@ async fn no_socket_in_time_is_a_reset_with_its_reason() {
 /// An inbound listener's address taken over by an application, while the connections made before go on.
 async fn application(mesh: &Mesh, clients: usize) -> (TcpListener, Vec<tokio::net::TcpStream>) {
     mesh.sockets.closed.store(true, SeqCst);
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    let listener = StdListener::bind((CALLED.as_str(), 0)).unwrap();
     let addr = listener.local_addr().unwrap();
     mesh.attach("a", vec![], vec![listener]).await;
     let mut all = Vec::new();
@@ -84,7 +86,7 @@ async fn application(mesh: &Mesh, clients: usize) -> (TcpListener, Vec<tokio::ne
 
 #[tokio::test]
 async fn connections_to_the_application_are_each_clients_own() {
-    let mesh = Mesh::new(1);
+    let mesh = Mesh::with(Config { socket_wait: PATIENCE, ..Config::default() });
     let (application, mut clients) = application(&mesh, 2).await;
     let get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     let ok = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";

@@ -377,7 +377,10 @@ async fn a_server_that_refuses_us_behind_the_handshake_is_asked_once() {
     let vip = here.caller(called, |s| s.ports[0].name = "tcp-db".into()).await;
     is_refused(vip).await;
     assert_eq!(here.mesh.only_reason().await, "tls_refused_by_peer");
-    assert_eq!(there.handshakes.failed(Side::Server, HandshakeFailure::UnknownRoot), 1);
+    // What it says of it is heard before it is counted there.
+    let refused = || there.handshakes.failed(Side::Server, HandshakeFailure::UnknownRoot);
+    until("the refusal to be counted", || refused() > 0).await;
+    assert_eq!(refused(), 1);
     assert_eq!(here.handshakes.completed(Side::Client), 1, "as far as the client can tell");
 }
 

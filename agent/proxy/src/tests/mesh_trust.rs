@@ -112,14 +112,13 @@ impl Connected {
 }
 
 /// Waits until the connection takes no more streams.
-async fn told_to_leave(connected: &Connected, peer: &SendRequest<Bytes>) -> Duration {
+async fn told_to_leave(connected: &Connected, peer: &SendRequest<Bytes>) {
     let start = Instant::now();
     while let Some(stream) = connected.open(peer).await {
         drop(stream);
         assert!(start.elapsed() < PATIENCE, "it takes streams for ever");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    start.elapsed()
 }
 
 #[tokio::test]
@@ -127,12 +126,13 @@ async fn a_certificate_that_ended_opens_no_more_streams() {
     let ca = Ca::new();
     let connected = Connected::new(&ca, Config::default()).await;
     ca.lifetime.store(7, SeqCst);
+    let start = Instant::now();
     let here = Node::new(&ca);
     let peer = connected.peer(&here).await;
     here.issuing.abort();
     let mut before = connected.open(&peer).await.expect("positive control: it is good");
-    let taken = told_to_leave(&connected, &peer).await;
-    assert!(taken > Duration::from_secs(1) && taken < Duration::from_secs(12), "{taken:?}");
+    told_to_leave(&connected, &peer).await;
+    assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
     // What is open goes on to its own end, and the connection with it.
     before.passes(b"as before").await;
     assert!(connected.open(&peer).await.is_none());
@@ -143,7 +143,7 @@ async fn a_certificate_that_ended_opens_no_more_streams() {
 #[tokio::test]
 async fn a_root_that_is_withdrawn_opens_no_more_streams_and_what_is_open_has_a_grace() {
     let (ca, other) = (Ca::new(), Ca::new());
-    let grace = Duration::from_secs(4);
+    let grace = Duration::from_secs(6);
     let connected = Connected::new(&ca, Config { mesh_withdrawn_grace: grace, ..Config::default() }).await;
     let here = Node::new(&ca);
     let peer = connected.peer(&here).await;
@@ -154,16 +154,14 @@ async fn a_root_that_is_withdrawn_opens_no_more_streams_and_what_is_open_has_a_g
     assert!(connected.open(&peer).await.is_some());
     connected.trusts(&[&other]);
     let withdrawn = Instant::now();
-    let taken = told_to_leave(&connected, &peer).await;
-    assert!(taken < Duration::from_secs(2), "{taken:?}");
+    told_to_leave(&connected, &peer).await;
     open.passes(b"in its grace").await;
     assert!(withdrawn.elapsed() < grace, "positive control");
     let mut server = open.server;
     is_reset(&mut server).await;
     assert!(withdrawn.elapsed() >= grace, "{:?}", withdrawn.elapsed());
     connected.until_closed().await;
-    let records = connected.there.mesh.records(3).await;
-    assert!(records.iter().any(|record| record["reason"] == "tls_unknown_root"), "{records:?}");
+    connected.there.mesh.record("of what its grace ended", |record| record["reason"] == "tls_unknown_root").await;
 }
 
 /// Opens a byte stream frame by frame, whatever it was told; whether the server took it.
@@ -202,7 +200,7 @@ async fn who_does_not_listen_is_refused() {
     connected.trusts(&[&other]);
     let (withdrawn, mut stream) = (Instant::now(), 5);
     while insists(&mut wire, stream, &connected.target).await {
-        assert!(withdrawn.elapsed() < Duration::from_secs(5), "still taken");
+        assert!(withdrawn.elapsed() < PATIENCE, "still taken");
         stream += 2;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -215,13 +213,14 @@ async fn who_does_not_listen_is_refused() {
 #[tokio::test]
 async fn an_accepted_connection_has_an_age() {
     let ca = Ca::new();
-    let age = Duration::from_secs(2);
+    let age = Duration::from_secs(4);
     let connected = Connected::new(&ca, Config { mesh_connection_age_max: age, ..Config::default() }).await;
     let here = Node::new(&ca);
+    let start = Instant::now();
     let peer = connected.peer(&here).await;
     let mut before = connected.open(&peer).await.expect("positive control: it is young");
-    let taken = told_to_leave(&connected, &peer).await;
-    assert!(taken >= age / 2 && taken < age * 4, "{taken:?}");
+    told_to_leave(&connected, &peer).await;
+    assert!(start.elapsed() >= age / 2, "{:?}", start.elapsed());
     before.passes(b"as before").await;
     // Another connection is as good as the first was.
     let again = connected.peer(&here).await;

@@ -177,16 +177,23 @@ impl Mesh {
         self.proxy.attach(pod).await.unwrap();
     }
 
-    /// Waits until the log holds `count` records, and returns all there are.
+    fn logged(&self) -> Vec<serde_json::Value> {
+        let bytes = self.log.0.lock().unwrap().clone();
+        let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        let text = std::str::from_utf8(&bytes[..whole]).unwrap();
+        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+    }
+
+    /// Waits until the log holds `count` records, and returns all there are: the one a test looks for has to be among the first so many.
     pub async fn records(&self, count: usize) -> Vec<serde_json::Value> {
-        let parse = || -> Vec<serde_json::Value> {
-            let bytes = self.log.0.lock().unwrap().clone();
-            let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
-            let text = std::str::from_utf8(&bytes[..whole]).unwrap();
-            text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
-        };
-        until("access records", || parse().len() >= count).await;
-        parse()
+        until("access records", || self.logged().len() >= count).await;
+        self.logged()
+    }
+
+    /// Waits until the log holds a record like this, however many come before it.
+    pub async fn record(&self, what: &str, is: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        until(&format!("a record {what}"), || self.logged().iter().any(&is)).await;
+        self.logged().into_iter().find(is).expect("it is never taken away")
     }
 
     /// The reason of the only record there is.
