@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 use std::fs::{self, Permissions};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -231,6 +231,10 @@ fn it_serves_until_it_is_told_to_end() {
     let mut serving = place.serve();
     let mut stream = TcpStream::connect(serving.address).unwrap();
     stream.write_all(b"no TLS").unwrap();
+    // When it answers it hears signals too: its address is there a little earlier.
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let ended = stream.read_to_end(&mut Vec::new());
+    assert!(ended.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::ConnectionReset), "{ended:?}");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(serving.child.id().cast_signed()), nix::sys::signal::SIGTERM)
         .unwrap();
     let mut status = None;

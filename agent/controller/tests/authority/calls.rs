@@ -68,7 +68,7 @@ async fn it_stops_when_told_to_with_connections_open() {
     let running = Running::start().await;
     let mut client = running.client(None);
     sign(&mut client, &id("web"), Some(&running.token_a)).await.unwrap();
-    tokio::time::timeout(Duration::from_secs(8), running.stop()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), running.stop()).await.unwrap();
     assert!(client.get_bundle(GetBundleRequest {}).await.is_err());
 }
 

@@ -85,8 +85,11 @@ struct Running {
 }
 
 impl Running {
+    /// At an address of this process alone: between one authority and the next its port is nobody's.
     async fn start(files: &Files) -> Self {
-        Self::at(files, "127.0.0.1:0".parse().unwrap()).await
+        let [_, _, a, b] = std::process::id().to_be_bytes();
+        let address = format!("127.{}.{a}.{b}:0", 128 + (std::process::id() >> 16));
+        Self::at(files, address.parse().unwrap()).await
     }
 
     async fn at(files: &Files, address: SocketAddr) -> Self {
