@@ -110,6 +110,8 @@ pub enum Stop {
     DeadlineTooNear,
     /// The retry budget is used up.
     BudgetExhausted,
+    /// As many retries are in flight as the circuit breaker of the Service allows.
+    UpstreamOverflow,
 }
 
 /// What a failure is to the policy, with what the server says about another attempt.
@@ -121,21 +123,21 @@ enum Verdict {
 
 /// Decides what follows an attempt.
 ///
-/// `now` is the wall clock, for dates in `Retry-After`; `random` is 64 uniformly random bits. `withdraw` takes a token from the budget
-/// and is called at most once, when nothing else speaks against the retry.
+/// `now` is the wall clock, for dates in `Retry-After`; `random` is 64 uniformly random bits. `withdraw` takes a token from the budget, or says
+/// why there is none, and is called at most once, when nothing else speaks against the retry.
 pub fn decide<T>(
     policy: &Policy,
     attempt: &Attempt,
     outcome: &Outcome<'_>,
     now: Timestamp,
     random: u64,
-    withdraw: impl FnOnce() -> Option<T>,
+    withdraw: impl FnOnce() -> Result<T, Stop>,
 ) -> Decision<T> {
     match check(policy, attempt, outcome, now, random) {
         Err(stop) => Decision::Stop(stop),
         Ok((after, elsewhere)) => match withdraw() {
-            Some(token) => Decision::Retry { after, elsewhere, token },
-            None => Decision::Stop(Stop::BudgetExhausted),
+            Ok(token) => Decision::Retry { after, elsewhere, token },
+            Err(stop) => Decision::Stop(stop),
         },
     }
 }
@@ -268,6 +270,7 @@ impl Stop {
             Self::WaitTooLong => "wait_too_long",
             Self::DeadlineTooNear => "deadline_too_near",
             Self::BudgetExhausted => "budget_exhausted",
+            Self::UpstreamOverflow => "upstream_overflow",
         }
     }
 }

@@ -27,7 +27,7 @@ fn fields(lines: &[&str]) -> HeaderMap {
 
 /// Decides with every random bit set (the longest backoff) and a budget that grants all.
 fn run(policy: &Policy, attempt: Attempt, outcome: Outcome<'_>) -> Result<(Duration, bool), Stop> {
-    match decide(policy, &attempt, &outcome, NOW, u64::MAX, || Some(())) {
+    match decide(policy, &attempt, &outcome, NOW, u64::MAX, || Ok(())) {
         Decision::Retry { after, elsewhere, token: () } => Ok((after, elsewhere)),
         Decision::Stop(stop) => Err(stop),
     }
@@ -165,8 +165,10 @@ fn what_stops_a_retry_in_order() {
     }
     let never = Policy { retries_max: 0, ..Policy::default() };
     assert_eq!(run(&never, FIRST, Outcome::ConnectFailed), Err(Stop::LimitReached));
-    let broke = decide(&Policy::default(), &FIRST, &Outcome::Reset, NOW, 0, || None::<()>);
-    assert_eq!(broke.stop(), Some(Stop::BudgetExhausted));
+    for refused in [Stop::BudgetExhausted, Stop::UpstreamOverflow] {
+        let broke = decide(&Policy::default(), &FIRST, &Outcome::Reset, NOW, 0, || Err::<(), _>(refused));
+        assert_eq!(broke.stop(), Some(refused));
+    }
 }
 
 #[test]
@@ -253,7 +255,7 @@ fn http1_fields_read_the_same() {
     let mut list = h1::Fields::default();
     list.append(b"Retry-After", b"1").unwrap();
     let outcome = Outcome::Response { status: 503, head: &list, trailers: None };
-    let decision = decide(&Policy::default(), &FIRST, &outcome, NOW, 0, || Some(()));
+    let decision = decide(&Policy::default(), &FIRST, &outcome, NOW, 0, || Ok(()));
     assert_eq!(decision, Decision::Retry { after: Duration::from_secs(1), elsewhere: true, token: () });
 }
 
@@ -336,7 +338,7 @@ proptest! {
         let mut asked = 0;
         let decision = decide(&policy, &attempt, &outcome, NOW, random, || {
             asked += 1;
-            budget.then_some(())
+            budget.then_some(()).ok_or(Stop::BudgetExhausted)
         });
         let conditions = policy.conditions(attempt.idempotent);
         match decision {
@@ -363,7 +365,8 @@ proptest! {
             Decision::Stop(_) => prop_assert_eq!(asked, 0),
         }
         // The same inputs, the same decision.
-        prop_assert_eq!(decision, decide(&policy, &attempt, &outcome, NOW, random, || budget.then_some(())));
+        let again = || budget.then_some(()).ok_or(Stop::BudgetExhausted);
+        prop_assert_eq!(decision, decide(&policy, &attempt, &outcome, NOW, random, again));
     }
 
     #[test]

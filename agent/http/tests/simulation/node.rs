@@ -459,7 +459,7 @@ impl Node {
             left: Some(request.deadline.saturating_sub(self.now)),
         };
         let wall = Timestamp::from_unix(1_800_000_000 + self.now.as_secs() as i64);
-        let withdraw = || self.budget.withdraw(&self.plan.budget, self.now);
+        let withdraw = || self.budget.withdraw(&self.plan.budget, self.now).ok_or(Stop::BudgetExhausted);
         match retry::decide(&self.plan.policy, &attempt, outcome, wall, random, withdraw) {
             Decision::Retry { after, elsewhere, token } => {
                 assert!(may_retry, "a retry after the response began");

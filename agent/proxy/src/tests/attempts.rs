@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use heddle_model::Delta;
 use heddle_model::traffic::{
-    Backoff, CircuitLimits, Conditions, GrpcCodes, Limits, OutlierSettings, RequestTraffic, RetryPolicy,
+    Backoff, BudgetLimits, CircuitLimits, Conditions, GrpcCodes, Limits, OutlierSettings, RequestTraffic, RetryPolicy,
     ServiceTraffic, StatusSet, Timeouts,
 };
 use heddle_telemetry::Event;
@@ -128,8 +128,17 @@ async fn an_endpoint_has_places_for_retries_of_its_own() {
     let service = Limits { retries_max: Some(0), ..Limits::default() };
     let circuit = CircuitLimits { service, ..CircuitLimits::default() };
     mesh.traffic("web", ServiceTraffic { circuit, ..tried(2, AT_ONCE) });
+    let counts = || (count(&mesh, Event::Overflow, "retries"), count(&mesh, Event::Retry, "upstream_overflow"));
+    let before = counts();
     let got = Caller::new(vip).await.get("/").await;
     assert_eq!((got.status, got.reason(), got.body.as_str()), (503, "", "no"));
+    assert_eq!(counts(), (before.0 + 1, before.1 + 1));
+    // A budget that is used up is no limit of the breaker.
+    let budget = BudgetLimits { percent: 0, floor_per_second: 0, saved_max: 0 };
+    mesh.traffic("web", ServiceTraffic { budget, ..tried(2, AT_ONCE) });
+    let before = counts();
+    assert_eq!(Caller::new(vip).await.get("/").await.status, 503);
+    assert_eq!((counts(), count(&mesh, Event::Retry, "budget_exhausted")), (before, 1));
 }
 
 /// `backendRequest` covers the response to its end, a try only its head.

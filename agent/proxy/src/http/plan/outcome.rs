@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use heddle_http::breaker::Resource;
+use heddle_http::breaker::{Overflow, Resource, Scope};
 use heddle_http::outlier;
-use heddle_http::retry::{self, Attempt as Tried, Decision};
+use heddle_http::retry::{self, Attempt as Tried, Decision, Stop};
 use heddle_model::Timestamp;
 use heddle_telemetry::{Event, Reason};
 
@@ -88,12 +88,16 @@ impl Carried {
         let (budget, limits) = (&self.upstream.port.budget, &self.upstream.traffic.budget);
         let (breaker, circuit) = (&self.upstream.port.breaker, &self.upstream.traffic.circuit.service);
         let withdraw = || {
-            let place = breaker.take(Resource::Retries, circuit)?;
-            Some((budget.withdraw(limits, conn.worker.upstreams.now())?, place))
+            let place = breaker.take(Resource::Retries, circuit).ok_or(Stop::UpstreamOverflow)?;
+            let token = budget.withdraw(limits, conn.worker.upstreams.now()).ok_or(Stop::BudgetExhausted)?;
+            Ok((token, place))
         };
         let decision = retry::decide(&self.policy, &tried, outcome, wall_clock(), fastrand::u64(..), withdraw);
-        let word = decision.stop().map_or("retried", retry::Stop::as_str);
-        if decision.stop() != Some(retry::Stop::NotRetriable) {
+        let word = decision.stop().map_or("retried", Stop::as_str);
+        if decision.stop() == Some(Stop::UpstreamOverflow) {
+            self.upstream.overflowed(&conn.worker, Overflow { scope: Scope::Service, resource: Resource::Retries });
+        }
+        if decision.stop() != Some(Stop::NotRetriable) {
             let service = &self.upstream.service;
             conn.worker.telemetry.upstream.count(Event::Retry, &service.namespace, &service.name, word);
         }
