@@ -217,16 +217,22 @@ fn a_server_that_is_somebody_else_is_not_spoken_to() -> Result<()> {
     let id = id_of(web);
     let foreign = Authority::new("root of somebody else")?;
     let good = mesh.ca().issue("good", &claims(&id))?;
-    for (reason, credential) in [
-        ("wrong_identity", mesh.ca().issue("client-cert", &claims(&id_of(client)))?),
-        ("wrong_trust_domain", mesh.ca().issue("elsewhere", &claims("spiffe://elsewhere.example/ns/shop/sa/web"))?),
-        ("expired", mesh.ca().issue("expired", &claims(&id).expired())?),
-        ("not_yet_valid", mesh.ca().issue("early", &claims(&id).not_yet_valid())?),
-        ("unknown_root", foreign.issue(mesh.ca().credentials(), "foreign", &claims(&id))?),
+    for (reason, credential, words) in [
+        ("wrong_identity", mesh.ca().issue("client-cert", &claims(&id_of(client)))?, &[][..]),
+        (
+            "wrong_trust_domain",
+            mesh.ca().issue("elsewhere", &claims("spiffe://elsewhere.example/ns/shop/sa/web"))?,
+            &[],
+        ),
+        ("expired", mesh.ca().issue("expired", &claims(&id).expired())?, &[]),
+        ("not_yet_valid", mesh.ca().issue("early", &claims(&id).not_yet_valid())?, &[]),
+        ("unknown_root", foreign.issue(mesh.ca().credentials(), "foreign", &claims(&id))?, &[]),
+        ("protocol_version", mesh.ca().issue("old", &claims(&id))?, &["--tls12"]),
     ] {
         // It would take anybody's certificate, so that nothing but its own is wrong.
         let roots = good.root.display().to_string();
-        let server = heddle_tests_netns::secure_peers::hbone_server(web, &credential, &["--roots", &roots])?;
+        let words = [&["--roots", &roots], words].concat();
+        let server = heddle_tests_netns::secure_peers::hbone_server(web, &credential, &words)?;
         let outcome = client.connect(&dial(web.v4(), 8080))?;
         outcome.assert_refused().with_context(|| reason.to_owned())?;
         wait_until(&format!("{reason} is counted"), SOON, || {

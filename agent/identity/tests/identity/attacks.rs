@@ -8,8 +8,9 @@ use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePu
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion, ServerConfig};
 
+use crate::peers::{Client, Server};
 use crate::pki::{Ca, LeafSpec, Node, certified, id, uri};
-use crate::wire::{Client, Outcome, Server, exchange, handshake};
+use crate::wire::{Outcome, exchange, handshake};
 
 const ALPN: Alpn = Alpn::Heddle;
 

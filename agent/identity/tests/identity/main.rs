@@ -8,6 +8,7 @@ mod export;
 mod fetch;
 mod key_memory;
 mod memory;
+mod peers;
 mod pki;
 mod review;
 mod rotation_load;

@@ -2,6 +2,7 @@
 //! address over once the peer is connected, as in the tests of the inbound side.
 
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -16,9 +17,10 @@ use heddle_model::{Delta, Endpoint, MeshConfig, MtlsMode, PodUid, Service, Trans
 use heddle_telemetry::Reason;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -62,6 +64,25 @@ impl Ca {
     fn trusting(other: &Self) -> Arc<Self> {
         let Ok(own) = Arc::try_unwrap(Self::new()) else { unreachable!("nobody else has it") };
         Arc::new(Self { other: Some(other.root.clone()), ..own })
+    }
+
+    /// A certificate with a key of its own, as a peer shows it that asked nobody; good from and until so many seconds from now.
+    pub fn peer(&self, id: &str, validity: Range<i64>) -> Arc<CertifiedKey> {
+        let at = |seconds: i64| {
+            let (now, by) = (std::time::SystemTime::now(), Duration::from_secs(seconds.unsigned_abs()));
+            if seconds < 0 { now - by } else { now + by }
+        };
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = at(validity.start).into();
+        params.not_after = at(validity.end).into();
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key)).unwrap().der().clone();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
+        Arc::new(CertifiedKey::new(vec![leaf], key))
     }
 }
 

@@ -22,17 +22,19 @@ use crate::{Config, ShardListeners};
 const FLOOD: usize = HANDSHAKES_MAX + 76;
 
 /// A called pod with both doors, and a peer's certificate.
-struct Called {
-    node: Node,
-    doors: [(Alpn, SocketAddr); 2],
+pub(super) struct Called {
+    pub ca: Arc<Ca>,
+    pub node: Node,
+    pub doors: [(Alpn, SocketAddr); 2],
     lease: Lease,
 }
 
 impl Called {
-    async fn new(timeout: Duration) -> Self {
+    pub async fn new(timeout: Duration) -> Self {
         let config =
             Config { mesh_handshake_timeout: timeout, mesh_handshake_turn_timeout: timeout, ..Config::default() };
-        let node = Node::with(&Ca::new(), config);
+        let ca = Ca::new();
+        let node = Node::with(&ca, config);
         // Nobody gets as far as the application, which would be the listener itself.
         node.mesh.sockets.closed.store(true, SeqCst);
         let [inbound, hbone] = [(); 2].map(|()| StdListener::bind((CALLED.as_str(), 0)).unwrap());
@@ -42,7 +44,7 @@ impl Called {
         let shard = ShardListeners { inbound: vec![inbound], hbone: vec![hbone], ..ShardListeners::default() };
         node.attach("server", &CALLED, shard).await;
         let lease = node.lease("client").await;
-        Self { node, doors, lease }
+        Self { ca, node, doors, lease }
     }
 
     fn config(&self, alpn: Alpn) -> Arc<ClientConfig> {

@@ -56,30 +56,13 @@ impl Connected {
         Self { there, port, application, target }
     }
 
-    /// A connection by the newest certificate of `from`.
-    async fn wire(&self, from: &Node) -> (TlsStream<TcpStream>, Lease) {
-        let own = from.lease("client").await;
-        let server = ExpectedIds::from("spiffe://cluster.local/ns/shop/sa/server".parse::<SpiffeId>().unwrap());
-        let config = ClientConfigs::new(&from.store).get(&own, &server, Alpn::Hbone).unwrap();
-        let connector = tokio_rustls::TlsConnector::from(config);
-        (soon(connector.connect(no_server_name(), connect(self.port).await)).await.unwrap(), own)
-    }
-
     async fn peer(&self, from: &Node) -> SendRequest<Bytes> {
-        let (wire, own) = self.wire(from).await;
-        let (sender, connection) = h2::client::handshake(wire).await.unwrap();
-        tokio::spawn(async move {
-            let _own = own;
-            connection.await
-        });
-        sender
+        peer(from, Alpn::Hbone, self.port).await
     }
 
     /// Roots that count from now on.
     fn trusts(&self, roots: &[&Arc<Ca>]) {
-        let roots = Roots::new(roots.iter().map(|ca| ca.root.clone()).collect()).unwrap();
-        let domain = "cluster.local".parse().unwrap();
-        self.there.store.bundles().set(&domain, Some(Arc::new(roots)));
+        trusts(&self.there, roots);
     }
 
     fn ask(&self, peer: &mut SendRequest<Bytes>) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
@@ -111,14 +94,128 @@ impl Connected {
     }
 }
 
+/// A connection to a door of the called pod, by the newest certificate of `from`.
+async fn wire(from: &Node, alpn: Alpn, door: SocketAddr) -> (TlsStream<TcpStream>, Lease) {
+    let own = from.lease("client").await;
+    let server = ExpectedIds::from("spiffe://cluster.local/ns/shop/sa/server".parse::<SpiffeId>().unwrap());
+    let config = ClientConfigs::new(&from.store).get(&own, &server, alpn).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    (soon(connector.connect(no_server_name(), connect(door).await)).await.unwrap(), own)
+}
+
+async fn peer(from: &Node, alpn: Alpn, door: SocketAddr) -> SendRequest<Bytes> {
+    let (wire, own) = wire(from, alpn, door).await;
+    let (sender, connection) = h2::client::handshake(wire).await.unwrap();
+    tokio::spawn(async move {
+        let _own = own;
+        connection.await
+    });
+    sender
+}
+
+/// Roots that count at `node` from now on.
+fn trusts(node: &Node, roots: &[&Arc<Ca>]) {
+    let roots = Roots::new(roots.iter().map(|ca| ca.root.clone()).collect()).unwrap();
+    let domain = "cluster.local".parse().unwrap();
+    node.store.bundles().set(&domain, Some(Arc::new(roots)));
+}
+
 /// Waits until the connection takes no more streams.
 async fn told_to_leave(connected: &Connected, peer: &SendRequest<Bytes>) {
+    until_refused(async || connected.open(peer).await.is_some()).await;
+}
+
+async fn until_refused(takes: impl AsyncFn() -> bool) {
     let start = Instant::now();
-    while let Some(stream) = connected.open(peer).await {
-        drop(stream);
+    while takes().await {
         assert!(start.elapsed() < PATIENCE, "it takes streams for ever");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// A called pod at the application's own port. Its agent answers by itself: the application would be the listener.
+struct OwnPort {
+    there: Node,
+    port: SocketAddr,
+}
+
+impl OwnPort {
+    async fn new(ca: &Arc<Ca>, config: Config) -> Self {
+        let there = Node::with(ca, config);
+        let port = there.called().await;
+        there.mesh.sockets.refuse.store(true, SeqCst);
+        Self { there, port }
+    }
+
+    async fn peer(&self, from: &Node) -> SendRequest<Bytes> {
+        peer(from, Alpn::Heddle, self.port).await
+    }
+
+    /// Whether a request on this connection is taken.
+    async fn takes(&self, peer: &SendRequest<Bytes>) -> bool {
+        let Ok(mut peer) = soon(peer.clone().ready()).await else { return false };
+        let request = Request::get("http://web/a").body(()).unwrap();
+        let Ok((response, _)) = peer.send_request(request, true) else { return false };
+        match soon(response).await {
+            Ok(response) => {
+                assert_eq!(response.headers()["x-heddle-reason"], "socket_unavailable", "{response:?}");
+                true
+            }
+            Err(error) => {
+                let is_refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+                assert!(error.is_go_away() || is_refused, "{error:?}");
+                false
+            }
+        }
+    }
+
+    /// Waits until it takes no more, and is closed.
+    async fn told_to_leave(&self, peer: &SendRequest<Bytes>) {
+        until_refused(async || self.takes(peer).await).await;
+        until("it to be closed", || self.there.mesh.proxy.pods().iter().all(|pod| pod.connections == 0)).await;
+    }
+}
+
+#[tokio::test]
+async fn at_the_own_port_a_certificate_that_ended_opens_no_more_streams() {
+    let ca = Ca::new();
+    let own_port = OwnPort::new(&ca, Config::default()).await;
+    ca.lifetime.store(7, SeqCst);
+    let start = Instant::now();
+    let here = Node::new(&ca);
+    let peer = own_port.peer(&here).await;
+    here.issuing.abort();
+    assert!(own_port.takes(&peer).await, "positive control: it is good");
+    own_port.told_to_leave(&peer).await;
+    assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn at_the_own_port_a_root_that_is_withdrawn_opens_no_more_streams() {
+    let (ca, other) = (Ca::new(), Ca::new());
+    let own_port = OwnPort::new(&ca, Config::default()).await;
+    let here = Node::new(&ca);
+    let peer = own_port.peer(&here).await;
+    trusts(&own_port.there, &[&ca, &other]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(own_port.takes(&peer).await, "positive control: roots that overlap change nothing");
+    trusts(&own_port.there, &[&other]);
+    own_port.told_to_leave(&peer).await;
+}
+
+#[tokio::test]
+async fn at_the_own_port_an_accepted_connection_has_an_age() {
+    let ca = Ca::new();
+    let age = Duration::from_secs(4);
+    let own_port = OwnPort::new(&ca, Config { mesh_connection_age_max: age, ..Config::default() }).await;
+    let here = Node::new(&ca);
+    let start = Instant::now();
+    let peer = own_port.peer(&here).await;
+    assert!(own_port.takes(&peer).await, "positive control: it is young");
+    own_port.told_to_leave(&peer).await;
+    assert!(start.elapsed() >= age / 2, "{:?}", start.elapsed());
+    let again = own_port.peer(&here).await;
+    assert!(own_port.takes(&again).await, "another connection is as good as the first was");
 }
 
 #[tokio::test]
@@ -191,7 +288,7 @@ async fn who_does_not_listen_is_refused() {
     let (ca, other) = (Ca::new(), Ca::new());
     let connected = Connected::new(&ca, Config::default()).await;
     let here = Node::new(&ca);
-    let (mut wire, _own) = connected.wire(&here).await;
+    let (mut wire, _own) = wire(&here, Alpn::Hbone, connected.port).await;
     wire.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).await.unwrap();
     // It never answers the PING between the first word and the last, and its first stream keeps the connection.
     assert!(insists(&mut wire, 1, &connected.target).await);

@@ -16,12 +16,15 @@ mod http2;
 mod inbound;
 mod life;
 mod mesh;
+mod mesh_attacks;
 mod mesh_greetings;
 mod mesh_handshakes;
 mod mesh_keys;
 mod mesh_limits;
 mod mesh_trust;
 mod patience;
+#[path = "../../../identity/tests/identity/peers.rs"]
+mod peers;
 mod policy;
 mod policy_explained;
 mod pool_h2;
