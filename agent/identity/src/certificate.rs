@@ -6,7 +6,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use x509_parser::certificate::X509Certificate;
+use x509_parser::der_parser::Oid;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_SERIALNUMBER};
 use x509_parser::prelude::FromDer;
 
 use crate::failure::Refusal;
@@ -32,6 +34,26 @@ pub struct CertificateFacts {
     pub validity: Validity,
     /// Distinguished name of who signed it.
     pub issuer: String,
+}
+
+impl CertificateFacts {
+    /// Reads a leaf, with all checks that need no roots and no clock: what a verified peer says of itself, in the one way that it is read.
+    ///
+    /// # Errors
+    /// The rule that it breaks.
+    pub fn read(der: &[u8]) -> Result<(Self, Subject), Refusal> {
+        let leaf = Leaf::parse(der)?;
+        Ok((leaf.facts(), leaf.subject()))
+    }
+}
+
+/// What a leaf's subject says, of attributes that stand there once. Workloads have none; an authority tells nodes apart by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subject {
+    /// `CN`.
+    pub common_name: Option<String>,
+    /// The attribute `serialNumber`, which is not the certificate's serial number (RFC 5280 §4.1.2.4).
+    pub serial_number: Option<String>,
 }
 
 /// A leaf as it was read: its facts, and what the checks of the issuer's answer need.
@@ -102,6 +124,17 @@ impl<'a> Leaf<'a> {
             not_before: since_epoch(validity.not_before.timestamp()),
             not_after: since_epoch(validity.not_after.timestamp()),
         }
+    }
+
+    fn subject(&self) -> Subject {
+        let only = |attribute: &Oid<'_>| {
+            let mut values = self.certificate.subject().iter_by_oid(attribute);
+            match (values.next(), values.next()) {
+                (Some(one), None) => one.as_str().ok().map(str::to_owned),
+                _ => None,
+            }
+        };
+        Subject { common_name: only(&OID_X509_COMMON_NAME), serial_number: only(&OID_X509_SERIALNUMBER) }
     }
 
     pub(crate) fn facts(&self) -> CertificateFacts {

@@ -24,7 +24,7 @@ pub mod tls;
 pub mod verify;
 
 pub use bundle::{BundleStore, Roots, TrustBundles};
-pub use certificate::{CertificateFacts, Validity};
+pub use certificate::{CertificateFacts, Subject, Validity};
 pub use clock::{Clock, SystemClock};
 pub use contact::{IssuerStatus, Silence};
 pub use credential::Credential;

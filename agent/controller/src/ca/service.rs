@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use heddle_identity::Clock;
+use heddle_identity::{CertificateFacts, Clock, Subject};
 use heddle_proto::ca::v1::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
 use heddle_proto::ca::v1::{
     GetBundleRequest, GetBundleResponse, SignNodeRequest, SignNodeResponse, SignWorkloadRequest, SignWorkloadResponse,
@@ -20,10 +20,6 @@ use tonic::codegen::{BoxFuture, Service, http};
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Code, Request, Response, Status};
-use x509_parser::certificate::X509Certificate;
-use x509_parser::der_parser::Oid;
-use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_SERIALNUMBER};
-use x509_parser::prelude::FromDer;
 
 use super::authority::{Authority, SignError};
 use super::directory::pem_of;
@@ -65,36 +61,16 @@ impl Shared {
 /// A client certificate that held in the handshake. Whether it still counts is asked at every call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PeerCertificate {
-    uri: String,
-    /// The node it names.
-    common_name: Option<String>,
-    /// [`Node::token_mark`] of the token it was got by.
-    token_mark: Option<String>,
-    not_after: Duration,
+    facts: CertificateFacts,
+    /// The node's name and [`Node::token_mark`] of the token it was got by.
+    subject: Subject,
 }
 
 impl PeerCertificate {
     /// Reads what the handshake has verified.
     pub(super) fn read(der: &CertificateDer<'_>) -> Option<Self> {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let names = certificate.subject_alternative_name().ok()??;
-        let uri = names.value.general_names.iter().find_map(|name| match name {
-            x509_parser::extensions::GeneralName::URI(uri) => Some((*uri).to_owned()),
-            _ => None,
-        })?;
-        let only = |attribute: &Oid<'_>| {
-            let mut values = certificate.subject().iter_by_oid(attribute);
-            match (values.next(), values.next()) {
-                (Some(one), None) => one.as_str().ok().map(str::to_owned),
-                _ => None,
-            }
-        };
-        Some(Self {
-            uri,
-            common_name: only(&OID_X509_COMMON_NAME),
-            token_mark: only(&OID_X509_SERIALNUMBER),
-            not_after: Duration::from_secs(u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0)),
-        })
+        let (facts, subject) = CertificateFacts::read(der).ok()?;
+        Some(Self { facts, subject })
     }
 }
 
@@ -190,15 +166,16 @@ impl Calls {
 }
 
 fn by_certificate<'a>(rules: &'a Rules, peer: &PeerCertificate, now: Duration) -> Result<&'a Node, Status> {
-    if peer.uri != rules.authority.agent_id().as_str() {
-        return Err(Status::unauthenticated(format!("{} is no agent and has no token", peer.uri)));
+    let PeerCertificate { facts, subject } = peer;
+    if facts.id != *rules.authority.agent_id() {
+        return Err(Status::unauthenticated(format!("{} is no agent and has no token", facts.id)));
     }
     // The handshake may have been long ago.
-    if now > peer.not_after {
+    if now > facts.validity.not_after {
         return Err(Status::unauthenticated("the node certificate has expired"));
     }
-    let name = peer.common_name.as_deref().unwrap_or_default();
-    let Some(token_mark) = &peer.token_mark else {
+    let name = subject.common_name.as_deref().unwrap_or_default();
+    let Some(token_mark) = &subject.serial_number else {
         let why = format!("the certificate of node `{name}` does not say by which token it was got: show the token");
         return Err(Status::unauthenticated(why));
     };

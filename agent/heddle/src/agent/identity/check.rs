@@ -7,8 +7,8 @@ use heddle_proto::debug::v1::CheckItem;
 
 use super::time;
 
-/// A certificate that lives on less than this part of its life should have been renewed long ago: renewal begins at about half.
-const REMAINING_MIN: u32 = 5;
+/// A certificate with less than this part of its life left should have been renewed long ago: renewal begins at about half.
+const REMAINING_PERCENT_MIN: u32 = 20;
 
 /// Whether handshakes go on with it.
 pub fn is_usable(state: State) -> bool {
@@ -73,7 +73,8 @@ fn wrong(row: &CertificateStatus, now: Duration) -> Option<CheckItem> {
     let validity = row.certificate.as_ref().map(|facts| facts.validity);
     let remaining = validity.map(|validity| validity.not_after.saturating_sub(now));
     let lifetime = validity.map(|validity| validity.not_after.saturating_sub(validity.not_before));
-    let is_expiring = matches!((remaining, lifetime), (Some(left), Some(whole)) if left < whole / REMAINING_MIN);
+    let is_expiring =
+        matches!((remaining, lifetime), (Some(left), Some(whole)) if left * 100 < whole * REMAINING_PERCENT_MIN);
     let left = remaining.unwrap_or_default().as_secs();
     let detail = match row.state {
         State::Expired => format!("its certificate has ended{said}"),
