@@ -56,7 +56,7 @@ pub(crate) async fn run(
     }
     let turns = client.turns.clone();
     let start = move |flow: &Rc<Flow>, request, respond| {
-        Some(stream::serve(client.clone(), flow.clone(), request, respond, HttpVersion::Http2))
+        Some(stream::serve(client.clone(), flow.clone(), request, respond, HttpVersion::Http2, Vec::new()))
     };
     serve(conn, &turns, downstream.into(), Kind::Client, start).await
 }

@@ -20,9 +20,9 @@ use heddle_http::h1::{Asked, Body, is_idempotent};
 use heddle_http::retry;
 use heddle_http::translate::{self, Checked, Kind};
 use heddle_http::{Limits, Reject, answer};
-use heddle_telemetry::{Direction, Reason, Via};
+use heddle_telemetry::{Direction, Reason};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 
 use self::carry::{Broke, Carry};
 use self::held::{Came, Held};
@@ -33,23 +33,23 @@ use super::plan::{self, Ended, ResponseFields, within};
 use super::pool_h2::{is_goodbye, is_unprocessed, reason_of};
 use super::record::{Record, Told, grpc_status};
 use crate::authz::View;
-use crate::mesh::headers;
 use crate::registry::Conn;
 use crate::route::Choice;
 
-/// Serves one stream of a client that speaks `spoken` to its end: another agent may ask on behalf of one that speaks HTTP/1.
+/// Serves one stream of a client that speaks `spoken` to its end: another agent may ask on behalf of one that speaks HTTP/1. `told`: what that
+/// agent says to the application, whose own client's `x-heddle-*` goes.
 pub(crate) async fn serve(
     client: Rc<Client>,
     flow: Rc<Flow>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     spoken: HttpVersion,
+    told: Vec<(HeaderName, HeaderValue)>,
 ) {
     let mut record = Record::begin(&client.conn);
     let (mut parts, body) = request.into_parts();
     let body = Incoming::new(body, flow.clone());
     let protocol = parts.extensions.get::<Protocol>().map(|p| p.as_str().to_owned());
-    let told = if client.conn.via() == Via::Heddle { headers::for_application(&parts.headers) } else { Vec::new() };
     let checked = translate::check_request(&mut parts, protocol.as_deref(), body.is_end_stream());
     parts.headers.extend(told.into_iter().map(|(name, value)| (Some(name), value)));
     record.is_head = parts.method == Method::HEAD;

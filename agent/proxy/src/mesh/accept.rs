@@ -184,11 +184,12 @@ impl Accepted {
             }
         };
         let (conn, flow) = (client.conn.clone(), flow.clone());
+        let for_application = headers::for_application(request.headers());
         Some(Box::pin(async move {
             tokio::select! {
                 biased;
                 reason = conn.cut_while_carried() => conn.end(reason),
-                () = stream::serve(client, flow, request, respond, told.version) => {}
+                () = stream::serve(client, flow, request, respond, told.version, for_application) => {}
             }
         }))
     }

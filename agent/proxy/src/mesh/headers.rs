@@ -45,7 +45,8 @@ pub(crate) fn tell(fields: &mut HeaderMap, client: Option<HeaderValue>, version:
     }
 }
 
-/// What the application hears of as well: its proved peer's agent says so.
+/// What the application hears of as well, as its proved peer's agent says so. Only of a stream of that agent's own: what a stream carries, an
+/// application wrote.
 pub(crate) fn for_application(fields: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     let told = |name: HeaderName| fields.get(&name).cloned().map(|value| (name, value));
     [ATTEMPT, SHADOW].into_iter().filter_map(told).collect()

@@ -23,10 +23,14 @@ pub async fn h2_pod(mesh: &Mesh, endpoints: &[SocketAddr]) -> SocketAddr {
 }
 
 pub async fn client(vip: SocketAddr) -> SendRequest<Bytes> {
+    client_on(connect(vip).await).await
+}
+
+pub async fn client_on(stream: TcpStream) -> SendRequest<Bytes> {
     // One stream that is not read must not close the window of the others on the test's own side.
     let mut builder = h2::client::Builder::new();
     builder.initial_connection_window_size(1 << 20);
-    let (sender, connection) = soon(builder.handshake(connect(vip).await)).await.unwrap();
+    let (sender, connection) = soon(builder.handshake(stream)).await.unwrap();
     tokio::spawn(async move {
         let _ = connection.await;
     });

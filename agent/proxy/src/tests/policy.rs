@@ -424,6 +424,29 @@ async fn http_by_connect_reaches_the_application_where_its_path_is_let_in() {
     assert_eq!((&record["reason"], &record["policy"]), (&"completed".into(), &"shop/open[0]".into()), "{record}");
 }
 
+/// An agent that reads a byte stream reads what an application wrote, whoever carried it.
+#[tokio::test]
+async fn nobody_speaks_in_the_agents_name_inside_of_connect() {
+    let opaque = |s: &mut Service| s.ports[0].name = "tcp-db".into();
+    let allow = policy("open", Action::Allow, vec![rule([from("client")], [to_path("/open")])]);
+    let (_here, there, _, called, client) = two_nodes(opaque, vec![allow], b"").await;
+    let mut client = super::http2::client_on(client).await;
+    let mut request = super::http2::get("/open");
+    for name in ["x-heddle-attempt", "x-heddle-shadow", "x-heddle-client", "x-heddle-version"] {
+        request.headers_mut().insert(name, "1".parse().unwrap());
+    }
+    let (response, _) = client.send_request(request, true).unwrap();
+    until("a request at the other node", || there.mesh.proxy.pods().iter().any(|pod| pod.requests > 0)).await;
+    let application = application(&there, called).await;
+    let mut server = super::http2::server(&application).await;
+    let (asked, mut respond) = super::http2::next(&mut server).await;
+    let names: Vec<_> = asked.headers().keys().map(http::HeaderName::as_str).collect();
+    assert!(names.iter().all(|name| !name.contains("heddle")), "{names:?}");
+    respond.send_response(http::Response::new(()), true).unwrap();
+    let _serving = super::http2::keep_going(server);
+    assert_eq!(soon(response).await.unwrap().status(), 200);
+}
+
 #[tokio::test]
 async fn a_slow_head_inside_of_connect_is_out_of_time() {
     let ca = Ca::new();
