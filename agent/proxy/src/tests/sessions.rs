@@ -79,7 +79,8 @@ async fn session(early: &[u8]) -> (Wire, Rc<Conn>, Peer) {
     let config = ClientConfigs::new(&node.store).get(&client, &server.id().clone().into(), Alpn::Heddle).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    SockRef::from(&socket).set_recv_buffer_size(4 << 10).unwrap();
+    // Much smaller, and the kernel says that there is room again only when it is asked, every 200 ms.
+    SockRef::from(&socket).set_recv_buffer_size(32 << 10).unwrap();
     let mut peer = Peer { socket, tls: ClientConnection::new(config, no_server_name()).unwrap() };
     let accepted = listener.accept().await.unwrap().0;
     SockRef::from(&accepted).set_send_buffer_size(4 << 10).unwrap();
