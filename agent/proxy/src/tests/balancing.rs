@@ -39,9 +39,24 @@ async fn algorithms_share_as_they_say() {
     }
 }
 
-/// One slow endpoint in three: peak-EWMA finds out and leaves it alone, turns do not. It is slower than a busy machine makes the others.
+/// One slow endpoint in three: peak-EWMA finds out and leaves it alone, turns do not. Unless a busy machine made both others as slow as
+/// that once, which is remembered for long: then all is begun anew.
 #[tokio::test]
 async fn latency_moves_requests_away_from_a_slow_endpoint() {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (in_turn, by_latency) = shares_of_a_slow_one().await;
+        assert_eq!(in_turn, 10, "a third in turn");
+        // By chance no more than one in three hundred times.
+        if by_latency <= 3 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{by_latency} of 30 by latency");
+    }
+}
+
+/// How many of 30 requests it gets in turn, and how many by latency.
+async fn shares_of_a_slow_one() -> (usize, usize) {
     const LATE: Duration = Duration::from_millis(200);
     let mesh = Mesh::new(1);
     let (listener, slow) = backend().await;
@@ -75,9 +90,8 @@ async fn latency_moves_requests_away_from_a_slow_endpoint() {
     }
     let usage = mesh.proxy.usage(&key("web"), vip.port()).unwrap();
     let of = |addr| usage.endpoints.iter().find(|e| e.addr == addr).unwrap().latency.unwrap();
-    assert!(of(slow) > LATE / 2 && of(fast.addr).min(of(other.addr)) < of(slow), "{usage:?}");
-    assert_eq!(shares[0], 10, "a third in turn");
-    assert!(shares[1] <= 5, "{} of 30 by latency", shares[1]);
+    assert!(of(slow) > LATE / 2 && (shares[1] > 3 || of(fast.addr).min(of(other.addr)) < of(slow)), "{usage:?}");
+    (shares[0], shares[1])
 }
 
 /// One in three accepts and never answers: who only learned from answers would take it for as good as the others for ever.

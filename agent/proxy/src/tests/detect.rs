@@ -22,11 +22,10 @@ const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: web\r\n\r\n";
 async fn answer_at_once(vip: std::net::SocketAddr, ready: impl AsyncFn()) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let began = Instant::now();
-        let mut client = connect(vip).await;
-        ready().await;
-        let mut got = [0; 512];
+        let (began, mut got) = (Instant::now(), [0; 512]);
         let asked = async {
+            let mut client = TcpStream::connect(vip).await?;
+            ready().await;
             client.write_all(GET).await?;
             client.read(&mut got).await
         };

@@ -327,7 +327,7 @@ async fn is_served_while_draining(silence_max: Duration) -> bool {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let drained = mesh.proxy.drain(std::time::Instant::now() + PATIENCE);
-    let served = async {
+    let served = async move {
         while tokio::net::TcpStream::connect(vip).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
