@@ -507,7 +507,7 @@ async fn changes_under_load_fail_nothing() {
     };
     for round in 0..50_u32 {
         mesh.route(route("r", vec![rule("/", &[("one", round % 3), ("two", 1 + round % 2)])]));
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        answers(2).await;
     }
     mesh.route(route("r", vec![rule("/", &[("one", 0), ("two", 1)])]));
     // The first may be under way already.
