@@ -44,12 +44,13 @@ async fn run(options: ServeOptions) -> Result<()> {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let mut following = tokio::spawn(source.run(publish, wait(stopped.clone())));
+    // Who finds the address may stop it from then on.
+    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     if let Some(path) = &options.address_file {
         write_address(path, &address.to_string()).with_context(|| format!("--address-file {}", path.display()))?;
     }
     tracing::info!(target: "ca", %address, "serving");
-    let mut terminate = signal(SignalKind::terminate()).context("signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;
     let mut ended = None;
     let shutdown = async {
         tokio::select! {
