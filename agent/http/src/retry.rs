@@ -80,8 +80,6 @@ pub enum Decision<T> {
     Retry {
         /// Wait so long first.
         after: Duration,
-        /// Choose another endpoint than those tried, while there is one.
-        elsewhere: bool,
         /// What the budget gave; to be kept until the retry ended.
         token: T,
     },
@@ -114,13 +112,6 @@ pub enum Stop {
     UpstreamOverflow,
 }
 
-/// What a failure is to the policy, with what the server says about another attempt.
-enum Verdict {
-    Retriable { elsewhere: bool },
-    NotIdempotent,
-    NotRetriable,
-}
-
 /// Decides what follows an attempt.
 ///
 /// `now` is the wall clock, for dates in `Retry-After`; `random` is 64 uniformly random bits. `withdraw` takes a token from the budget, or says
@@ -135,8 +126,8 @@ pub fn decide<T>(
 ) -> Decision<T> {
     match check(policy, attempt, outcome, now, random) {
         Err(stop) => Decision::Stop(stop),
-        Ok((after, elsewhere)) => match withdraw() {
-            Ok(token) => Decision::Retry { after, elsewhere, token },
+        Ok(after) => match withdraw() {
+            Ok(token) => Decision::Retry { after, token },
             Err(stop) => Decision::Stop(stop),
         },
     }
@@ -148,15 +139,14 @@ fn check(
     outcome: &Outcome<'_>,
     now: Timestamp,
     random: u64,
-) -> Result<(Duration, bool), Stop> {
+) -> Result<Duration, Stop> {
     if attempt.response_begun {
         return Err(Stop::ResponseBegun);
     }
-    let elsewhere = match judge(policy, attempt, outcome) {
-        Verdict::Retriable { elsewhere } => elsewhere,
-        Verdict::NotIdempotent => return Err(Stop::NotIdempotent),
-        Verdict::NotRetriable => return Err(Stop::NotRetriable),
-    };
+    if !meets(policy.conditions(attempt.idempotent), attempt, outcome) {
+        let is_for_others = !attempt.idempotent && meets(&policy.idempotent, attempt, outcome);
+        return Err(if is_for_others { Stop::NotIdempotent } else { Stop::NotRetriable });
+    }
     if attempt.number > policy.retries_max {
         return Err(Stop::LimitReached);
     }
@@ -167,17 +157,7 @@ fn check(
     if attempt.left.is_some_and(|left| after >= left) {
         return Err(Stop::DeadlineTooNear);
     }
-    Ok((after, elsewhere))
-}
-
-fn judge(policy: &Policy, attempt: &Attempt, outcome: &Outcome<'_>) -> Verdict {
-    if meets(policy.conditions(attempt.idempotent), attempt, outcome) {
-        return Verdict::Retriable { elsewhere: !matches!(outcome, Outcome::Refused { graceful: true }) };
-    }
-    if !attempt.idempotent && meets(&policy.idempotent, attempt, outcome) {
-        return Verdict::NotIdempotent;
-    }
-    Verdict::NotRetriable
+    Ok(after)
 }
 
 fn meets(conditions: &Conditions, attempt: &Attempt, outcome: &Outcome<'_>) -> bool {

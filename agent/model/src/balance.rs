@@ -18,7 +18,7 @@ use crate::service::{Endpoint, Service};
 
 pub use ewma::{PeakEwma, peak_ewma};
 pub use round_robin::RoundRobin;
-pub use weight::{SlowStart, Weight, Weights, split};
+pub use weight::{SlowStart, Weight, Weights};
 
 use draw::{Drawn, two};
 
@@ -207,12 +207,6 @@ pub fn affinity(
 }
 
 impl Candidates {
-    /// All of these endpoints, which must be in order of address.
-    #[must_use]
-    pub fn all(endpoints: Arc<[Endpoint]>) -> Self {
-        Self { endpoints, eligible: None, class: Class::Ready }
-    }
-
     /// Number of eligible endpoints.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -159,7 +159,9 @@ impl Random {
 
 pub(super) fn many(count: u32) -> Candidates {
     let endpoints = (1..=count).map(|i| Endpoint::ready(SocketAddr::new(std::net::Ipv4Addr::from(i).into(), 80)));
-    Candidates::all(endpoints.collect())
+    let mut service = service(&[]);
+    service.ports[0].endpoints = endpoints.collect();
+    candidates(&service, 0, Family::V4, "a").unwrap()
 }
 
 #[test]

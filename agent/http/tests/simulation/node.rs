@@ -12,8 +12,8 @@ use std::time::Duration;
 use heddle_http::breaker::{Breaker, Circuit, CircuitLimits, CircuitPermit, Resource};
 use heddle_http::outlier::{self, Admission, Detector, Host, Probe, Scene, Standing, Transition};
 use heddle_http::retry::{self, ActiveRequest, Attempt, Budget, BudgetLimits, Decision, Policy, Stop, Token};
-use heddle_model::balance::{PeakEwma, least_request, peak_ewma};
-use heddle_model::{Candidates, Endpoint, Timestamp};
+use heddle_model::balance::{PeakEwma, candidates, least_request, peak_ewma};
+use heddle_model::{Candidates, Endpoint, Family, Service, ServicePort, Timestamp};
 use http::{HeaderMap, HeaderValue};
 
 /// Environment variable with the one seed to run.
@@ -217,13 +217,16 @@ impl Node {
             probes: 0,
         };
         let count = plan.endpoints.len();
+        let endpoints = (0..count as u32).map(endpoint).collect();
+        let port = ServicePort { name: "http".into(), port: 80, app_protocol: None, endpoints };
+        let service = Service { ports: vec![port], ..Service::new("shop", "web") };
         Self {
             random: Random(plan.seed),
             now: Duration::ZERO,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             scheduled: 0,
-            candidates: Candidates::all((0..count as u32).map(endpoint).collect()),
+            candidates: candidates(&service, 0, Family::V4, "n1").unwrap(),
             upstreams: (0..count).map(upstream).collect(),
             service: Arc::default(),
             budget: Arc::default(),
@@ -461,12 +464,13 @@ impl Node {
         let wall = Timestamp::from_unix(1_800_000_000 + self.now.as_secs() as i64);
         let withdraw = || self.budget.withdraw(&self.plan.budget, self.now).ok_or(Stop::BudgetExhausted);
         match retry::decide(&self.plan.policy, &attempt, outcome, wall, random, withdraw) {
-            Decision::Retry { after, elsewhere, token } => {
+            Decision::Retry { after, token } => {
                 assert!(may_retry, "a retry after the response began");
-                self.trace(format_args!("request {id} again in {after:?}, elsewhere {elsewhere}"));
+                self.trace(format_args!("request {id} again in {after:?}"));
                 let request = self.requests.get_mut(&id).unwrap();
                 request.token = Some(token);
-                if !elsewhere {
+                if matches!(outcome, retry::Outcome::Refused { graceful: true }) {
+                    // Nothing is wrong with the endpoint.
                     request.tried.pop();
                 }
                 self.schedule(after, Event::Attempt(id));

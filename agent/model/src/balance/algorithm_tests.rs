@@ -284,25 +284,6 @@ fn shares_beyond_their_bounds() {
 }
 
 #[test]
-fn backends_are_drawn_by_weight() {
-    const DRAWS: usize = 100_000;
-    for weights in [&[90_u32, 10][..], &[1, 1, 1, 1], &[0, 5, 0, 95, 0], &[u32::MAX, u32::MAX, 1], &[7]] {
-        let mut bits = Random(13);
-        let mut hits = vec![0_usize; weights.len()];
-        for _ in 0..DRAWS {
-            hits[split(weights, bits.next()).unwrap()] += 1;
-        }
-        for (hit, weight) in hits.iter().zip(weights) {
-            let share = f64::from(*weight) / weights.iter().map(|w| f64::from(*w)).sum::<f64>();
-            assert!((*hit as f64 / DRAWS as f64 - share).abs() < 0.006, "{hits:?} for {weights:?}");
-            assert!(*weight > 0 || *hit == 0, "{hits:?} for {weights:?}");
-        }
-    }
-    assert_eq!((split(&[], 1), split(&[0, 0], u64::MAX)), (None, None));
-    assert_eq!((split(&[0, 3, 0], 0), split(&[0, 3, 0], u64::MAX)), (Some(1), Some(1)));
-}
-
-#[test]
 fn filtered_candidates_stay_in_order() {
     let ten = many(10);
     let odd = ten.filtered(|e| host(e) % 2 == 1).unwrap();

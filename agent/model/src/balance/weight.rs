@@ -1,4 +1,4 @@
-//! Weights: of the endpoints of one Service among each other, and of the backends of a route.
+//! Weights of the endpoints of one Service among each other.
 
 use std::time::Duration;
 
@@ -59,18 +59,4 @@ impl SlowStart {
         let share = if self.aggression > 0.0 { share.powf(1.0 / self.aggression) } else { share };
         Weight::of_share(share.max(self.share_min))
     }
-}
-
-/// Draws one of several backends in proportion to their weights; 0 is never drawn. `None` if all are 0, or there is none.
-///
-/// `random` is 64 uniformly random bits.
-#[must_use]
-pub fn split(weights: &[u32], random: u64) -> Option<usize> {
-    let total: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
-    let mut point = (u128::from(random) * total) >> 64;
-    weights.iter().position(|weight| {
-        let is_here = point < u128::from(*weight);
-        point = point.saturating_sub(u128::from(*weight));
-        is_here
-    })
 }

@@ -248,17 +248,6 @@ impl StatusSet {
         *self == Self::NONE
     }
 
-    /// This set and all of another.
-    #[must_use]
-    pub const fn union(mut self, other: Self) -> Self {
-        let mut word = 0;
-        while word < self.0.len() {
-            self.0[word] |= other.0[word];
-            word += 1;
-        }
-        self
-    }
-
     /// Both ends must be errors.
     const fn with_range(mut self, first: u16, last: u16) -> Self {
         let mut status = first;

@@ -103,7 +103,7 @@ impl Carried {
         }
         match decision {
             Decision::Stop(_) => None,
-            Decision::Retry { after, token, .. } => {
+            Decision::Retry { after, token } => {
                 self.token = Some(token);
                 Some(after)
             }
