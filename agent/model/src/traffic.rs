@@ -53,7 +53,7 @@ pub struct Timeouts {
     /// From the request's head until the response is complete, all attempts and waits among them (`timeouts.request`). A response that has begun
     /// by then is cut short by a reset.
     pub request: Option<Duration>,
-    /// Each attempt, until its response head (`timeouts.backendRequest`).
+    /// Each attempt, until its response is complete (`timeouts.backendRequest`, as in the Gateway API).
     pub backend_request: Option<Duration>,
     /// Neither direction moved a byte for so long.
     pub idle: Option<Duration>,

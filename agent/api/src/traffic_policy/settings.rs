@@ -93,7 +93,7 @@ pub struct TimeoutsFields {
     /// From the request's head until the response is complete, all attempts among it.
     #[schemars(extend("pattern" = duration::PATTERN))]
     pub request: Option<String>,
-    /// Each attempt, until its response head.
+    /// Each attempt, until its response is complete.
     #[schemars(extend("pattern" = duration::PATTERN))]
     pub backend_request: Option<String>,
     /// How long no byte may move in either direction.
