@@ -141,6 +141,9 @@ fn a_bad_rule_harms_itself_only_table() {
         (mirror("fraction: {numerator: 101}"), "$requestMirror.fraction.numerator", "more than `denominator`"),
         (mirror("fraction: {numerator: 1, denominator: 0}"), "$requestMirror.fraction.denominator", "out of range"),
         (mirror("fraction: {numerator: -1}"), "$requestMirror.fraction.numerator", "out of range"),
+        (mirror("fraction: {numerator: 1, of: 2}"), "$requestMirror.fraction.of", "unknown field"),
+        (mirror("fraction: 1"), "$requestMirror.fraction", "mapping"),
+        (mirror("percent: half"), "$requestMirror.percent", "whole number"),
         // CORS.
         (cors("allowOrigins: [example.com]"), "$cors.allowOrigins[0]", "no origin"),
         (cors("allowOrigins: ['ftp://a']"), "$cors.allowOrigins[0]", "no origin"),

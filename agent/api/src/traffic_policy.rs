@@ -6,6 +6,7 @@
 mod faults;
 mod outlier;
 mod settings;
+mod share;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +14,14 @@ use std::time::Duration;
 use heddle_model::routing::{RouteKey, RouteKind, TrafficPolicy, TrafficTarget};
 use heddle_model::traffic::{RequestTraffic, ServiceTraffic};
 
-pub use faults::{AbortFields, DelayFields, FaultsFields, FractionFields, HeaderFields};
+pub use faults::{AbortFields, DelayFields, FaultsFields, HeaderFields};
 pub use outlier::{OutlierFields, SuccessRateFields};
 pub use settings::{
     BackoffFields, BudgetFields, CircuitFields, LimitsFields, LoadBalancingFields, RetriesFields, SlowStartFields,
     TimeoutsFields,
 };
+pub use share::FractionFields;
+pub(crate) use share::share;
 
 use crate::duration;
 use crate::meta::{self, ObjectMeta};

@@ -11,6 +11,7 @@ use crate::meta;
 use crate::node::shortened;
 use crate::place::Place;
 use crate::problem::Problems;
+use crate::traffic_policy::{self, FractionFields};
 
 /// Most entries of `filters`.
 const FILTERS_MAX: usize = 16;
@@ -135,32 +136,13 @@ fn mirror(reader: &mut Reader<'_>, place: &Place<'_>, problems: &mut Problems) -
     Some(Mirror { to: backends::of_mirror(reader, &to), share: share? })
 }
 
-/// `percent` or `fraction`; all without either.
+/// `percent` or `fraction`; all without either. What cannot be read is told, and stands for nothing.
 fn share(place: &Place<'_>, problems: &mut Problems) -> Option<Share> {
-    let fraction = place.get("fraction");
-    if place.get("percent").is_none() && fraction.is_none() {
-        return Some(Share::ALL);
-    }
-    let Some(fraction) = fraction else {
-        return place.number("percent", 0..=100, problems).map(|percent| Share::of(percent, 100));
-    };
-    if place.get("percent").is_some() {
-        problems.error(place.at("fraction"), "beside `percent`: one or the other");
-    }
-    fraction.is_mapping_of(&["numerator", "denominator"], problems);
-    if fraction.get("numerator").is_none() {
-        problems.error(fraction.at("numerator"), "is missing");
-    }
-    let most = i64::from(i32::MAX);
-    let numerator: u32 = fraction.number("numerator", 0..=most, problems)?;
-    let denominator = match fraction.get("denominator") {
-        None => 100,
-        Some(_) => fraction.number("denominator", 1..=most, problems)?,
-    };
-    if numerator > denominator {
-        problems.error(fraction.at("numerator"), format!("{numerator} is more than `denominator`, {denominator}"));
-    }
-    Some(Share::of(numerator, denominator))
+    let percent: Option<i64> = place.field("percent", problems);
+    let fraction: Option<FractionFields> = place.field("fraction", problems);
+    let is_read =
+        percent.is_some() == place.get("percent").is_some() && fraction.is_some() == place.get("fraction").is_some();
+    if is_read { traffic_policy::share(place.path(), percent, fraction.as_ref(), problems) } else { None }
 }
 
 fn redirect(place: &Place<'_>, problems: &mut Problems) -> Option<Redirect> {

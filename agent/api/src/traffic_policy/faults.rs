@@ -6,6 +6,7 @@ use heddle_model::policy::{PATTERN_BYTES_MAX, Pattern};
 use heddle_model::routing::{HeaderMatch, ValueMatch};
 use heddle_model::traffic::{Abort, Faults, Share};
 
+use super::share::{FractionFields, share};
 use super::{number, some_time};
 use crate::duration;
 use crate::meta;
@@ -19,7 +20,6 @@ const HEADERS_MAX: usize = 16;
 const VALUE_BYTES_MAX: usize = 4096;
 /// Longest `delay.duration`: who waits holds a place.
 const DELAY_MAX: Duration = Duration::from_secs(3600);
-const PART_MAX: i64 = i32::MAX as i64;
 
 /// Codes of errors, by the names that gRPC gives them.
 pub(super) const GRPC_CODES: [(&str, u8); 16] = [
@@ -104,19 +104,6 @@ pub struct AbortFields {
     pub grpc_status: Option<String>,
 }
 
-/// A part of all requests.
-#[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
-#[schemars(extend("required" = ["numerator"]))]
-#[serde(deny_unknown_fields, default)]
-pub struct FractionFields {
-    /// So many …
-    #[schemars(range(min = 0, max = PART_MAX))]
-    pub numerator: Option<i64>,
-    /// … of so many.
-    #[schemars(range(min = 1, max = PART_MAX), extend("default" = 100))]
-    pub denominator: Option<i64>,
-}
-
 impl FaultsFields {
     pub(super) fn convert(&self, path: &str, problems: &mut Problems) -> Faults {
         if self.delay.is_none() && self.abort.is_none() {
@@ -192,35 +179,4 @@ impl AbortFields {
         };
         Some((share?, abort?))
     }
-}
-
-/// `percent` or `fraction`; all without either.
-fn share(
-    path: &str,
-    percent: Option<i64>,
-    fraction: Option<&FractionFields>,
-    problems: &mut Problems,
-) -> Option<Share> {
-    let Some(fraction) = fraction else {
-        return match percent {
-            None => Some(Share::ALL),
-            percent => number(path, "percent", percent, 0..=100, problems).map(|percent| Share::of(percent, 100)),
-        };
-    };
-    let path = format!("{path}.fraction");
-    if percent.is_some() {
-        problems.error(path.as_str(), "beside `percent`: one or the other");
-    }
-    if fraction.numerator.is_none() {
-        problems.error(format!("{path}.numerator"), "is missing");
-    }
-    let numerator: u32 = number(&path, "numerator", fraction.numerator, 0..=PART_MAX, problems)?;
-    let denominator = match fraction.denominator {
-        None => 100,
-        denominator => number(&path, "denominator", denominator, 1..=PART_MAX, problems)?,
-    };
-    if numerator > denominator {
-        problems.error(format!("{path}.numerator"), format!("{numerator} is more than `denominator`, {denominator}"));
-    }
-    Some(Share::of(numerator, denominator))
 }
