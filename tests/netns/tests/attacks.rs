@@ -227,7 +227,8 @@ fn a_server_that_is_somebody_else_is_not_spoken_to() -> Result<()> {
         ("expired", mesh.ca().issue("expired", &claims(&id).expired())?, &[]),
         ("not_yet_valid", mesh.ca().issue("early", &claims(&id).not_yet_valid())?, &[]),
         ("unknown_root", foreign.issue(mesh.ca().credentials(), "foreign", &claims(&id))?, &[]),
-        ("protocol_version", mesh.ca().issue("old", &claims(&id))?, &["--tls12"]),
+        // Python's server has no common version with us and hangs up without a word.
+        ("closed", mesh.ca().issue("old", &claims(&id))?, &["--tls12"]),
     ] {
         // It would take anybody's certificate, so that nothing but its own is wrong.
         let roots = good.root.display().to_string();

@@ -1,11 +1,14 @@
 //! Ten thousand connections later everything is as it was: maps, descriptors, memory (demand 13).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use heddle_testkit::pki::{claims, spiffe_id};
 use heddle_testkit::prelude::*;
 use heddle_testkit::probe::{Usage, usage};
+use heddle_tests_netns::secure_peers::{id_of, mtls_client, wait_certified};
 use heddle_tests_netns::{SOON, both_families};
 
 #[derive(Debug, PartialEq)]
@@ -90,6 +93,85 @@ fn a_thousand_connections_leave_nothing() -> Result<()> {
 #[ignore = "long: cargo xtask test --all"]
 fn ten_thousand_connections_leave_nothing() -> Result<()> {
     connections_leave_nothing(25)
+}
+
+/// The same between two nodes with identities on: each connection a stream of mutual TLS, handshakes that fail, and connections between agents
+/// that are given up for new ones.
+#[test]
+fn mutual_tls_leaves_nothing() -> Result<()> {
+    let mesh = Mesh::declare("mtls_leaks")
+        .node("a")
+        .pod("client")
+        .pod("attacker")
+        .unmeshed()
+        .node("b")
+        .pod("web")
+        .serves(tcp(8080).quiet())
+        .serves(tcp(8081).resets())
+        .with_ca()
+        .start()?;
+    wait_certified(&mesh)?;
+    let (client, attacker, web) = (mesh.pod("client"), mesh.pod("attacker"), mesh.pod("web"));
+    let id = spiffe_id("shop", "attacker");
+    let expired = mesh.ca().issue("expired", &claims(&id).expired())?;
+    let good = mesh.ca().issue("good", &claims(&id))?;
+    let knock = |credential| {
+        let to = SocketAddr::new(web.v4(), 8080);
+        mtls_client(to, credential).with(&["--alpn", "heddle/h2"]).tunnel(to, "x").expects(&id_of(web)).run(attacker)
+    };
+    let round = || -> Result<u64> {
+        let mut made = 0;
+        for ip in both_families(web) {
+            let outcome = client.connect(&dial(ip, 8080).many(10, 10))?;
+            outcome.assert_succeeded()?;
+            made += outcome.summary.attempted;
+            made += client.connect(&dial(ip, 8081).silent().wait_end().many(2, 5))?.summary.attempted;
+            made += client.connect(&dial(ip, 9999).many(2, 2))?.summary.attempted;
+            made += client.connect(&dial(ip, 8080).reset().many(2, 3))?.summary.attempted;
+        }
+        knock(&expired)?.assert_refused()?;
+        knock(&good)?.assert_echoed("x")?;
+        Ok(made)
+    };
+    let mut made = round()?;
+    let nodes = [mesh.node("a"), mesh.node("b")];
+    let print = || nodes.into_iter().map(footprint).collect::<Result<Vec<_>>>();
+    // Sockets in store and connections between agents come and go; streams and handshakes leave none behind.
+    let is_as = |now: &Footprint, before: &Footprint| {
+        now.maps == before.maps && now.agent.fds <= before.agent.fds + 32 && now.keeper.fds <= before.keeper.fds + 8
+    };
+    let mut before = print()?;
+    wait_until("the first round has settled", SOON, || {
+        let Ok(now) = print() else { return false };
+        // Memory settles later, or never to the KiB.
+        let of =
+            |all: &[Footprint]| all.iter().map(|f| (f.maps.clone(), f.agent.fds, f.keeper.fds)).collect::<Vec<_>>();
+        let is_settled = of(&now) == of(&before);
+        before = now;
+        is_settled
+    })?;
+    let held = client.hold(&dial(web.v4(), 8080), 50)?;
+    let during = print()?;
+    // At the calling side; the called side takes its sockets from a store that is filled already.
+    ensure!(during[0].agent.fds >= before[0].agent.fds + 50, "positive control: {before:?} {during:?}");
+    drop(held);
+    for _ in 0..3 {
+        made += round()?;
+    }
+    ensure!(made >= 900, "positive control: {made} connections");
+    let mut after = print()?;
+    let settled = wait_until("maps and descriptors are as before", SOON, || {
+        let Ok(now) = print() else { return false };
+        after = now;
+        after.iter().zip(&before).all(|(after, before)| is_as(after, before))
+    });
+    ensure!(settled.is_ok(), "after {made} connections: before {before:#?}, after {after:#?}");
+    for (after, before) in after.iter().zip(&before) {
+        let grown = |a: Usage, b: Usage| a.rss_kib.saturating_sub(b.rss_kib);
+        ensure!(grown(after.agent, before.agent) < 8 * 1024, "the agent grew: {before:?} {after:?}");
+        ensure!(grown(after.keeper, before.keeper) < 4 * 1024, "the keeper grew: {before:?} {after:?}");
+    }
+    Ok(())
 }
 
 #[test]
