@@ -514,8 +514,8 @@ impl Plan {
     }
 
     /// The head of a gRPC call's response is held back: until when, at most.
-    pub(crate) fn hold_head(&mut self) -> Option<Instant> {
-        self.carried.as_mut()?.clock.hold_head()
+    pub(crate) fn hold_head(&mut self) -> Instant {
+        self.carried.as_mut().map_or_else(Instant::now, |carried| carried.clock.hold_head())
     }
 
     /// A gRPC call whose response was passed on ended so.

@@ -202,7 +202,7 @@ async fn a_head_that_came_in_time_is_held_no_longer_than_a_try_takes() {
     let vip = mesh.pod_calling("web", &[addr], |s| s.ports[0].name = "grpc".into()).await;
     let other = Conditions { grpc_codes: GrpcCodes::UNAVAILABLE, per_try_timeout: true, ..Conditions::untouched() };
     let policy = RetryPolicy { other, per_try_timeout: Some(Duration::from_millis(200)), ..retries() };
-    let timed = traffic(policy);
+    let timed = traffic(policy.clone());
     mesh.traffic("web", timed.clone());
     let (heard, mut hears) = tokio::sync::mpsc::channel(1);
     let calls = Arc::new(AtomicUsize::new(0));
@@ -241,14 +241,21 @@ async fn a_head_that_came_in_time_is_held_no_longer_than_a_try_takes() {
         assert_eq!(soon(body.trailers()).await.unwrap().unwrap()["grpc-status"], code);
     }
     assert_eq!((calls.load(SeqCst), count(&mesh, Event::Retry, "retried")), (2, 0));
+    // Without a time for a try the head of a call that goes on is not held for ever either.
+    mesh.traffic("web", traffic(RetryPolicy { per_try_timeout: None, ..policy }));
+    let (response, _) = client.send_request(call("Watch"), true).unwrap();
+    let mut body = soon(response).await.unwrap().into_body();
+    heard.send("0").await.unwrap();
+    assert_eq!(data(&mut body).await, "\0\0\0\0\x02ok");
+    assert!(soon(body.data()).await.is_none());
     // The time of the whole call is another.
-    let timeouts = Timeouts { request: Some(Duration::from_millis(500)), ..Timeouts::default() };
+    let timeouts = Timeouts { request: Some(Duration::from_millis(1500)), ..Timeouts::default() };
     let request = RequestTraffic { timeouts, ..timed.request.clone() };
     mesh.traffic("web", ServiceTraffic { request, ..timed });
     let (response, _) = client.send_request(call("Buy"), true).unwrap();
     let mut body = soon(response).await.unwrap().into_body();
     assert!(soon(body.data()).await.unwrap().is_err());
-    assert_eq!(mesh.records(3).await[2]["reason"], "route_timeout");
+    assert_eq!(mesh.records(4).await[3]["reason"], "route_timeout");
     serving.abort();
 }
 

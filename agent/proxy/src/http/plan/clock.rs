@@ -9,6 +9,10 @@ use heddle_model::traffic::{NEVER, Timeouts};
 use heddle_telemetry::Reason;
 use tokio::time::{Sleep, sleep_until};
 
+/// How long a response's head is held back at most, where attempts have no time of their own: whether a call is tried again does not matter to a
+/// client as much as the head of one that goes on for hours.
+const HELD_MAX: Duration = Duration::from_secs(1);
+
 /// See the module documentation. Without limits it is asked and costs a comparison.
 pub(crate) struct Clock {
     timeouts: Timeouts,
@@ -85,8 +89,8 @@ impl Clock {
     }
 
     /// The head of the attempt's response is there in time, and is held back: no longer than it could have taken to come.
-    pub(crate) fn hold_head(&mut self) -> Option<Instant> {
-        self.attempt.take()
+    pub(crate) fn hold_head(&mut self) -> Instant {
+        self.attempt.take().unwrap_or_else(|| Instant::now() + HELD_MAX)
     }
 
     /// The attempt is over.

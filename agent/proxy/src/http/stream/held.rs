@@ -2,7 +2,7 @@
 //! of its own, and what the client has not heard of can be tried again.
 //!
 //! gRPC itself takes a response's head for the end of all retries, so servers that are asked for a lot may send it long before they are done.
-//! It came within the time of a try, and is held no longer than that.
+//! It came within the time of a try, and is held no longer than that; where a try has none, for a second.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -30,19 +30,24 @@ pub(super) struct Came {
 pub(super) struct Held {
     pub(super) response: Came,
     /// When it goes out at the latest.
-    until: Option<Pin<Box<Sleep>>>,
+    until: Instant,
+    /// Set once nothing followed the head at once, which is rare.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Held {
-    pub(super) fn new(response: Came, until: Option<Instant>) -> Self {
-        Self { response, until: until.map(|at| Box::pin(sleep_until(at.into()))) }
+    pub(super) const fn new(response: Came, until: Instant) -> Self {
+        Self { response, until, timer: None }
     }
 
     /// Ready when it is held no longer: with trailers if nothing else follows the head.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<HeaderMap>, h2::Error>> {
         let polled = self.poll_behind(cx);
-        let is_over = |until: &mut Pin<Box<Sleep>>| until.as_mut().poll(cx).is_ready();
-        if polled.is_pending() && self.until.as_mut().is_some_and(is_over) { Poll::Ready(Ok(None)) } else { polled }
+        if polled.is_ready() {
+            return polled;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.until.into())));
+        timer.as_mut().poll(cx).map(|()| Ok(None))
     }
 
     /// Ready with the first byte behind the head, or what comes instead.
