@@ -3,8 +3,10 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
+use heddle_testkit::objects;
 use heddle_testkit::pki::{Authority, Credential, claims, spiffe_id};
 use heddle_testkit::prelude::*;
+use heddle_testkit::topology::MESH_LABEL;
 use heddle_tests_netns::peers::serve_script;
 use heddle_tests_netns::secure_peers::{mtls_client, wait_certified};
 use heddle_tests_netns::{HBONE_PORT, INBOUND_PORT, OUTBOUND_PORT, SOON, both_families, wait_reason};
@@ -188,4 +190,91 @@ fn modes_hold_for_what_they_name() -> Result<()> {
     // Rejected, an object is strict for whom it might have meant.
     mesh_tls(&mesh, "broken", &json!({"mode": "Strikt"}))?;
     wait_plaintext(&mesh, 8080, false)
+}
+
+/// What guards a pod holds it in the mesh: a label that anybody can set who may edit the pod, and an object that nobody can read.
+#[test]
+fn neither_a_label_nor_a_mistake_opens_a_strict_port() -> Result<()> {
+    let mesh = Mesh::declare("strict_held")
+        .external("internet")
+        .node("a")
+        .pod("client")
+        .node("b")
+        .pod("web")
+        .serves(tcp(8080))
+        .with_ca()
+        .start()?;
+    wait_certified(&mesh)?;
+    let (internet, client, web, node) =
+        (mesh.external("internet"), mesh.pod("client"), mesh.pod("web"), mesh.node("b"));
+    let label_namespace =
+        |value: &str| mesh.edit_namespace("shop", |n| _ = n.labels.insert(MESH_LABEL.to_owned(), value.to_owned()));
+    let label = |value: &str| web.edit(|plan| _ = plan.labels.insert(MESH_LABEL.to_owned(), value.to_owned()));
+    let unlabel = || web.edit(|plan| _ = plan.labels.remove(MESH_LABEL));
+
+    let pod_file = objects::pod_file("shop", "web");
+    let pod_text = std::fs::read_to_string(mesh.source().directory().join(&pod_file))?;
+    // Positive control: nothing guards it yet, and its label takes it out.
+    web.leave_mesh()?;
+    node.wait_state(web, "not_in_mesh", SOON)?;
+    internet.connect(&dial(web.v4(), 8080))?.assert_succeeded()?;
+    mesh_tls(&mesh, "shop", &json!({"mode": "Strict"}))?;
+    node.wait_enrolled(web, SOON)?;
+
+    let write_pod = |text: &str| mesh.source().write_text(&pod_file, text);
+    let namespace = |text: &str| mesh.source().write_text("namespace-shop.yaml", text);
+    type Mistake<'a> = (&'a str, &'a dyn Fn() -> Result<()>, (&'a str, &'a str));
+    let mistakes: [Mistake<'_>; 7] = [
+        ("an opt-out", &|| web.leave_mesh(), ("warnings", "metadata.labels[heddle.dev/mesh]")),
+        ("a misspelt label", &|| label("enabeld"), ("invalid", "metadata.labels[heddle.dev/mesh]")),
+        (
+            "a misspelt label of the namespace",
+            &|| label_namespace("enabeld"),
+            ("invalid", "metadata.labels[heddle.dev/mesh]"),
+        ),
+        (
+            "a field of the wrong type",
+            &|| write_pod(&pod_text.replace("hostNetwork: false", "hostNetwork: 7")),
+            ("invalid", "spec.hostNetwork"),
+        ),
+        ("half a document", &|| write_pod(&pod_text.replace("hostNetwork: false", "hostNetwork: {")), ("invalid", "")),
+        ("no YAML", &|| write_pod("kind: ["), ("invalid", "")),
+        ("a namespace that is no YAML", &|| namespace("kind: ["), ("invalid", "")),
+    ];
+    // It fails where something was rejected, and says what all the same.
+    let checked = || {
+        let answer = node.heddle(&["check", "-o", "json"]).map(|answer| answer.stdout).unwrap_or_default();
+        serde_json::from_str::<Value>(&answer).unwrap_or_default()
+    };
+    for (what, make, (list, field)) in mistakes {
+        make()?;
+        let is_told = || {
+            let told = checked();
+            told[list].as_array().is_some_and(|list| list.iter().any(|report| report["field"] == field))
+        };
+        wait_until(&format!("{what} is told of"), SOON, is_told).with_context(|| node.agent_tail())?;
+        ensure!(node.workload(web)?.context("the pod")?["capture"] == "enrolled", "{what}\n{}", node.agent_tail());
+        for ip in both_families(web) {
+            internet.connect(&dial(ip, 8080))?.assert_refused().with_context(|| what.to_owned())?;
+            client.connect(&dial(ip, 8080))?.assert_succeeded().with_context(|| what.to_owned())?;
+        }
+        label_namespace("enabled")?;
+        unlabel()?;
+        wait_until("all is well again", SOON, || {
+            let told = checked();
+            ["invalid", "warnings"].iter().all(|list| told[*list].as_array().is_none_or(Vec::is_empty))
+        })?;
+    }
+    // What an administrator does counts: to allow it, and to take the namespace out.
+    mesh.edit_namespace("shop", |n| {
+        _ = n.annotations.insert("heddle.dev/allow-exclusions".to_owned(), "true".to_owned())
+    })?;
+    web.leave_mesh()?;
+    node.wait_state(web, "not_in_mesh", SOON)?;
+    internet.connect(&dial(web.v4(), 8080))?.assert_succeeded()?;
+    unlabel()?;
+    node.wait_enrolled(web, SOON)?;
+    label_namespace("disabled")?;
+    node.wait_state(web, "not_in_mesh", SOON)?;
+    internet.connect(&dial(web.v4(), 8080))?.assert_succeeded()
 }
