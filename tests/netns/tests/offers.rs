@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result, bail, ensure};
 use heddle_datapath::DatapathError;
 use heddle_datapath::client::{KeeperClient, PodListeners};
+use heddle_datapath::keys::KEYS_BYTES_MAX;
 use heddle_proto::keeper::v1::{Role, error::Kind};
 use heddle_testkit::prelude::*;
 use heddle_tests_netns::{Carried, OUTBOUND_PORT, assert_carried, both_families};
@@ -137,10 +138,12 @@ fn sealed_keys_outlive_the_agent() -> Result<()> {
     for missing in [SealFlag::F_SEAL_WRITE, SealFlag::F_SEAL_SHRINK, SealFlag::F_SEAL_GROW, SealFlag::F_SEAL_SEAL] {
         refused("half sealed", &memfd(b"secret", SEALS - missing)?, Kind::Malformed, "sealed")?;
     }
-    refused("too large", &memfd(&vec![7; (4 << 20) + 1], SEALS)?, Kind::Limit, "at most")?;
+    refused("too large", &memfd(&vec![7; KEYS_BYTES_MAX + 1], SEALS)?, Kind::Limit, "no room")?;
     ensure!(agent_of(node)?.get_keys()?.is_none(), "something was kept");
 
-    agent_of(node)?.put_keys(memfd(&[9; 4 << 20], SEALS)?.as_fd()).context("positive control: just not too large")?;
+    agent_of(node)?
+        .put_keys(memfd(&vec![9; KEYS_BYTES_MAX], SEALS)?.as_fd())
+        .context("positive control: just not too large")?;
     agent_of(node)?.put_keys(memfd(b"secret", SEALS)?.as_fd())?;
     refused("unsealed, later", &memfd(b"forged", SealFlag::empty())?, Kind::Malformed, "sealed")?;
     node.kill_agent()?;
