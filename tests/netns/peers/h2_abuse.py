@@ -11,11 +11,21 @@ import time
 import hpack
 from hyperframe import frame as frames
 
-from h2_client import CODES, PREFACE, Patient
+from h2_client import CODES, PREFACE
 
 WAY, HOST, PORT, SECONDS, CONNECTIONS = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
 WINDOW_MAX = (1 << 31) - 1
 told = collections.Counter()
+
+
+class Patient(asyncio.StreamReader):
+    """Hands out what came before a reset, too."""
+
+    broken = False
+
+    def set_exception(self, error):
+        self.broken = True
+        self.feed_eof()
 
 
 def request(method="POST", path="/abuse", *fields):

@@ -9,6 +9,7 @@ goes over it. Then an honest one goes over a connection of its own. Prints one J
 import asyncio
 import json
 import re
+import socket
 import sys
 
 import hpack
@@ -37,19 +38,12 @@ def unescape(text):
     return ESCAPE.sub(one, text.encode("latin1"))
 
 
-class Patient(asyncio.StreamReader):
-    """Hands out what came before a reset, too."""
-
-    broken = False
-
-    def set_exception(self, error):
-        self.broken = True
-        self.feed_eof()
-
-
 class Connection:
-    def __init__(self, reader, writer):
-        self.reader, self.writer = reader, writer
+    """On a bare socket: a transport of asyncio that cannot write any more throws away what came before the reset."""
+
+    def __init__(self, socket):
+        self.socket, self.received, self.broken = socket, bytearray(), False
+        self.writing = asyncio.Lock()
         self.encoder, self.decoder = hpack.Encoder(), hpack.Decoder(max_header_list_size=1 << 20)
         self.streams, self.goaway, self.end, self.pings, self.acks = {}, None, "", 0, 0
         self.changed = asyncio.Event()
@@ -57,11 +51,10 @@ class Connection:
 
     @classmethod
     async def open(cls, host, port):
-        loop = asyncio.get_running_loop()
-        reader = Patient(limit=1 << 22)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await loop.create_connection(lambda: protocol, host, port)
-        connection = cls(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        connection = cls(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(connection.socket, (host, port))
         connection.task = asyncio.create_task(connection.read())
         return connection
 
@@ -72,10 +65,23 @@ class Connection:
             self.corked += data
             return
         try:
-            self.writer.write(data)
-            await self.writer.drain()
+            async with self.writing:
+                await asyncio.get_running_loop().sock_sendall(self.socket, data)
         except OSError:
-            pass  # What it was told before shows in the reading.
+            self.broken = True  # What it was told before shows in the reading.
+
+    async def take(self, length):
+        while len(self.received) < length:
+            try:
+                data = await asyncio.get_running_loop().sock_recv(self.socket, 1 << 16)
+            except OSError:
+                self.broken, data = True, b""
+            if not data:
+                raise asyncio.IncompleteReadError(bytes(self.received), length)
+            self.received += data
+        taken = bytes(self.received[:length])
+        del self.received[:length]
+        return taken
 
     async def frame(self, frame):
         await self.send(frame.serialize())
@@ -84,9 +90,9 @@ class Connection:
         block = b""
         try:
             while True:
-                head = await self.reader.readexactly(9)
+                head = await self.take(9)
                 frame, length = frames.Frame.parse_frame_header(memoryview(head))
-                frame.parse_body(memoryview(await self.reader.readexactly(length)))
+                frame.parse_body(memoryview(await self.take(length)))
                 stream = self.streams.setdefault(frame.stream_id, {"body": "", "heads": [], "ended": False, "rst": None})
                 if isinstance(frame, (frames.HeadersFrame, frames.ContinuationFrame)):
                     block += bytes(frame.data)
@@ -111,7 +117,7 @@ class Connection:
                     stream["ended"] = True
                 self.changed.set()
         except asyncio.IncompleteReadError:
-            self.end = "reset" if self.reader.broken else "closed"
+            self.end = "reset" if self.broken else "closed"
         except Exception as error:
             self.end = f"not understood: {error!r}"
         self.changed.set()
@@ -221,9 +227,10 @@ class Connection:
         await self.until(lambda: self.done(stream))
         return self.streams.get(stream)
 
-    def drop(self):
+    async def drop(self):
         self.task.cancel()
-        self.writer.transport.abort()
+        await asyncio.wait([self.task])
+        self.socket.close()
 
 
 async def run(case):
@@ -247,8 +254,8 @@ async def run(case):
         await other.send(PREFACE)
         await other.frame(frames.SettingsFrame(0))
         told["honest"] = await other.get(1, f"/honest-{case['id']}")
-        other.drop()
-        one.drop()
+        await other.drop()
+        await one.drop()
     except Exception as error:
         told["error"] = repr(error)
     print(json.dumps(told), flush=True)
