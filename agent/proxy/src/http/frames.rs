@@ -245,7 +245,7 @@ mod tests {
     fn floods_are_told_from_work() {
         let of_clients: [Row; 15] = [
             ("a long upload", &[(HEADERS, 50, 1), (DATA, 200, 5000)], &[], true),
-            ("a long download", &[(HEADERS, 50, 1), (WINDOW_UPDATE, 4, 20_000)], &[(DATA, 200, 10_000)], true),
+            ("a long download", &[(HEADERS, 50, 1), (WINDOW_UPDATE, 4, 200_000)], &[(DATA, 200, 100_000)], true),
             (
                 "a download with a probe for every burst",
                 &[(HEADERS, 50, 1), (PING, 8, 20_000)],
@@ -267,7 +267,7 @@ mod tests {
         ];
         let of_servers: [Row; 6] = [
             ("a long download", &[(DATA, 200, 5000)], &[(HEADERS, 50, 1)], true),
-            ("a long upload", &[(WINDOW_UPDATE, 4, 20_000)], &[(DATA, 200, 10_000)], true),
+            ("a long upload", &[(WINDOW_UPDATE, 4, 200_000)], &[(DATA, 200, 100_000)], true),
             ("a ping flood", &[(HEADERS, 50, 1), (PING, 8, 1100)], &[(HEADERS, 9, 1)], false),
             ("a settings flood", &[(SETTINGS, 0, 1100)], &[(HEADERS, 9, 1)], false),
             ("every stream refused", &[(RST_STREAM, 4, 5000)], &[(HEADERS, 9, 5000)], true),

@@ -22,9 +22,9 @@ async fn algorithms_share_as_they_say() {
     let vip = scene(&mesh, &origins.clone().map(|origin| origin.addr), &[]).await;
     let mut caller = Caller::new(vip).await;
     let mut before = [0; 3];
-    // By latency one that was slow once may get none.
+    // By latency one that was slow once may get no more: it was asked to be found so.
     for (algorithm, least) in
-        [(Algorithm::RoundRobin, 30), (Algorithm::Random, 12), (Algorithm::LeastRequest, 12), (Algorithm::PeakEwma, 0)]
+        [(Algorithm::RoundRobin, 30), (Algorithm::Random, 12), (Algorithm::LeastRequest, 12), (Algorithm::PeakEwma, 1)]
     {
         let balance = Balance { algorithm, slow_start: None };
         mesh.traffic("web", ServiceTraffic { balance, ..ServiceTraffic::default() });
@@ -194,9 +194,14 @@ async fn a_new_endpoint_starts_slowly() {
             assert_eq!(caller.get("/").await.status, 200);
         }
         let got = origins[2].requests() - before;
-        // By latency all may go to the one that was fastest, or to all but one that was slow once.
-        assert!(algorithm == Algorithm::PeakEwma || (3..=60).contains(&got), "{algorithm:?}: {got} of 400");
         let usage = mesh.proxy.usage(&key("web"), vip.port()).unwrap();
+        // By latency all may go to the one that was fastest; and what one that was slow once, on a busy machine, does not get may be the new one's.
+        let by_latency = algorithm == Algorithm::PeakEwma;
+        let latency =
+            |addr| usage.endpoints.iter().find(|e| e.addr == addr).and_then(|e| e.latency).unwrap_or_default();
+        let was_slow = by_latency && all[..2].iter().any(|old| latency(*old) > 4 * latency(all[2]));
+        let least = if by_latency { 0 } else { 3 };
+        assert!((least..=60).contains(&got) || was_slow, "{algorithm:?}: {got} of 400, {usage:?}");
         let new = usage.endpoints.iter().filter(|e| e.age.is_some()).map(|e| e.addr).collect::<Vec<_>>();
         assert_eq!(new, [all[2]], "{algorithm:?}");
     }
